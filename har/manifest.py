@@ -1,0 +1,148 @@
+"""The table of images: what it holds, how it is written, read, checked and digested.
+
+Columns, one row an image:
+    path             relative to the data folder, with forward slashes
+    label            the class name
+    label_id         its integer, in order of first appearance in the source's CSV
+    width, height    in pixels, as stored
+    plain_jpeg       whether the fast decoder may be used (see har.images)
+    sha256           of the file's bytes, hexadecimal
+    duplicate_group  integer; images of one group never straddle a split
+    split            "train" or "test"; validation is carved out of train by the recipe
+"""
+
+import hashlib
+import json
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from har.errors import UserError
+
+COLUMNS = {
+    "path": str,
+    "label": str,
+    "label_id": int,
+    "width": int,
+    "height": int,
+    "plain_jpeg": bool,
+    "sha256": str,
+    "duplicate_group": int,
+    "split": str,
+}
+TABLE_FILE = "manifest.csv"
+SUMMARY_FILE = "dataset.json"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Manifest:
+    """A prepared data set.
+
+    `table` has the columns above; `root` is the folder that `path` starts from; `summary`
+    is what dataset.json says beside the digests (counts, what was dropped and why, seeds).
+    """
+
+    name: str
+    root: Path
+    table: pd.DataFrame
+    summary: dict[str, Any]
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """Label by label id."""
+        by_id = self.table.drop_duplicates("label_id").sort_values("label_id")
+        return tuple(by_id["label"])
+
+    def rows(self, split: str) -> pd.DataFrame:
+        """The rows of one split, numbered from 0."""
+        return self.table[self.table["split"] == split].reset_index(drop=True)
+
+    @property
+    def dataset_digest(self) -> str:
+        """Of every file's path, bytes and label, and of the order of the classes."""
+        return digest_rows(self.table, ["path", "sha256", "label", "label_id"])
+
+    @property
+    def test_digest(self) -> str:
+        """Of the test images and their labels alone, wherever they lie."""
+        return digest_rows(self.rows("test"), ["sha256", "label"])
+
+
+def digest_rows(table: pd.DataFrame, columns: list[str]) -> str:
+    """16 hexadecimal digits that do not depend on the order of the rows."""
+    rows = sorted(json.dumps(row) for row in table[columns].astype(str).to_numpy().tolist())
+    return hashlib.sha256("\n".join(rows).encode()).hexdigest()[:16]
+
+
+def write(manifest: Manifest, out: Path) -> None:
+    """Write both files into `out`, each whole or not at all; dataset.json comes last.
+
+    Raises:
+        UserError: the folder cannot be written.
+    """
+    summary = {
+        "name": manifest.name,
+        "root": str(manifest.root),
+        "class_names": list(manifest.class_names),
+        "dataset_digest": manifest.dataset_digest,
+        "test_digest": manifest.test_digest,
+        **manifest.summary,
+    }
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        replace_text(out / TABLE_FILE, manifest.table.to_csv(index=False, lineterminator="\n"))
+        replace_text(out / SUMMARY_FILE, json.dumps(summary, indent=2, ensure_ascii=False))
+    except OSError as error:
+        raise UserError(f"cannot write the prepared data to {out}: {error}") from error
+
+
+def replace_text(path: Path, text: str) -> None:
+    """Write `path` so that a reader sees the old content or the new, never a part."""
+    # the process id keeps two prepares of one folder out of each other's way
+    beside = path.with_name(f".{path.name}.{os.getpid()}")
+    beside.write_text(text, encoding="utf-8")
+    os.replace(beside, path)
+
+
+def is_prepared(folder: Path) -> bool:
+    """Whether `folder` is what `write` left behind."""
+    return (folder / SUMMARY_FILE).is_file() and (folder / TABLE_FILE).is_file()
+
+
+def read(folder: Path) -> Manifest:
+    """The manifest in a prepared folder, checked against its own digests.
+
+    Raises:
+        UserError: a file is missing or damaged, a column is missing, the table was edited
+            since it was written, or the images' folder is gone.
+    """
+    try:
+        summary = json.loads((folder / SUMMARY_FILE).read_text(encoding="utf-8"))
+        # a label or a file may be called "NA": text columns are read as they stand
+        table = pd.read_csv(
+            folder / TABLE_FILE,
+            dtype=COLUMNS,  # type: ignore[arg-type]
+            keep_default_na=False,
+        )
+        manifest = Manifest(
+            name=summary.pop("name"),
+            root=Path(summary.pop("root")),
+            table=table[list(COLUMNS)],
+            summary=summary,
+        )
+    except (OSError, ValueError, KeyError) as error:
+        raise UserError(f"{folder} is no readable prepared folder: {error}") from error
+    del summary["class_names"]
+    for name in ("dataset_digest", "test_digest"):
+        written, found = summary.pop(name), getattr(manifest, name)
+        if written != found:
+            raise UserError(
+                f"{folder / TABLE_FILE} was changed after it was prepared"
+                f" ({name} is {found}, {SUMMARY_FILE} says {written}): prepare it again"
+            )
+    if not manifest.root.is_dir():
+        raise UserError(f"the images of {folder} are gone: there is no folder {manifest.root}")
+    return manifest

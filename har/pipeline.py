@@ -1,0 +1,266 @@
+"""Manifest to tf.data: splits, loaders, augmentation.
+
+A training data set is one stream over all epochs, in which everything random is a function
+of (seed, epoch, position): the same recipe sees the same images in the same order, on any
+machine, and training that goes on at epoch 7 sees what it would have seen.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import psutil
+import tensorflow as tf
+
+from har.errors import UserError
+from har.images import decode_in_graph
+from har.manifest import Manifest
+from har.progress import progress
+from har.recipe import Recipe
+from har.splits import hold_out
+
+EVALUATION_BATCH = 32
+# The share of free memory that the decoded images may take.
+MAX_MEMORY_SHARE = 0.8
+
+AUGMENT_ROTATION_TURNS = 0.1
+AUGMENT_ZOOM = 0.1
+AUGMENT_CONTRAST = 0.1
+
+
+@dataclass(frozen=True, kw_only=True)
+class Splits:
+    """Manifest rows by what they are used for; `validation` may be empty."""
+
+    train: pd.DataFrame
+    validation: pd.DataFrame
+
+
+def split_training(manifest: Manifest, recipe: Recipe) -> Splits:
+    """Carve validation out of the images that are not test, by the manifest's split seed.
+
+    Raises:
+        UserError: too few images for the validation fraction, or for one batch.
+    """
+    rows = manifest.rows("train")
+    seed = manifest.summary["split_seed"]
+    held_out = hold_out(rows, recipe.validation_fraction, seed, "validation")
+    train = rows[~held_out].reset_index(drop=True)
+    if len(train) < recipe.batch_size:
+        raise UserError(
+            f"batch_size {recipe.batch_size} is more than the {len(train)} training images"
+        )
+    return Splits(train=train, validation=rows[held_out].reset_index(drop=True))
+
+
+def steps_per_epoch(images: int, recipe: Recipe) -> int:
+    """Whole batches in one pass; the remainder, another one each epoch, waits.
+
+    Uneven batches would weigh images differently on several devices.
+    """
+    return images // recipe.batch_size
+
+
+# A loader turns a data set of row numbers into batches of (images, row numbers):
+# (batch, size, size, 3) uint8 and (batch,) int64. The last argument drops a short last batch.
+Loader = Callable[[tf.data.Dataset, int, bool], tf.data.Dataset]
+
+
+def build_stream_loader(manifest: Manifest, rows: pd.DataFrame, recipe: Recipe) -> Loader:
+    """Decode each image when its turn comes, in parallel, from its file."""
+    decode_row = build_decoder(manifest, rows, recipe)
+
+    def load(indices: tf.data.Dataset, batch_size: int, drop: bool) -> tf.data.Dataset:
+        images = indices.map(decode_row, num_parallel_calls=tf.data.AUTOTUNE)
+        return images.batch(batch_size, drop_remainder=drop)
+
+    return load
+
+
+def build_memory_loader(manifest: Manifest, rows: pd.DataFrame, recipe: Recipe) -> Loader:
+    """Decode every image once into one array, then pick from it.
+
+    Raises:
+        UserError: the array would not fit the memory that is free.
+    """
+    images = read_images(manifest, rows, recipe)
+
+    def load(indices: tf.data.Dataset, batch_size: int, drop: bool) -> tf.data.Dataset:
+        batches = indices.batch(batch_size, drop_remainder=drop)
+        return batches.map(lambda batch: (tf.gather(images, batch), batch))
+
+    return load
+
+
+LOADERS: dict[str, Callable[[Manifest, pd.DataFrame, Recipe], Loader]] = {
+    "memory": build_memory_loader,
+    "stream": build_stream_loader,
+}
+
+
+def build_decoder(
+    manifest: Manifest, rows: pd.DataFrame, recipe: Recipe
+) -> Callable[[Any], tuple[Any, Any]]:
+    """A function in the graph from a row number to (image, row number)."""
+    paths = tf.constant([str(manifest.root / path) for path in rows["path"]])
+    plain = tf.constant(rows["plain_jpeg"].to_numpy(dtype=bool))
+
+    def decode_row(index: Any) -> tuple[Any, Any]:
+        path, is_plain = tf.gather(paths, index), tf.gather(plain, index)
+        return decode_in_graph(path, is_plain, recipe.resize, recipe.image_size), index
+
+    return decode_row
+
+
+def read_images(manifest: Manifest, rows: pd.DataFrame, recipe: Recipe) -> tf.Tensor:
+    """Every row's image as one (rows, size, size, 3) uint8 tensor in RAM."""
+    size = recipe.image_size
+    check_memory(len(rows), size)
+    images = np.empty((len(rows), size, size, 3), np.uint8)
+    batches = (
+        tf.data.Dataset.range(len(rows))
+        .map(build_decoder(manifest, rows, recipe), num_parallel_calls=tf.data.AUTOTUNE)
+        .batch(EVALUATION_BATCH)
+    )
+    with progress("decoding into memory", len(rows)) as advance:
+        for batch, indices in batches.as_numpy_iterator():
+            images[indices] = batch
+            advance(len(batch))
+    with tf.device("CPU:0"):
+        return tf.convert_to_tensor(images)
+
+
+def check_memory(images: int, size: int) -> None:
+    """Raise a UserError if that many decoded images will not fit the free memory."""
+    # once as an array, once as a tensor, while one becomes the other
+    needed = 2 * images * size * size * 3
+    free = psutil.virtual_memory().available
+    if needed > MAX_MEMORY_SHARE * free:
+        raise UserError(
+            f"loader memory needs {needed / 1e9:.1f} GB for {images:,} images at {size} px, but"
+            f" {free / 1e9:.1f} GB are free: use --loader stream"
+        )
+
+
+def augment(images: Any, seed: Any) -> Any:
+    """Flip, rotate, zoom, change contrast: each image of a batch by itself.
+
+    (batch, h, w, 3) of 0..255 to float32 of the same; `seed` is a pair of integers, and
+    equal seeds give equal images. What turns out of the frame is filled by reflection.
+    """
+    count = tf.shape(images)[0]
+    draw = tf.random.stateless_uniform((4, count), seed, minval=-1.0, maxval=1.0)
+    mirror = tf.where(draw[0] < 0, -1.0, 1.0)
+    angle = draw[1] * (AUGMENT_ROTATION_TURNS * 2 * np.pi)
+    images = rotate_and_zoom(tf.cast(images, tf.float32), angle, 1 + draw[2] * AUGMENT_ZOOM, mirror)
+    return change_contrast(images, 1 + draw[3] * AUGMENT_CONTRAST)
+
+
+def rotate_and_zoom(images: Any, angle: Any, zoom: Any, mirror: Any) -> Any:
+    """One bilinear resampling about the centre. Each of (batch,): `angle` in radians,
+    counter-clockwise; `zoom` above 1 shows more of the scene; `mirror` -1 flips left-right.
+    """
+    shape = tf.shape(images)
+    x_centre = tf.cast(shape[2] - 1, tf.float32) / 2
+    y_centre = tf.cast(shape[1] - 1, tf.float32) / 2
+    cos, sin = tf.cos(angle) * zoom, tf.sin(angle) * zoom
+    a, b, c, d = cos * mirror, -sin * mirror, sin, cos
+    transforms = tf.stack(
+        [
+            a,
+            b,
+            x_centre - a * x_centre - b * y_centre,
+            c,
+            d,
+            y_centre - c * x_centre - d * y_centre,
+            tf.zeros_like(a),
+            tf.zeros_like(a),
+        ],
+        axis=1,
+    )
+    return tf.raw_ops.ImageProjectiveTransformV3(
+        images=images,
+        transforms=transforms,
+        output_shape=shape[1:3],
+        fill_value=0.0,
+        interpolation="BILINEAR",
+        fill_mode="REFLECT",
+    )
+
+
+def change_contrast(images: Any, factor: Any) -> Any:
+    """Stretch each channel about its mean by `factor`, (batch,); stay within 0..255."""
+    mean = tf.reduce_mean(images, axis=(1, 2), keepdims=True)
+    stretched = (images - mean) * factor[:, None, None, None] + mean
+    return tf.clip_by_value(stretched, 0.0, 255.0)
+
+
+AUGMENTATIONS: dict[str, Callable[[Any, Any], Any]] = {
+    "none": lambda images, seed: images,
+    "flip_rotate_zoom_contrast": augment,
+}
+
+
+def shuffled_indices(count: int, kept: int, recipe: Recipe, first_epoch: int) -> tf.data.Dataset:
+    """`kept` of `count` row numbers for each epoch from `first_epoch` to the last."""
+
+    def one_epoch(epoch: Any) -> tf.data.Dataset:
+        order = tf.random.experimental.stateless_shuffle(
+            tf.range(count, dtype=tf.int64), seed=tf.stack([recipe.seed, epoch])
+        )
+        return tf.data.Dataset.from_tensor_slices(order[:kept])
+
+    return tf.data.Dataset.range(first_epoch, recipe.epochs).flat_map(one_epoch)
+
+
+def build_training_dataset(
+    manifest: Manifest, rows: pd.DataFrame, recipe: Recipe, first_epoch: int = 0
+) -> tf.data.Dataset:
+    """(images, labels) batches for every epoch that is left, one after the other.
+
+    Images are (batch_size, size, size, 3), uint8 without augmentation and float32 with;
+    labels are encoded for the recipe's loss. An epoch is `steps_per_epoch` batches.
+    """
+    steps = steps_per_epoch(len(rows), recipe)
+    change = AUGMENTATIONS[recipe.augmentation]
+    encode = build_label_encoder(manifest, rows, recipe)
+
+    def finish(step: Any, batch: tuple[Any, Any]) -> tuple[Any, Any]:
+        images, indices = batch
+        return change(images, tf.stack([tf.cast(recipe.seed, tf.int64), step])), encode(indices)
+
+    load = LOADERS[recipe.loader](manifest, rows, recipe)
+    indices = shuffled_indices(len(rows), steps * recipe.batch_size, recipe, first_epoch)
+    batches = load(indices, recipe.batch_size, True).enumerate(first_epoch * steps)
+    return finished(batches.map(finish, num_parallel_calls=tf.data.AUTOTUNE))
+
+
+def build_validation_dataset(
+    manifest: Manifest, rows: pd.DataFrame, recipe: Recipe
+) -> tf.data.Dataset:
+    """(images, labels) batches of every row once, in order, never augmented."""
+    encode = build_label_encoder(manifest, rows, recipe)
+    load = LOADERS[recipe.loader](manifest, rows, recipe)
+    batches = load(tf.data.Dataset.range(len(rows)), recipe.batch_size, False)
+    return finished(batches.map(lambda images, indices: (images, encode(indices))))
+
+
+def build_label_encoder(
+    manifest: Manifest, rows: pd.DataFrame, recipe: Recipe
+) -> Callable[[Any], Any]:
+    """Row numbers to what the loss wants: label ids, or one-hot float32 rows."""
+    label_ids = tf.constant(rows["label_id"].to_numpy(), tf.int32)
+    classes = len(manifest.class_names)
+    return {
+        "sparse_categorical_crossentropy": lambda batch: tf.gather(label_ids, batch),
+        "categorical_crossentropy": lambda batch: tf.one_hot(tf.gather(label_ids, batch), classes),
+    }[recipe.loss]
+
+
+def finished(dataset: tf.data.Dataset) -> tf.data.Dataset:
+    """Ready batches ahead of time; no sharding by file, which the batches do not know."""
+    options = tf.data.Options()
+    options.experimental_distribute.auto_shard_policy = tf.data.experimental.AutoShardPolicy.OFF
+    return dataset.with_options(options).prefetch(tf.data.AUTOTUNE)

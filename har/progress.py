@@ -1,0 +1,49 @@
+"""How long work shows that it is alive: a bar on a terminal, plain lines elsewhere."""
+
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import click
+
+PLAIN_LINE_EVERY_S = 10.0
+
+
+@contextmanager
+def progress(label: str, total: int, *, brief: bool = False) -> Iterator[Callable[[int], None]]:
+    """Yield `advance(steps)`; shows `label` and how many of `total` are done, on stderr.
+
+    `brief`: the caller says itself how it ended, so the bar or the last line goes away.
+    """
+    if sys.stderr.isatty():
+        with click.progressbar(
+            length=total, label=label, file=sys.stderr, show_pos=True, width=24
+        ) as bar:
+            yield bar.update
+        if brief:
+            # up one line, and clear it
+            click.echo("\x1b[1A\x1b[2K", err=True, nl=False)
+        return
+    done, last = 0, time.monotonic()
+
+    def advance(steps: int) -> None:
+        nonlocal done, last
+        done += steps
+        if time.monotonic() - last >= PLAIN_LINE_EVERY_S and done < total:
+            last = time.monotonic()
+            say(f"{label}: {done:,} of {total:,}")
+
+    yield advance
+    if not brief:
+        say(f"{label}: {done:,} of {total:,}")
+
+
+def say(message: str) -> None:
+    """One line for the person watching, on stderr: stdout is for results."""
+    click.echo(message, err=True)
+
+
+def warn(message: str) -> None:
+    """One line about something that still works, but not as asked."""
+    click.secho(f"warning: {message}", err=True, fg="yellow")

@@ -1,0 +1,122 @@
+"""Where images come from: a folder, Kaggle, or the sample drawn by this project."""
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+from har import sample
+from har.errors import UserError
+from har.progress import progress
+
+KAGGLE_DATASET = "meetnagadia/human-action-recognition-har-dataset"
+KAGGLE_FOLDER = "Human Action Recognition"
+KAGGLE_INPUT = Path("/kaggle/input/human-action-recognition-har-dataset") / KAGGLE_FOLDER
+LABELS_FILE = "Training_set.csv"
+# Part of the folder's name, so that a change in how the sample is drawn draws it anew.
+SAMPLE_VERSION = 1
+SAMPLE_PER_CLASS = 24
+SAMPLE_TEST_IMAGES = 30
+
+
+@dataclass(frozen=True, kw_only=True)
+class Source:
+    """A folder in Kaggle's layout: Training_set.csv (filename,label) beside train/."""
+
+    name: str
+    root: Path
+    why: str
+
+
+def cache_folder() -> Path:
+    """Where anything that can be made again is kept: $HAR_CACHE, else ~/.cache/har."""
+    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(os.environ.get("HAR_CACHE") or Path(base) / "har")
+
+
+def find_source(data: str) -> Source:
+    """What `--data` means: auto, sample, kaggle, or a folder.
+
+    Raises:
+        UserError: the folder is not there or not in Kaggle's layout; Kaggle not reached.
+    """
+    if data == "auto":
+        return find_automatically()
+    if data == "sample":
+        return Source(name="sample", root=drawn_sample(), why="the built-in sample")
+    if data == "kaggle":
+        return Source(name="kaggle", root=download_from_kaggle(), why="downloaded from Kaggle")
+    return folder_source(Path(data), why=f"--data {data}")
+
+
+def find_automatically() -> Source:
+    """$HAR_DATA, else Kaggle's own input folder, else ./data, else the built-in sample."""
+    if named := os.environ.get("HAR_DATA"):
+        return folder_source(Path(named), why=f"HAR_DATA={named}")
+    if KAGGLE_INPUT.is_dir():
+        return Source(name="kaggle", root=KAGGLE_INPUT, why="Kaggle's input folder")
+    if Path("data").is_dir():
+        return folder_source(Path("data"), why="the folder ./data")
+    why = "the built-in sample: no HAR_DATA, no Kaggle input folder, no ./data"
+    return Source(name="sample", root=drawn_sample(), why=why)
+
+
+def folder_source(folder: Path, why: str) -> Source:
+    """A folder in Kaggle's layout, or one that holds Kaggle's unpacked archive."""
+    if not folder.is_dir():
+        raise UserError(f"no such folder: {folder} ({why})")
+    for root in (folder, folder / KAGGLE_FOLDER):
+        if (root / LABELS_FILE).is_file():
+            return Source(name=folder.resolve().name, root=root.resolve(), why=why)
+    raise UserError(
+        f"{folder} ({why}) holds no {LABELS_FILE}: expected Kaggle's layout, that is"
+        f" {LABELS_FILE} with the columns filename,label beside a folder train/"
+    )
+
+
+def drawn_sample() -> Path:
+    """The folder of the built-in sample, drawn now if it has not been."""
+    folder = cache_folder() / f"sample-{SAMPLE_VERSION}"
+    if (folder / LABELS_FILE).is_file():
+        return folder
+    return draw_sample(folder, SAMPLE_PER_CLASS, SAMPLE_TEST_IMAGES, seed=0)
+
+
+def draw_sample(out: Path, per_class: int, test_images: int, seed: int) -> Path:
+    """Draw the 15-action sample into `out` with a progress bar, whole or not at all.
+
+    Raises:
+        UserError: `out` exists and is not empty, or cannot be written.
+    """
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise UserError(f"{out} exists already and is not an empty folder")
+    beside = out.with_name(f".{out.name}.{os.getpid()}")
+    total = per_class * len(sample.ACTIONS) + test_images
+    try:
+        with progress("drawing the sample", total) as advance:
+            sample.write_sample(beside, per_class, test_images, seed, advance)
+        os.replace(beside, out)
+    except OSError as error:
+        # another process may have put the same sample there meanwhile
+        if (out / LABELS_FILE).is_file():
+            return out
+        raise UserError(f"cannot write the sample to {out}: {error}") from error
+    return out
+
+
+def download_from_kaggle() -> Path:
+    """The Kaggle data set, by kagglehub into its own cache; public, so without an account.
+
+    Raises:
+        UserError: Kaggle cannot be reached, or the download is not in the known layout.
+    """
+    import kagglehub
+
+    try:
+        folder = Path(kagglehub.dataset_download(KAGGLE_DATASET))
+    # kagglehub raises its own, requests' and OSError kinds, all meaning this one thing
+    except Exception as error:
+        raise UserError(
+            f"cannot download {KAGGLE_DATASET} from Kaggle ({type(error).__name__}): check the"
+            " network, or download it in a browser, unpack it and give --data FOLDER"
+        ) from error
+    return folder_source(folder, why="downloaded from Kaggle").root

@@ -1,0 +1,50 @@
+"""Holding images out: stratified by label, never parting a duplicate group."""
+
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+from sklearn.model_selection import train_test_split
+
+from har.errors import UserError
+
+
+def hold_out(
+    table: pd.DataFrame, fraction: float, seed: int, purpose: str
+) -> npt.NDArray[np.bool_]:
+    """(rows,) True for the images held out of `table` (columns label, duplicate_group).
+
+    Whole groups are drawn, `fraction` of each label's, by scikit-learn. A group whose
+    images carry different labels is never held out: nothing could be judged on it.
+    `fraction` 0 holds out nothing.
+
+    Raises:
+        UserError: too few images for that; `purpose` ("test", ...) names the split.
+    """
+    if fraction == 0:
+        return np.zeros(len(table), dtype=bool)
+    by_group = table.groupby("duplicate_group")["label"]
+    groups = by_group.first()[by_group.nunique() == 1]
+    check_enough(groups, fraction, table["label"].nunique(), purpose)
+    _, held_out = train_test_split(
+        groups.index.to_numpy(), test_size=fraction, stratify=groups, random_state=seed
+    )
+    return table["duplicate_group"].isin(held_out).to_numpy()
+
+
+def check_enough(groups: pd.Series, fraction: float, classes: int, purpose: str) -> None:
+    """Raise a UserError unless each side of the split can have an image of every class.
+
+    `groups` is the label of every group that may be held out.
+    """
+    counts = groups.value_counts()
+    if len(counts) < classes or counts.min() < 2:
+        raise UserError(
+            f"too few images for a {purpose} split: every label needs 2 distinct images, but"
+            f" {counts.index[-1]!r} has {counts.min()}"
+        )
+    needed = int(np.ceil(classes / min(fraction, 1 - fraction)))
+    if len(groups) < needed:
+        raise UserError(
+            f"too few images for a {purpose} fraction of {fraction}: {classes} labels need at"
+            f" least {needed} distinct images; found {len(groups)}"
+        )

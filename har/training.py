@@ -1,0 +1,199 @@
+"""`train(recipe, manifest)` returns a `Result`. Nothing here knows who watches or records."""
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import keras
+
+from har.devices import STRATEGIES, Hardware
+from har.errors import UserError
+from har.manifest import Manifest
+from har.model import build_float32_copy, build_model
+from har.pipeline import (
+    build_training_dataset,
+    build_validation_dataset,
+    split_training,
+    steps_per_epoch,
+)
+from har.progress import progress, say
+from har.recipe import Recipe
+
+# Called after each epoch with its number, from 1, and its metrics by logged name.
+OnEpoch = Callable[[int, dict[str, float]], None]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Result:
+    """What a training leaves behind.
+
+    `model` is float32 on one device, with the weights that `recipe.checkpoint` keeps;
+    `history` has one dict of metrics an epoch; `best_epoch` counts from 1 and is None
+    where there was nothing to validate on.
+    """
+
+    recipe: Recipe
+    model: keras.Model
+    class_names: tuple[str, ...]
+    history: list[dict[str, float]]
+    train_images: int
+    validation_images: int
+    train_time_s: float
+
+    @property
+    def best_epoch(self) -> int | None:
+        """The epoch with the highest validation accuracy, the first of equals."""
+        accuracies = [epoch.get("val_accuracy") for epoch in self.history]
+        known = [value for value in accuracies if value is not None]
+        return accuracies.index(max(known)) + 1 if known else None
+
+
+def train(recipe: Recipe, manifest: Manifest, callbacks: Sequence[OnEpoch] = ()) -> Result:
+    """Train `recipe` on the manifest's train split.
+
+    The seed fixes weights, order, augmentation and dropout: on one CPU device a repeated
+    training gives the same numbers. On GPUs reductions may run in another order.
+
+    Raises:
+        UserError: too few images, weights that cannot be had, or a batch that does not
+            divide evenly over the devices.
+    """
+    keras.utils.set_random_seed(recipe.seed)
+    splits = split_training(manifest, recipe)
+    strategy = STRATEGIES[recipe.strategy]()
+    check_batch(recipe, strategy.num_replicas_in_sync)
+    train_data = build_training_dataset(manifest, splits.train, recipe)
+    validation_data = (
+        build_validation_dataset(manifest, splits.validation, recipe)
+        if len(splits.validation)
+        else None
+    )
+    with strategy.scope():
+        model = build_model(recipe, len(manifest.class_names))
+    steps = steps_per_epoch(len(splits.train), recipe)
+    report = EpochReport(recipe, steps, callbacks)
+    started = time.monotonic()
+    model.fit(
+        train_data,
+        validation_data=validation_data,
+        epochs=recipe.epochs,
+        steps_per_epoch=steps,
+        callbacks=[report, *build_stopping(recipe)],
+        # the data set shuffles itself; Keras could only warn that it cannot
+        shuffle=False,
+        verbose=0,
+    )
+    train_time_s = time.monotonic() - started
+    if recipe.precision != "float32" or strategy.num_replicas_in_sync > 1:
+        model = build_float32_copy(model, recipe, len(manifest.class_names))
+    return Result(
+        recipe=recipe,
+        model=model,
+        class_names=manifest.class_names,
+        history=report.history,
+        train_images=len(splits.train),
+        validation_images=len(splits.validation),
+        train_time_s=train_time_s,
+    )
+
+
+def check_batch(recipe: Recipe, replicas: int) -> None:
+    """Raise a UserError unless every replica gets as many images."""
+    if recipe.batch_size % replicas:
+        raise UserError(
+            f"batch_size {recipe.batch_size} does not divide evenly over {replicas} devices"
+        )
+
+
+def build_stopping(recipe: Recipe) -> list[keras.callbacks.Callback]:
+    """Early stopping after `patience` epochs, and the best epoch's weights if kept."""
+    if not recipe.patience and recipe.checkpoint == "last":
+        return []
+    return [
+        keras.callbacks.EarlyStopping(
+            monitor="val_accuracy",
+            mode="max",
+            patience=recipe.patience or recipe.epochs,
+            restore_best_weights=recipe.checkpoint == "best",
+        )
+    ]
+
+
+class EpochReport(keras.callbacks.Callback):
+    """Times each epoch, shows progress, and hands the metrics on under their logged names."""
+
+    def __init__(self, recipe: Recipe, steps: int, listeners: Sequence[OnEpoch]) -> None:
+        """`steps` an epoch; `listeners` are called after each."""
+        super().__init__()
+        self.recipe, self.steps, self.listeners = recipe, steps, listeners
+        self.history: list[dict[str, float]] = []
+
+    def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:
+        """Start the clock and the bar."""
+        self.started = time.monotonic()
+        self.validation_s = 0.0
+        self.bar = progress(f"epoch {epoch + 1}/{self.recipe.epochs}", self.steps, brief=True)
+        self.advance = self.bar.__enter__()
+
+    def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
+        """One step further."""
+        self.advance(1)
+
+    def on_test_begin(self, logs: Any = None) -> None:
+        """Validation starts."""
+        self.validation_started = time.monotonic()
+
+    def on_test_end(self, logs: Any = None) -> None:
+        """Validation ended: its time is no training time."""
+        self.validation_s = time.monotonic() - self.validation_started
+
+    def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
+        """Rename, time, tell."""
+        self.bar.__exit__(None, None, None)
+        epoch_time_s = time.monotonic() - self.started
+        metrics = {logged_name(name): float(value) for name, value in (logs or {}).items()}
+        metrics["epoch_time_s"] = epoch_time_s
+        images = self.steps * self.recipe.batch_size
+        metrics["images_per_second"] = images / (epoch_time_s - self.validation_s)
+        self.history.append(metrics)
+        say(describe_epoch(epoch + 1, self.recipe.epochs, metrics))
+        for listener in self.listeners:
+            listener(epoch + 1, metrics)
+
+
+def logged_name(keras_name: str) -> str:
+    """Keras' `accuracy` is the training split's here; its `val_` names stay."""
+    return keras_name if keras_name.startswith("val_") else f"train_{keras_name}"
+
+
+def describe_epoch(epoch: int, epochs: int, metrics: dict[str, float]) -> str:
+    """One line of at most 80 characters."""
+    validation = (
+        f"  val {metrics['val_loss']:.3f} {metrics['val_accuracy']:.3f}"
+        if "val_loss" in metrics
+        else ""
+    )
+    return (
+        f"epoch {epoch}/{epochs}"
+        f"  loss {metrics['train_loss']:.3f} acc {metrics['train_accuracy']:.3f}{validation}"
+        f"  {metrics['epoch_time_s']:.1f} s  {metrics['images_per_second']:.0f} images/s"
+    )
+
+
+def explore(manifest: Manifest, hardware: Hardware) -> str:
+    """What v1's exploratory cells print: labels, one-hot length, label map, GPUs."""
+    names = manifest.class_names
+    lines = [
+        f"labels: {len(names)}",
+        f"length of a one-hot row: {len(names)}",
+        "label map: " + ", ".join(f"{name}={i}" for i, name in enumerate(names)),
+        f"GPUs: {', '.join(hardware.gpu_names) or 'none'}",
+    ]
+    return "\n".join(lines)
+
+
+DIAGNOSTICS: dict[str, Callable[[Manifest, Hardware], str]] = {
+    "none": lambda manifest, hardware: "",
+    "explore": explore,
+}

@@ -1,0 +1,149 @@
+"""A tiny real data set, a tiny backbone, an isolated MLflow store, two logical devices."""
+
+import csv
+import os
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+# Before TensorFlow loads: no GPU, and the same arithmetic in every test.
+os.environ["CUDA_VISIBLE_DEVICES"] = ""
+os.environ["MLFLOW_DISABLE_TELEMETRY"] = "true"
+
+import keras
+import mlflow
+import numpy as np
+import pytest
+import tensorflow as tf
+from click.testing import CliRunner
+from keras import layers
+from PIL import Image
+
+from har import backbones
+from har.backbones import Backbone
+from har.cli import main
+from har.manifest import Manifest
+from har.prepare import prepare
+from har.recipe import VARIANTS, Recipe
+from har.sources import folder_source
+
+# MirroredStrategy is tested as it would run on two GPUs: two devices, two replicas.
+tf.config.set_logical_device_configuration(
+    tf.config.list_physical_devices("CPU")[0], [tf.config.LogicalDeviceConfiguration()] * 2
+)
+
+CLASSES = ("sitting", "running", "texting")
+IMAGES_PER_CLASS = 14
+TINY_SIZE = 32
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--update-goldens", action="store_true", help="rewrite tests/goldens")
+
+
+def write_images(folder: Path, per_class: int = IMAGES_PER_CLASS, seed: int = 0) -> Path:
+    """Kaggle's layout: non-square JPEGs, each class a colour and a stripe, plus noise."""
+    rng = np.random.default_rng(seed)
+    (folder / "train").mkdir(parents=True)
+    rows = []
+    for i in range(per_class * len(CLASSES)):
+        label_id = i % len(CLASSES)
+        height, width = rng.integers(30, 70, 2)
+        pixels = rng.integers(0, 200, (height, width, 3)) + rng.integers(0, 25, 3)
+        pixels[..., label_id] += 12
+        pixels[:, :: label_id + 2] += 10
+        name = f"Image_{i + 1}.jpg"
+        Image.fromarray(pixels.astype(np.uint8)).save(folder / "train" / name, quality=90)
+        rows.append((name, CLASSES[label_id]))
+    write_csv(folder, rows)
+    return folder
+
+
+def write_csv(folder: Path, rows: list[tuple[str, str]], header: tuple[str, ...] = ()) -> None:
+    with (folder / "Training_set.csv").open("w", newline="") as file:
+        csv.writer(file).writerows([header or ("filename", "label"), *rows])
+
+
+def read_csv(folder: Path) -> list[tuple[str, str]]:
+    with (folder / "Training_set.csv").open(newline="") as file:
+        return [(name, label) for name, label in list(csv.reader(file))[1:]]
+
+
+def build_tiny(image_size: int) -> keras.Model:
+    """A backbone of the real ones' kind (convolution, batch norm, pooling), 8 features."""
+    inputs = layers.Input((image_size, image_size, 3))
+    x = layers.Rescaling(1 / 128, offset=-1)(inputs)
+    x = layers.Conv2D(8, 3, strides=4, use_bias=False)(x)
+    x = layers.BatchNormalization()(x)
+    x = layers.ReLU()(x)
+    return keras.Model(inputs, layers.GlobalAveragePooling2D()(x), name="tiny")
+
+
+def tiny_recipe(variant: str = "v3", **fields: object) -> Recipe:
+    """A variant small enough for a test: the tiny backbone, 32 pixels, two epochs."""
+    small = {
+        "backbone": "efficientnet-lite0",
+        "image_size": TINY_SIZE,
+        "batch_size": 4,
+        "epochs": 2,
+        "precision": "float32",
+    }
+    return replace(VARIANTS[variant], **{**small, **fields})
+
+
+@pytest.fixture(autouse=True)
+def isolated(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Iterator:
+    """Own cache, own working folder, no data of the user's, float32 policy afterwards."""
+    monkeypatch.setenv("HAR_CACHE", str(tmp_path_factory.mktemp("cache")))
+    monkeypatch.delenv("HAR_DATA", raising=False)
+    monkeypatch.delenv("MLFLOW_RUN_ID", raising=False)
+    monkeypatch.chdir(tmp_path_factory.mktemp("cwd"))
+    yield
+    keras.config.set_dtype_policy("float32")
+
+
+@pytest.fixture
+def tiny_backbone(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(backbones.BACKBONES, "efficientnet-lite0", Backbone(build_tiny, build_tiny))
+
+
+@pytest.fixture
+def raw(tmp_path: Path) -> Path:
+    """A fresh folder of images that a test may damage."""
+    return write_images(tmp_path / "raw")
+
+
+@pytest.fixture(scope="session")
+def tiny_raw(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_images(tmp_path_factory.mktemp("tiny") / "images")
+
+
+@pytest.fixture(scope="session")
+def manifest(tiny_raw: Path, tmp_path_factory: pytest.TempPathFactory) -> Manifest:
+    source = folder_source(tiny_raw, why="a test")
+    return prepare(source, tmp_path_factory.mktemp("prepared"), test_fraction=0.25)
+
+
+@pytest.fixture(scope="session")
+def store_uri(tmp_path_factory: pytest.TempPathFactory) -> str:
+    return f"sqlite:///{tmp_path_factory.mktemp('store')}/mlflow.db"
+
+
+@pytest.fixture
+def store(store_uri: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[str]:
+    """An MLflow store for this test session; artifacts beside the test."""
+    mlflow.set_tracking_uri(store_uri)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", store_uri)
+    yield store_uri
+    while mlflow.active_run():
+        mlflow.end_run()
+
+
+@pytest.fixture
+def cli():
+    """Run a command in this process: `cli("run", "--epochs", "2")`."""
+
+    def invoke(*arguments: object):
+        return CliRunner().invoke(main, [str(each) for each in arguments])
+
+    return invoke

@@ -1,0 +1,150 @@
+"""The command line as a user meets it: help, results, mistakes."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import fields
+from pathlib import Path
+
+import mlflow
+import pytest
+from conftest import write_images
+
+from har.recipe import VARIANTS, Recipe
+
+TINY_RUN = (
+    "--image-size", 32, "--batch-size", 4, "--epochs", 1, "--test-fraction", 0.25,
+    "--experiment", "har-tests",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "command", [(), ("variants",), ("sample",), ("prepare",), ("train",), ("evaluate",), ("run",)]
+)
+def test_help_everywhere(cli, command: tuple[str, ...]) -> None:
+    result = cli(*command, "--help")
+    assert result.exit_code == 0 and "Usage:" in result.output
+
+
+def test_every_recipe_field_is_an_option(cli) -> None:
+    for command in ("run", "train"):
+        text = cli(command, "--help").output
+        for field in fields(Recipe):
+            assert f"--{field.name.replace('_', '-')} " in text
+
+
+def test_variants_prints_the_chain(cli) -> None:
+    assert all(name in cli("variants").output for name in VARIANTS)
+
+
+def test_sample_and_prepare(cli, tmp_path: Path) -> None:
+    drawn = cli("sample", "--out", tmp_path / "s", "--per-class", 6, "--test-images", 1)
+    assert drawn.exit_code == 0 and len(list((tmp_path / "s" / "train").iterdir())) == 90
+    made = cli("prepare", "--data", tmp_path / "s", "--out", tmp_path / "p", "--test-fraction", 0.3)
+    assert made.exit_code == 0, made.output
+    assert "90 images of 15 classes, 27 held out for test" in made.output
+    assert {"manifest.csv", "dataset.json"} == {path.name for path in (tmp_path / "p").iterdir()}
+
+
+def test_run_ends_with_the_table(cli, tiny_backbone: None, raw: Path, store: str) -> None:
+    result = cli("run", "--data", raw, *TINY_RUN)
+    assert result.exit_code == 0, result.output
+    header, row, changed, ui = result.stdout.splitlines()
+    assert header.split("  ")[0] == "variant" and row.startswith("v3")
+    assert "accuracy (95 % interval)" in header and "% to " in row
+    assert "backbone=efficientnet-lite0" in changed and "epochs=1" in changed
+    assert "mlflow server" in ui
+    run = mlflow.get_run(row.split()[-1])
+    assert run.info.status == "FINISHED"
+    # from the start of this process, which is older than the run
+    assert run.data.metrics["wall_time_s"] > run.data.metrics["train_time_s"]
+
+    judged = cli(
+        "evaluate", "--run-id", run.info.run_id, "--data", raw, "--test-fraction", 0.25,
+        "--experiment", "har-tests",
+    )  # fmt: skip
+    assert judged.exit_code == 0, judged.output
+    assert f"accuracy           {run.data.metrics['accuracy']:.4f}" in judged.stdout
+
+
+def test_what_gives_way_is_said(cli, tiny_backbone: None, raw: Path, store: str) -> None:
+    result = cli("train", "--variant", "v4", "--data", raw, *TINY_RUN)
+    assert result.exit_code == 0, result.output
+    assert "warning: no GPU: backbone efficientnet-lite0 instead of" in result.stderr
+    assert "warning: no GPU: precision float32 instead of mixed_float16" in result.stderr
+
+
+def test_underscores_are_dashes(cli) -> None:
+    result = cli("run", "--batch_size", "0")
+    assert "'--batch-size'" in result.stderr and "0 is not in the range" in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("run", "--variant", "v9"), "'v9' is not one of 'original', 'v1', 'v2', 'v3', 'v4'"),
+        (("run", "--epochs", "many"), "'many' is not a valid integer"),
+        (("run", "--epochs", "0"), "0 is not in the range"),
+        (("run", "--learning-rate", "nan"), "learning_rate must be a number"),
+        (("run", "--precision", "fp16"), "'fp16' is not one of 'float32', 'mixed-float16'"),
+        (("run", "--epoch", "3"), "No such option '--epoch'"),
+        (("rum",), "No such command 'rum'"),
+        (("run", "--data", "/no/such"), "no such folder: /no/such (--data /no/such)"),
+        (("run", "--validation-fraction", "0"), "watches validation accuracy, but"),
+        (("evaluate",), "either --run-id ID or --model URI"),
+        (("evaluate", "--run-id", "a", "--model", "b"), "either --run-id ID or --model URI"),
+        (("sample", "--out", "x", "--per-class", "1"), "1 is not in the range x>=2"),
+    ],
+)
+def test_mistakes_are_one_line_and_exit_2(cli, arguments: tuple, message: str) -> None:
+    result = cli(*arguments)
+    assert result.exit_code == 2
+    assert message in result.stderr
+    assert "Traceback" not in result.output
+
+
+def test_weights_that_cannot_be_had_leave_a_failed_run(cli, raw: Path, store: str) -> None:
+    result = cli("run", "--data", raw, *TINY_RUN, "--weights", "nowhere.h5")
+    assert result.exit_code == 2
+    assert "error: no such weights file: nowhere.h5" in result.stderr
+    (latest,) = mlflow.search_runs(
+        experiment_names=["har-tests"], max_results=1, output_format="list"
+    )
+    assert latest.info.status == "FAILED"
+    assert latest.data.params["recipe.weights"] == "nowhere.h5"
+
+
+@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM])
+def test_ctrl_c_ends_the_run_as_killed(tmp_path: Path, store: str, how: signal.Signals) -> None:
+    raw = write_images(tmp_path / "raw")
+    command = [
+        sys.executable, "-m", "har", "run", "--data", str(raw), "--epochs", "5000",
+        "--patience", "0", *map(str, TINY_RUN[:4]), "--experiment", f"stopped-{how.name}",
+    ]  # fmt: skip
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])}
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=environment)
+    for line in process.stderr:
+        if line.startswith("epoch 3/"):
+            break
+    process.send_signal(how)
+    _, rest = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert "stopped; what was logged so far is kept" in rest and "Traceback" not in rest
+    (run,) = mlflow.search_runs(experiment_names=[f"stopped-{how.name}"], output_format="list")
+    assert run.info.status == "KILLED" and "val_accuracy" in run.data.metrics
+
+
+def test_help_is_fast_and_loads_nothing_heavy() -> None:
+    check = (
+        "import sys, har.cli; heavy = {'tensorflow', 'keras', 'mlflow', 'pandas', 'sklearn',"
+        " 'matplotlib', 'numpy'} & set(sys.modules); sys.exit(repr(heavy) if heavy else 0)"
+    )
+    assert subprocess.run([sys.executable, "-c", check], check=False).returncode == 0
+    times = []
+    for _ in range(3):
+        started = time.monotonic()
+        subprocess.run([sys.executable, "-m", "har", "--help"], check=True, capture_output=True)
+        times.append(time.monotonic() - started)
+    assert min(times) < 0.5

@@ -1,0 +1,81 @@
+"""Written, read back, checked."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from har import manifest as manifests
+from har.errors import UserError
+from har.manifest import Manifest
+
+
+@pytest.fixture
+def folder(manifest: Manifest, tmp_path: Path) -> Path:
+    manifests.write(manifest, tmp_path / "out")
+    return tmp_path / "out"
+
+
+def test_read_equals_written(manifest: Manifest, folder: Path) -> None:
+    found = manifests.read(folder)
+    assert found.table.equals(manifest.table)
+    assert (found.name, found.root, found.summary, found.class_names) == (
+        manifest.name,
+        manifest.root,
+        manifest.summary,
+        manifest.class_names,
+    )
+    assert sorted(path.name for path in folder.iterdir()) == ["dataset.json", "manifest.csv"]
+
+
+def test_awkward_names_survive(manifest: Manifest, tmp_path: Path) -> None:
+    names = ["NA", "a,b", 'q"uote', "new\nline", "-dash", "Übung 1"]
+    table = manifest.table.copy()
+    table.loc[: len(names) - 1, "path"] = names
+    table["label"] = table["label"].replace("sitting", "null")
+    manifests.write(replace(manifest, table=table), tmp_path)
+    found = manifests.read(tmp_path)
+    assert found.table["path"].tolist()[: len(names)] == names
+    assert "null" in found.class_names
+
+
+def test_an_edited_table_is_refused(folder: Path) -> None:
+    table = folder / "manifest.csv"
+    lines = table.read_text().splitlines()
+    lines[1] = lines[1].replace("sitting", "running")
+    table.write_text("\n".join(lines))
+    with pytest.raises(UserError, match=r"manifest.csv was changed after it was prepared"):
+        manifests.read(folder)
+
+
+def test_a_moved_split_is_refused(folder: Path) -> None:
+    table = folder / "manifest.csv"
+    table.write_text(table.read_text().replace(",test\n", ",train\n", 1))
+    with pytest.raises(UserError, match="test_digest"):
+        manifests.read(folder)
+
+
+def test_missing_images_folder_is_named(folder: Path) -> None:
+    summary = json.loads((folder / "dataset.json").read_text())
+    (folder / "dataset.json").write_text(json.dumps({**summary, "root": "/gone/away"}))
+    with pytest.raises(UserError, match="there is no folder /gone/away"):
+        manifests.read(folder)
+
+
+@pytest.mark.parametrize("damage", ["", "{}", '{"name": 1}'])
+def test_damaged_summary_is_named(folder: Path, damage: str) -> None:
+    (folder / "dataset.json").write_text(damage)
+    with pytest.raises(UserError, match="no readable prepared folder"):
+        manifests.read(folder)
+
+
+def test_digests_ignore_order_and_place_as_promised(manifest: Manifest) -> None:
+    shuffled = replace(manifest, table=manifest.table.sample(frac=1, random_state=0))
+    assert shuffled.dataset_digest == manifest.dataset_digest
+    assert shuffled.test_digest == manifest.test_digest
+    moved = manifest.table.assign(path=lambda t: "other/" + t["path"])
+    assert replace(manifest, table=moved).dataset_digest != manifest.dataset_digest
+    assert replace(manifest, table=moved).test_digest == manifest.test_digest
+    relabelled = manifest.table.assign(label="x" + manifest.table["label"])
+    assert replace(manifest, table=relabelled).test_digest != manifest.test_digest

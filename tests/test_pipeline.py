@@ -1,0 +1,179 @@
+"""Splits, loaders, augmentation: what reaches the network, and in what order."""
+
+import keras
+import numpy as np
+import pytest
+from conftest import TINY_SIZE, tiny_recipe
+from keras import layers
+
+from har import pipeline
+from har.errors import UserError
+from har.images import decode
+from har.manifest import Manifest
+from har.pipeline import (
+    AUGMENTATIONS,
+    LOADERS,
+    build_training_dataset,
+    build_validation_dataset,
+    change_contrast,
+    rotate_and_zoom,
+    split_training,
+    steps_per_epoch,
+)
+
+Batches = list[tuple[np.ndarray, np.ndarray]]
+
+
+def batches(manifest: Manifest, first_epoch: int = 0, **fields: object) -> Batches:
+    recipe = tiny_recipe(**fields)
+    rows = split_training(manifest, recipe).train
+    return list(build_training_dataset(manifest, rows, recipe, first_epoch).as_numpy_iterator())
+
+
+def assert_equal(first: Batches, second: Batches) -> None:
+    assert len(first) == len(second) > 0
+    for (images, labels), (other_images, other_labels) in zip(first, second, strict=True):
+        np.testing.assert_array_equal(images, other_images)
+        np.testing.assert_array_equal(labels, other_labels)
+
+
+def test_validation_comes_from_train_and_never_meets_it(manifest: Manifest) -> None:
+    splits = split_training(manifest, tiny_recipe(validation_fraction=0.3))
+    train, validation = set(splits.train["path"]), set(splits.validation["path"])
+    test = set(manifest.rows("test")["path"])
+    assert train.isdisjoint(validation) and (train | validation).isdisjoint(test)
+    assert len(train | validation | test) == len(manifest.table)
+    assert len(validation) == pytest.approx(0.3 * len(train | validation), abs=1)
+
+
+def test_training_seed_moves_no_image_between_splits(manifest: Manifest) -> None:
+    first = split_training(manifest, tiny_recipe(seed=0))
+    other = split_training(manifest, tiny_recipe(seed=1))
+    assert first.validation.equals(other.validation)
+
+
+def test_batch_larger_than_the_images(manifest: Manifest) -> None:
+    with pytest.raises(UserError, match=r"batch_size 999 is more than the \d+ training images"):
+        split_training(manifest, tiny_recipe(batch_size=999))
+
+
+@pytest.mark.parametrize("augmentation", AUGMENTATIONS)
+@pytest.mark.parametrize("resize", ["bicubic", "bilinear"])
+def test_loaders_give_the_same_batches(manifest: Manifest, augmentation: str, resize: str) -> None:
+    memory, stream = (
+        batches(manifest, loader=loader, augmentation=augmentation, resize=resize)
+        for loader in LOADERS
+    )
+    assert_equal(memory, stream)
+
+
+def test_images_carry_their_own_labels(manifest: Manifest) -> None:
+    recipe = tiny_recipe(augmentation="none")
+    rows = split_training(manifest, recipe).train
+    expected = {
+        decode((manifest.root / path).read_bytes(), "bilinear", TINY_SIZE).tobytes(): label_id
+        for path, label_id in zip(rows["path"], rows["label_id"], strict=True)
+    }
+    for images, labels in batches(manifest, augmentation="none"):
+        assert [expected[image.tobytes()] for image in images] == labels.tolist()
+
+
+def test_an_epoch_shows_no_image_twice_and_epochs_differ(manifest: Manifest) -> None:
+    recipe = tiny_recipe(augmentation="none")
+    steps = steps_per_epoch(len(split_training(manifest, recipe).train), recipe)
+    seen = [
+        image.tobytes() for images, _ in batches(manifest, augmentation="none") for image in images
+    ]
+    size = steps * recipe.batch_size
+    epochs = [seen[:size], seen[size:]]
+    assert [len(set(epoch)) for epoch in epochs] == [size, size]
+    assert epochs[0] != epochs[1]
+
+
+def test_going_on_at_an_epoch_shows_what_would_have_come(manifest: Manifest) -> None:
+    whole = batches(manifest, epochs=3)
+    assert_equal(batches(manifest, first_epoch=2, epochs=3), whole[-len(whole) // 3 :])
+
+
+def test_seed_decides_order_and_augmentation(manifest: Manifest) -> None:
+    assert_equal(batches(manifest, seed=5), batches(manifest, seed=5))
+    assert (batches(manifest, seed=5)[0][0] != batches(manifest, seed=6)[0][0]).any()
+
+
+def test_labels_are_encoded_for_the_loss(manifest: Manifest) -> None:
+    one_hot = batches(manifest, loss="categorical_crossentropy")
+    ids = batches(manifest, loss="sparse_categorical_crossentropy")
+    assert one_hot[0][1].shape == (4, 3) and ids[0][1].shape == (4,)
+    np.testing.assert_array_equal(one_hot[0][1].argmax(axis=1), ids[0][1])
+
+
+@pytest.mark.parametrize("loader", LOADERS)
+def test_validation_is_every_image_once_in_order_unchanged(manifest: Manifest, loader: str) -> None:
+    recipe = tiny_recipe(validation_fraction=0.3, loader=loader)
+    rows = split_training(manifest, recipe).validation
+    found = list(build_validation_dataset(manifest, rows, recipe).as_numpy_iterator())
+    images = np.concatenate([images for images, _ in found])
+    expected = [
+        decode((manifest.root / path).read_bytes(), recipe.resize, TINY_SIZE)
+        for path in rows["path"]
+    ]
+    np.testing.assert_array_equal(images, expected)
+    assert np.concatenate([labels for _, labels in found]).tolist() == rows["label_id"].tolist()
+
+
+def test_memory_loader_refuses_before_it_would_not_fit(
+    manifest: Manifest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Full:
+        available = 1000
+
+    monkeypatch.setattr(pipeline.psutil, "virtual_memory", Full)
+    with pytest.raises(UserError, match=r"needs .* GB for \d+ images .*use --loader stream"):
+        batches(manifest, loader="memory")
+
+
+@pytest.fixture(scope="module")
+def picture() -> np.ndarray:
+    y, x = np.mgrid[0:40, 0:40]
+    return np.stack([4 * x, 4 * y, 80 + 60 * np.sin(x / 4)], -1).astype(np.float32)[None]
+
+
+@pytest.mark.parametrize("degrees", [0, 20, -33])
+def test_rotation_equals_keras_layer(picture: np.ndarray, degrees: float) -> None:
+    turns = degrees / 360
+    layer = layers.RandomRotation((turns, turns), fill_mode="reflect", interpolation="bilinear")
+    keras_own = layer(picture, training=True)
+    ours = rotate_and_zoom(picture, np.float32([np.deg2rad(degrees)]), [1.0], [1.0])
+    inside = (slice(None), slice(9, -9), slice(9, -9))  # borders are filled, not compared
+    np.testing.assert_allclose(ours[inside], keras_own[inside], atol=0.5)
+
+
+def test_mirror_and_zoom(picture: np.ndarray) -> None:
+    mirrored = rotate_and_zoom(picture, [0.0], [1.0], [-1.0])
+    np.testing.assert_allclose(mirrored, picture[:, :, ::-1], atol=1e-3)
+    smaller = rotate_and_zoom(picture, [0.0], [1.1], [1.0]).numpy()
+    # a ramp of 4 a pixel becomes one of 4.4, about the same centre
+    np.testing.assert_allclose(np.diff(smaller[0, 20, 6:-6, 0]), 4.4, atol=1e-3)
+    assert smaller[0, 20, 19:21, 0].mean() == pytest.approx(
+        picture[0, 20, 19:21, 0].mean(), abs=0.1
+    )
+
+
+def test_contrast_equals_keras_layer(picture: np.ndarray) -> None:
+    layer = layers.RandomContrast(0.5, value_range=(0, 255))
+    factor = np.float32([1.3])
+    keras_own = layer.transform_images(
+        picture,
+        {"contrast_factor": factor[:, None, None, None], "input_shape": picture.shape},
+        True,
+    )
+    np.testing.assert_allclose(
+        change_contrast(picture, factor), keras.ops.clip(keras_own, 0, 255), atol=1e-2
+    )
+
+
+def test_augmentation_stays_in_range_and_differs_by_image(picture: np.ndarray) -> None:
+    images = np.repeat(picture, 8, axis=0).astype(np.uint8)
+    changed = AUGMENTATIONS["flip_rotate_zoom_contrast"](images, [0, 1]).numpy()
+    assert changed.min() >= 0 and changed.max() <= 255
+    assert len({image.tobytes() for image in changed}) == 8

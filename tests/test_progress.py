@@ -1,0 +1,45 @@
+"""Progress is for people: a bar on a terminal, plain lines elsewhere, results untouched."""
+
+import os
+import pty
+import subprocess
+import sys
+
+import pytest
+
+from har import progress as progresses
+from har.progress import progress
+
+SCRIPT = """
+from har.progress import progress
+with progress("working", 3) as advance:
+    for _ in range(3):
+        advance(1)
+"""
+
+
+def test_plain_lines_off_a_terminal(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(progresses, "PLAIN_LINE_EVERY_S", 0.0)
+    with progress("working", 3) as advance:
+        for _ in range(3):
+            advance(1)
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err.splitlines() == ["working: 1 of 3", "working: 2 of 3", "working: 3 of 3"]
+
+
+def test_brief_leaves_the_last_line_to_the_caller(capsys: pytest.CaptureFixture[str]) -> None:
+    with progress("working", 3, brief=True) as advance:
+        advance(3)
+    assert capsys.readouterr().err == ""
+
+
+def test_a_bar_on_a_terminal() -> None:
+    ours, theirs = pty.openpty()
+    process = subprocess.Popen([sys.executable, "-c", SCRIPT], stderr=theirs)
+    assert process.wait(timeout=60) == 0
+    os.close(theirs)
+    shown = os.read(ours, 10_000).decode()
+    assert "####" in shown and "3/3" in shown

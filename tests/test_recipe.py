@@ -1,0 +1,111 @@
+"""Recipes are frozen values; the variants' differences are computed and recorded."""
+
+import re
+from dataclasses import FrozenInstanceError, fields, replace
+from pathlib import Path
+from typing import Literal, get_args, get_origin
+
+import pytest
+
+from har import backbones, devices, images, model, pipeline, training
+from har.errors import UserError
+from har.recipe import (
+    ORIGINAL,
+    V2,
+    V3,
+    V4,
+    VARIANTS,
+    Recipe,
+    changes,
+    describe_changes,
+    digest,
+    items,
+    parent_of,
+)
+
+GOLDEN = Path(__file__).parent / "goldens" / "variants.txt"
+TABLES = {
+    "loader": pipeline.LOADERS,
+    "resize": images.RESIZERS,
+    "augmentation": pipeline.AUGMENTATIONS,
+    "backbone": backbones.BACKBONES,
+    "head": model.HEADS,
+    "loss": model.LOSSES,
+    "strategy": devices.STRATEGIES,
+    "diagnostics": training.DIAGNOSTICS,
+}
+
+
+def resolved() -> str:
+    lines = [
+        f"{name}.{each.name}: {value}"
+        for name, recipe in VARIANTS.items()
+        for each, value in items(recipe)
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def test_resolved_variants_equal_the_golden(request: pytest.FixtureRequest) -> None:
+    if request.config.getoption("--update-goldens"):
+        GOLDEN.write_text(resolved())
+    assert resolved() == GOLDEN.read_text()
+
+
+def test_recipe_is_frozen() -> None:
+    with pytest.raises(FrozenInstanceError):
+        ORIGINAL.epochs = 1  # type: ignore[misc]
+
+
+@pytest.mark.parametrize("axis", TABLES)
+def test_every_literal_has_its_builder(axis: str) -> None:
+    (field,) = (f for f in fields(Recipe) if f.name == axis)
+    assert set(TABLES[axis]) == set(get_args(field.type))
+
+
+def test_every_field_has_help() -> None:
+    assert all(each.metadata["help"] for each in fields(Recipe))
+
+
+def test_differences_of_the_notebooks() -> None:
+    assert changes(ORIGINAL, VARIANTS["v1"]) == {"diagnostics": ("none", "explore")}
+    assert V2 == V3
+    assert changes(V3, V4) == {"precision": ("float32", "mixed_float16")}
+    assert describe_changes(V3, replace(V4, epochs=3)) == "epochs=3, precision=mixed_float16"
+    assert [parent_of(name) for name in VARIANTS] == [None, "original", "v1", "v2", "v3"]
+
+
+@pytest.mark.parametrize("field", fields(Recipe), ids=lambda f: f.name)
+def test_bad_value_names_field_and_value(field) -> None:
+    bad = "" if field.type is str else "nonsense"
+    with pytest.raises(UserError, match=rf"{field.name} must be .*received {bad!r}"):
+        replace(V2, **{field.name: bad})
+
+
+@pytest.mark.parametrize(
+    "field", [f for f in fields(Recipe) if f.type in (int, float)], ids=lambda f: f.name
+)
+def test_numbers_are_bounded(field) -> None:
+    for bad in (field.metadata["low"] - 1, field.metadata["high"] + 1, float("nan"), True):
+        with pytest.raises(UserError, match=f"{field.name} must be"):
+            replace(V2, **{field.name: bad})
+
+
+def test_literals_name_every_allowed_value() -> None:
+    for field in fields(Recipe):
+        if get_origin(field.type) is Literal:
+            with pytest.raises(UserError) as caught:
+                replace(V2, **{field.name: "x"})
+            assert all(value in str(caught.value) for value in get_args(field.type))
+
+
+@pytest.mark.parametrize(("name", "value"), [("patience", 3), ("checkpoint", "best")])
+def test_watching_validation_needs_validation(name: str, value: object) -> None:
+    with pytest.raises(UserError, match=f"{name}={value} .*validation_fraction is 0"):
+        replace(ORIGINAL, **{name: value})
+
+
+def test_digest_is_of_the_values_alone() -> None:
+    assert digest(V2) == digest(V3) != digest(V4)
+    assert digest(replace(V2, learning_rate=1)) == digest(replace(V2, learning_rate=1.0))
+    assert re.fullmatch("[0-9a-f]{16}", digest(V2))
+    assert len({digest(replace(V2, seed=seed)) for seed in range(5)}) == 5

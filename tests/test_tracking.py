@@ -1,0 +1,208 @@
+"""What a run holds, by the contract; how it ends; under `mlflow run` and without."""
+
+import json
+from dataclasses import asdict, replace
+
+import mlflow
+import pandas as pd
+import pytest
+from conftest import tiny_recipe
+from mlflow import MlflowClient
+
+from har import tracking
+from har.errors import UserError
+from har.experiment import Outcome, build_trial, evaluate_logged, run_trial
+from har.manifest import Manifest
+from har.recipe import Recipe, digest
+
+EPOCH_METRICS = {
+    "train_loss", "train_accuracy", "train_top_3_accuracy", "val_loss", "val_accuracy",
+    "val_top_3_accuracy", "epoch_time_s", "images_per_second",
+}  # fmt: skip
+FINAL_METRICS = {
+    "accuracy", "accuracy_low", "accuracy_high", "top_3_accuracy", "macro_f1", "log_loss",
+    "calibration_error", "best_epoch", "best_val_accuracy", "train_time_s", "peak_memory_mb",
+    "wall_time_s",
+}  # fmt: skip
+TEST_METRICS = FINAL_METRICS - {
+    "best_epoch", "best_val_accuracy", "train_time_s", "peak_memory_mb", "wall_time_s",
+}  # fmt: skip
+
+
+def run_tiny(recipe: Recipe, manifest: Manifest, variant: str = "v3") -> Outcome:
+    trial = build_trial(variant, recipe, ("backbone", "epochs"), manifest)
+    return run_trial(trial, "har-tests", started=0.0)
+
+
+@pytest.fixture(scope="module")
+def finished(manifest: Manifest, store_uri: str) -> Outcome:
+    """One finished run of v3 that the tests below look at."""
+    from conftest import build_tiny
+
+    from har import backbones
+    from har.backbones import Backbone
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(backbones.BACKBONES, "efficientnet-lite0", Backbone(build_tiny, build_tiny))
+        mlflow.set_tracking_uri(store_uri)
+        return run_tiny(tiny_recipe(), manifest)
+
+
+@pytest.fixture
+def run(finished: Outcome, store: str) -> mlflow.entities.Run:
+    return mlflow.get_run(finished.run_id)
+
+
+def test_run_ends_finished(run: mlflow.entities.Run) -> None:
+    assert run.info.status == "FINISHED"
+    assert run.info.run_name == "v3 · lite0 · 2xCPU"
+
+
+def test_params_say_requested_used_and_found(run: mlflow.entities.Run) -> None:
+    params, recipe = run.data.params, tiny_recipe()
+    for name, value in asdict(recipe).items():
+        assert params[f"recipe.{name}"] == str(value)
+    assert params["variant"] == "v3"
+    assert params["precision"] == params["used.precision"] == "float32"
+    assert params["strategy"] == params["used.strategy"] == "mirrored"
+    assert params["backbone"] == params["used.backbone"] == "efficientnet-lite0"
+    assert params["used.batch_size"] == "4"
+    assert (params["gpu_type"], params["num_gpus"], params["num_replicas"]) == ("none", "0", "2")
+    assert params["test_fraction"] == "0.25" and params["split_seed"] == "0"
+
+
+def test_metrics_are_the_contracts(run: mlflow.entities.Run) -> None:
+    ours = {name for name in run.data.metrics if not name.startswith("system/")}
+    assert ours == EPOCH_METRICS | FINAL_METRICS
+    client = MlflowClient()
+    for name in EPOCH_METRICS:
+        steps = [each.step for each in client.get_metric_history(run.info.run_id, name)]
+        assert steps == [1, 2]
+    for name in FINAL_METRICS:
+        assert len(client.get_metric_history(run.info.run_id, name)) == 1
+    assert run.data.metrics["accuracy_low"] <= run.data.metrics["accuracy"]
+
+
+def test_tags_find_the_run(run: mlflow.entities.Run, manifest: Manifest) -> None:
+    tags = run.data.tags
+    assert tags["variant"] == "v3"
+    assert tags["changed"] == ("image_size=32, backbone=efficientnet-lite0, batch_size=4, epochs=2")
+    assert tags["hardware"] == "2xCPU"
+    assert tags["dataset"] == manifest.name
+    assert tags["dataset_digest"] == manifest.dataset_digest
+    assert tags["test_digest"] == manifest.test_digest
+    assert tags["recipe_digest"] == digest(tiny_recipe())
+    assert "**v3** on 2xCPU" in tags["mlflow.note.content"]
+    assert f"{run.data.metrics['accuracy']:.1%}" in tags["mlflow.note.content"]
+
+
+def test_data_set_is_the_manifest_under_our_digest(
+    run: mlflow.entities.Run, manifest: Manifest
+) -> None:
+    names = {(each.dataset.name, each.dataset.digest) for each in run.inputs.dataset_inputs}
+    assert names == {(manifest.name, manifest.dataset_digest)}
+
+
+def test_artifacts(run: mlflow.entities.Run, manifest: Manifest) -> None:
+    def load(path: str) -> str:
+        return mlflow.artifacts.load_text(f"runs:/{run.info.run_id}/{path}")
+
+    recipe = json.loads(load("recipe.json"))
+    assert Recipe(**recipe["requested"]) == Recipe(**recipe["used"]) == tiny_recipe()
+    assert len(json.loads(load("history.json"))) == 2
+    assert load("manifest.csv") == manifest.table.to_csv(index=False)
+    assert load("evaluation/per_class.csv").startswith("label,precision,recall,f1,images")
+    client = MlflowClient()
+    figures = {f.path for f in client.list_artifacts(run.info.run_id, "figures")}
+    assert figures == {"figures/learning_curves.png", "figures/confusion_matrix.png"}
+
+
+def test_model_answers_bytes(run: mlflow.entities.Run, manifest: Manifest) -> None:
+    model = mlflow.pyfunc.load_model(f"runs:/{run.info.run_id}/model")
+    rows = manifest.rows("test")
+    files = [(manifest.root / path).read_bytes() for path in rows["path"]]
+    answers = model.predict(pd.DataFrame({"image": [*files, b"junk"]}))
+    hits = [a["label"] == label for a, label in zip(answers[:-1], rows["label"], strict=True)]
+    assert sum(hits) / len(hits) == pytest.approx(run.data.metrics["accuracy"])
+    assert answers[-1]["error"] and answers[-1]["label"] is None
+    requirements = mlflow.pyfunc.get_model_dependencies(f"runs:/{run.info.run_id}/model")
+    pinned = [line for line in open(requirements).read().splitlines() if line]
+    assert all("==" in line for line in pinned) and "har" not in {p.split("==")[0] for p in pinned}
+
+
+def test_evaluate_gives_the_numbers_that_training_logged(
+    run: mlflow.entities.Run, manifest: Manifest
+) -> None:
+    uri = f"runs:/{run.info.run_id}/model"
+    evaluation = evaluate_logged(uri, manifest, "har-tests")
+    logged = {name: run.data.metrics[name] for name in TEST_METRICS}
+    assert asdict(evaluation.scores) == logged
+    (latest,) = mlflow.search_runs(
+        experiment_names=["har-tests"],
+        filter_string=f"tags.evaluated_model = '{uri}'",
+        output_format="list",
+    )
+    assert {k: latest.data.metrics[k] for k in TEST_METRICS} == logged
+
+
+def test_no_test_split_no_accuracy(tiny_backbone: None, manifest: Manifest, store: str) -> None:
+    untested = replace(manifest, table=manifest.table.assign(split="train"))
+    outcome = run_tiny(tiny_recipe("original"), untested, "original")
+    metrics = mlflow.get_run(outcome.run_id).data.metrics
+    assert outcome.scores is None and "train_accuracy" in metrics
+    assert not TEST_METRICS & set(metrics) and "best_epoch" not in metrics
+
+
+def test_exploration_is_logged(
+    tiny_backbone: None, manifest: Manifest, store: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    outcome = run_tiny(tiny_recipe("v1"), manifest, "v1")
+    text = mlflow.artifacts.load_text(f"runs:/{outcome.run_id}/exploration.txt")
+    assert "labels: 3" in text and text in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("error", "status"),
+    [(KeyboardInterrupt(), "KILLED"), (UserError("no"), "FAILED"), (RuntimeError(), "FAILED")],
+)
+def test_interrupted_runs_keep_what_was_logged(
+    error: BaseException, status: str, store: str
+) -> None:
+    with pytest.raises(type(error)), tracking.open_run("har-tests", {}) as run_id:
+        mlflow.log_metric("val_accuracy", 0.5, step=1)
+        raise error
+    found = mlflow.get_run(run_id)
+    assert found.info.status == status and found.data.metrics["val_accuracy"] == 0.5
+    assert mlflow.active_run() is None
+
+
+def test_joins_the_run_that_mlflow_run_opened(store: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    client = MlflowClient()
+    experiment = mlflow.set_experiment("har-tests")
+    outside = client.create_run(experiment.experiment_id)
+    client.log_param(outside.info.run_id, "precision", "Float32")
+    monkeypatch.setenv("MLFLOW_RUN_ID", outside.info.run_id)
+    with tracking.open_run("ignored", {"variant": "v3"}) as run_id:
+        tracking.log_missing_params({"precision": "float32", "strategy": "mirrored"})
+    assert run_id == outside.info.run_id
+    params = client.get_run(run_id).data.params
+    assert params == {"precision": "Float32", "strategy": "mirrored"}
+
+
+def test_a_store_that_cannot_be_used_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    before = mlflow.get_tracking_uri()
+    mlflow.set_tracking_uri("sqlite:////dev/null/mlflow.db")
+    try:
+        with (
+            pytest.raises(UserError, match="sqlite:////dev/null/mlflow.db cannot be used"),
+            tracking.open_run("har-tests", {}),
+        ):
+            pass
+    finally:
+        mlflow.set_tracking_uri(before)
+
+
+@pytest.mark.parametrize("uri", ["runs:/0123456789abcdef0123456789abcdef/model", "models:/no@one"])
+def test_unknown_model_is_named(uri: str, store: str) -> None:
+    with pytest.raises(UserError, match=f"no model at {uri}"):
+        tracking.load_logged_classifier(uri)

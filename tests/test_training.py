@@ -1,0 +1,124 @@
+"""Every variant trains; what must hold for each."""
+
+import numpy as np
+import pytest
+from conftest import tiny_recipe
+
+from har.errors import UserError
+from har.manifest import Manifest
+from har.recipe import VARIANTS
+from har.training import DIAGNOSTICS, Result, describe_epoch, train
+
+pytestmark = pytest.mark.usefixtures("tiny_backbone")
+ONE_DEVICE = {"strategy": "one_device"}
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_every_variant_trains(variant: str, manifest: Manifest) -> None:
+    told = []
+    recipe = tiny_recipe(variant)
+    result = train(recipe, manifest, [lambda epoch, metrics: told.append((epoch, metrics))])
+    assert told == list(enumerate(result.history, start=1)) and len(told) == 2
+    names = {"train_loss", "train_accuracy", "train_top_3_accuracy", "epoch_time_s"}
+    names |= {"images_per_second"}
+    if recipe.validation_fraction:
+        names |= {"val_loss", "val_accuracy", "val_top_3_accuracy"}
+        assert result.best_epoch in (1, 2)
+    else:
+        assert result.best_epoch is None and result.validation_images == 0
+    assert set(told[0][1]) == names
+    assert result.train_images + result.validation_images == len(manifest.rows("train"))
+    probabilities = result.model(np.zeros((1, 32, 32, 3), np.uint8)).numpy()
+    assert probabilities.shape == (1, 3) and probabilities.dtype == np.float32
+
+
+def losses(result: Result) -> list[float]:
+    return [
+        value
+        for epoch in result.history
+        for name, value in epoch.items()
+        if name.endswith(("loss", "accuracy"))
+    ]
+
+
+@pytest.mark.parametrize("variant", ["original", "v3"])
+def test_same_seed_same_numbers(variant: str, manifest: Manifest) -> None:
+    first, again, other = (
+        losses(train(tiny_recipe(variant, **ONE_DEVICE, seed=seed), manifest)) for seed in (3, 3, 4)
+    )
+    assert first == again != other
+
+
+def test_two_devices_equal_one(manifest: Manifest) -> None:
+    """An odd number of validation images too: their last batch does not divide by two."""
+    same = {"head": "flatten_dense512", "validation_fraction": 0.35, "epochs": 3}
+    one = train(tiny_recipe(**same, strategy="one_device"), manifest)
+    two = train(tiny_recipe(**same, strategy="mirrored"), manifest)
+    assert one.validation_images % 2 == 1
+    np.testing.assert_allclose(losses(one), losses(two), rtol=1e-4, atol=1e-5)
+    for weight, other in zip(one.model.get_weights(), two.model.get_weights(), strict=True):
+        np.testing.assert_allclose(weight, other, rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("precision", ["mixed_float16", "mixed_bfloat16"])
+def test_mixed_precision_trains_and_leaves_a_float32_model(
+    precision: str, manifest: Manifest
+) -> None:
+    result = train(tiny_recipe("v4", precision=precision), manifest)
+    assert np.isfinite(losses(result)).all()
+    assert {weight.dtype for weight in result.model.get_weights()} == {np.dtype("float32")}
+    assert {layer.compute_dtype for layer in result.model.layers} == {"float32"}
+
+
+def test_backbone_stays_as_it_was(manifest: Manifest) -> None:
+    recipe = tiny_recipe("original", learning_rate=1.0)
+    first, later = (train(tiny_recipe("original", epochs=n), manifest) for n in (1, 3))
+    for weight, other in zip(
+        first.model.layers[1].get_weights(), later.model.layers[1].get_weights(), strict=True
+    ):
+        np.testing.assert_array_equal(weight, other)
+    assert recipe.learning_rate == 1.0
+
+
+def test_patience_stops_and_best_weights_are_kept(manifest: Manifest) -> None:
+    """A learning rate of 10 ruins the head, so the best epoch is an early one."""
+    recipe = tiny_recipe(learning_rate=10.0, epochs=12, patience=2, **ONE_DEVICE)
+    stopped = train(recipe, manifest)
+    assert len(stopped.history) < 12
+    assert len(stopped.history) == stopped.best_epoch + 2
+    short = tiny_recipe(learning_rate=10.0, epochs=stopped.best_epoch, patience=2, **ONE_DEVICE)
+    best = train(short, manifest)
+    for weight, other in zip(best.model.get_weights(), stopped.model.get_weights(), strict=True):
+        np.testing.assert_array_equal(weight, other)
+
+
+def test_patience_0_never_stops(manifest: Manifest) -> None:
+    recipe = tiny_recipe(learning_rate=10.0, epochs=9, patience=0, **ONE_DEVICE)
+    assert len(train(recipe, manifest).history) == 9
+
+
+def test_batch_must_divide_over_the_devices(manifest: Manifest) -> None:
+    with pytest.raises(UserError, match="batch_size 5 does not divide evenly over 2 devices"):
+        train(tiny_recipe(batch_size=5), manifest)
+
+
+def test_exploration_prints_what_v1_prints(manifest: Manifest) -> None:
+    from har.devices import find_hardware
+
+    text = DIAGNOSTICS["explore"](manifest, find_hardware())
+    assert (
+        "labels: 3" in text and "sitting=0, running=1, texting=2" in text and "GPUs: none" in text
+    )
+    assert DIAGNOSTICS["none"](manifest, find_hardware()) == ""
+
+
+def test_epoch_lines_fit_80_columns() -> None:
+    metrics = {
+        "train_loss": 12.345,
+        "train_accuracy": 1.0,
+        "val_loss": 10.5,
+        "val_accuracy": 0.5,
+        "epoch_time_s": 1234.5,
+        "images_per_second": 12345.0,
+    }
+    assert len(describe_epoch(100, 100, metrics)) <= 80
