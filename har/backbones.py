@@ -44,9 +44,10 @@ def keras_efficientnet(name: str) -> Backbone:
         # Keras raises bare Exception for anything the network does
         except Exception as error:
             raise UserError(
-                f"the ImageNet weights of {name} cannot be downloaded ({first_line(error)}); ways out:"
-                " --weights FILE (a copy of Keras' file), --backbone efficientnet-lite0 (its"
-                " weights are installed with this project), or --weights random"
+                f"the ImageNet weights of {name} cannot be downloaded ({first_line(error)});"
+                " ways out: --weights FILE (a copy of Keras' file), --backbone"
+                " efficientnet-lite0 (its weights are installed with this project), or"
+                " --weights random"
             ) from error
 
     return Backbone(lambda size: build(size, None), build_imagenet)

@@ -1,6 +1,5 @@
 """The command line. Every heavy import is inside a command: `har --help` answers at once."""
 
-import signal
 import sys
 from collections.abc import Callable
 from dataclasses import asdict, fields, replace
@@ -11,6 +10,8 @@ import click
 
 from har import __version__
 from har.errors import UserError
+from har.interrupts import treat_sigterm_as_ctrl_c
+from har.progress import quiet_loading
 from har.recipe import VARIANTS, Recipe
 
 UI_COMMAND = "mlflow server --backend-store-uri sqlite:///mlflow.db --workers 1"
@@ -21,8 +22,7 @@ class Commands(click.Group):
 
     def invoke(self, ctx: click.Context) -> Any:
         """Run the command; `UserError` needs no stack trace, anything else is our bug."""
-        # what `mlflow run` and job schedulers send: end the run as Ctrl-C does
-        signal.signal(signal.SIGTERM, signal.default_int_handler)
+        treat_sigterm_as_ctrl_c()
         try:
             return super().invoke(ctx)
         except UserError as error:
@@ -179,8 +179,9 @@ def train_and_report(
     typed = {name: value for name, value in options.items() if value is not None}
     requested = replace(VARIANTS[variant], **typed)
 
-    from har.experiment import build_trial, run_trial
-    from har.prepare import load_manifest
+    with quiet_loading():
+        from har.experiment import build_trial, run_trial
+        from har.prepare import load_manifest
 
     manifest = load_manifest(data, test_fraction, split_seed)
     trial = build_trial(variant, requested, typed, manifest)
@@ -263,8 +264,9 @@ def evaluate(
     """Judge a trained model on the test split, and record it as a run of its own."""
     if (run_id is None) == (model is None):
         raise UserError("say which model: either --run-id ID or --model URI")
-    from har.experiment import evaluate_logged
-    from har.prepare import load_manifest
+    with quiet_loading():
+        from har.experiment import evaluate_logged
+        from har.prepare import load_manifest
 
     manifest = load_manifest(data, test_fraction, split_seed)
     evaluation = evaluate_logged(model or f"runs:/{run_id}/model", manifest, experiment)

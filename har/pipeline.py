@@ -239,8 +239,10 @@ def build_training_dataset(
 
 def build_validation_dataset(
     manifest: Manifest, rows: pd.DataFrame, recipe: Recipe
-) -> tf.data.Dataset:
-    """(images, labels) batches of every row once, in order, never augmented."""
+) -> tf.data.Dataset | None:
+    """(images, labels) batches of every row once, in order, never augmented; None for no rows."""
+    if rows.empty:
+        return None
     encode = build_label_encoder(manifest, rows, recipe)
     load = LOADERS[recipe.loader](manifest, rows, recipe)
     batches = load(tf.data.Dataset.range(len(rows)), recipe.batch_size, False)

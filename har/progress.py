@@ -1,6 +1,8 @@
 """How long work shows that it is alive: a bar on a terminal, plain lines elsewhere."""
 
+import os
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -47,3 +49,24 @@ def say(message: str) -> None:
 def warn(message: str) -> None:
     """One line about something that still works, but not as asked."""
     click.secho(f"warning: {message}", err=True, fg="yellow")
+
+
+@contextmanager
+def quiet_loading() -> Iterator[None]:
+    """TensorFlow's C++ side talks on stderr while it is imported, before any log level counts.
+
+    What was said is shown only if the import fails.
+    """
+    sys.stderr.flush()
+    terminal = os.dup(2)
+    with tempfile.TemporaryFile() as said:
+        os.dup2(said.fileno(), 2)
+        try:
+            yield
+        except BaseException:
+            said.seek(0)
+            os.write(terminal, said.read())
+            raise
+        finally:
+            os.dup2(terminal, 2)
+            os.close(terminal)

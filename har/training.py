@@ -9,6 +9,7 @@ import keras
 
 from har.devices import STRATEGIES, Hardware
 from har.errors import UserError
+from har.interrupts import interrupts_at_checkpoints
 from har.manifest import Manifest
 from har.model import build_float32_copy, build_model
 from har.pipeline import (
@@ -61,29 +62,26 @@ def train(recipe: Recipe, manifest: Manifest, callbacks: Sequence[OnEpoch] = ())
     """
     keras.utils.set_random_seed(recipe.seed)
     splits = split_training(manifest, recipe)
+    train_data = build_training_dataset(manifest, splits.train, recipe)
+    validation_data = build_validation_dataset(manifest, splits.validation, recipe)
     strategy = STRATEGIES[recipe.strategy]()
     check_batch(recipe, strategy.num_replicas_in_sync)
-    train_data = build_training_dataset(manifest, splits.train, recipe)
-    validation_data = (
-        build_validation_dataset(manifest, splits.validation, recipe)
-        if len(splits.validation)
-        else None
-    )
     with strategy.scope():
         model = build_model(recipe, len(manifest.class_names))
     steps = steps_per_epoch(len(splits.train), recipe)
-    report = EpochReport(recipe, steps, callbacks)
     started = time.monotonic()
-    model.fit(
-        train_data,
-        validation_data=validation_data,
-        epochs=recipe.epochs,
-        steps_per_epoch=steps,
-        callbacks=[report, *build_stopping(recipe)],
-        # the data set shuffles itself; Keras could only warn that it cannot
-        shuffle=False,
-        verbose=0,
-    )
+    with interrupts_at_checkpoints() as checkpoint:
+        report = EpochReport(recipe, steps, callbacks, checkpoint)
+        model.fit(
+            train_data,
+            validation_data=validation_data,
+            epochs=recipe.epochs,
+            steps_per_epoch=steps,
+            callbacks=[report, *build_stopping(recipe)],
+            # the data set shuffles itself; Keras could only warn that it cannot
+            shuffle=False,
+            verbose=0,
+        )
     train_time_s = time.monotonic() - started
     if recipe.precision != "float32" or strategy.num_replicas_in_sync > 1:
         model = build_float32_copy(model, recipe, len(manifest.class_names))
@@ -123,10 +121,17 @@ def build_stopping(recipe: Recipe) -> list[keras.callbacks.Callback]:
 class EpochReport(keras.callbacks.Callback):
     """Times each epoch, shows progress, and hands the metrics on under their logged names."""
 
-    def __init__(self, recipe: Recipe, steps: int, listeners: Sequence[OnEpoch]) -> None:
-        """`steps` an epoch; `listeners` are called after each."""
+    def __init__(
+        self,
+        recipe: Recipe,
+        steps: int,
+        listeners: Sequence[OnEpoch],
+        checkpoint: Callable[[], None],
+    ) -> None:
+        """`steps` an epoch; `listeners` hear of each epoch; `checkpoint` may end it all."""
         super().__init__()
         self.recipe, self.steps, self.listeners = recipe, steps, listeners
+        self.checkpoint = checkpoint
         self.history: list[dict[str, float]] = []
 
     def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:
@@ -139,6 +144,11 @@ class EpochReport(keras.callbacks.Callback):
     def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
         """One step further."""
         self.advance(1)
+        self.checkpoint()
+
+    def on_test_batch_end(self, batch: int, logs: Any = None) -> None:
+        """Validation can be stopped too."""
+        self.checkpoint()
 
     def on_test_begin(self, logs: Any = None) -> None:
         """Validation starts."""

@@ -130,7 +130,7 @@ def test_ctrl_c_ends_the_run_as_killed(tmp_path: Path, store: str, how: signal.S
             break
     process.send_signal(how)
     _, rest = process.communicate(timeout=60)
-    assert process.returncode == 130
+    assert process.returncode == 130, rest
     assert "stopped; what was logged so far is kept" in rest and "Traceback" not in rest
     (run,) = mlflow.search_runs(experiment_names=[f"stopped-{how.name}"], output_format="list")
     assert run.info.status == "KILLED" and "val_accuracy" in run.data.metrics

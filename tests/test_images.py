@@ -120,7 +120,7 @@ def test_what_is_no_image_says_so(data: bytes, message: str) -> None:
 
 
 def test_truncated_image_says_so(photo: Image.Image) -> None:
-    with pytest.raises(ImageError, match="cannot be decoded.*truncated"):
+    with pytest.raises(ImageError, match=r"cannot be decoded.*truncated"):
         decode_rgb(encode(photo)[:900])
 
 

@@ -20,8 +20,13 @@ def test_top_k_breaks_ties_by_the_lower_id() -> None:
 @pytest.mark.parametrize(
     ("successes", "total", "low", "high"),
     # Newcombe 1998, Statistics in Medicine 17, table I, method 3
-    [(81, 263, 0.2553, 0.3662), (15, 148, 0.0624, 0.1605), (0, 20, 0.0, 0.1611), (1, 29, 0.0061, 0.1718)],
-)  # fmt: skip
+    [
+        (81, 263, 0.2553, 0.3662),
+        (15, 148, 0.0624, 0.1605),
+        (0, 20, 0.0, 0.1611),
+        (1, 29, 0.0061, 0.1718),
+    ],
+)
 def test_wilson_interval_equals_published_values(
     successes: int, total: int, low: float, high: float
 ) -> None:

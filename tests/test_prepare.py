@@ -117,7 +117,7 @@ def test_one_constant_label(raw: Path) -> None:
 )
 def test_paths_out_of_the_folder(raw: Path, name: str) -> None:
     write_csv(raw, [*read_csv(raw), (name, "sitting")])
-    with pytest.raises(UserError, match="row 43 .*must stay inside"):
+    with pytest.raises(UserError, match=r"row 43 .*must stay inside"):
         prepared(raw)
 
 
@@ -176,7 +176,7 @@ def test_many_bad_rows_stop_with_the_list(raw: Path) -> None:
 
 def test_too_few_images(tmp_path: Path) -> None:
     raw = write_images(tmp_path / "raw", per_class=2)
-    with pytest.raises(UserError, match="too few images for a test fraction of 0.25"):
+    with pytest.raises(UserError, match=r"too few images for a test fraction of 0.25"):
         prepared(raw)
 
 

@@ -43,3 +43,23 @@ def test_a_bar_on_a_terminal() -> None:
     os.close(theirs)
     shown = os.read(ours, 10_000).decode()
     assert "####" in shown and "3/3" in shown
+
+
+LOADING = """
+import os
+from har.progress import quiet_loading
+with quiet_loading():
+    os.write(2, b"chatter")
+    {}
+os.write(2, b"after")
+"""
+
+
+def test_loading_is_quiet_unless_it_fails() -> None:
+    def stderr_of(action: str) -> str:
+        command = [sys.executable, "-c", LOADING.format(action)]
+        return subprocess.run(command, capture_output=True, text=True, check=False).stderr
+
+    assert stderr_of("pass") == "after"
+    assert "chatter" in stderr_of("import no_such_module")
+    assert "No module named 'no_such_module'" in stderr_of("import no_such_module")

@@ -52,7 +52,7 @@ def test_kaggles_unpacked_archive_is_found_one_folder_down(tmp_path: Path) -> No
 
 
 def test_missing_folder_is_named(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="no such folder: .*nowhere"):
+    with pytest.raises(UserError, match=r"no such folder: .*nowhere"):
         find_source(str(tmp_path / "nowhere"))
 
 
@@ -90,5 +90,5 @@ def test_kaggle_out_of_reach_names_the_way_out(monkeypatch: pytest.MonkeyPatch) 
         raise ConnectionError("no route to host")
 
     monkeypatch.setattr(kagglehub, "dataset_download", refuse)
-    with pytest.raises(UserError, match="ConnectionError.*give --data FOLDER"):
+    with pytest.raises(UserError, match=r"ConnectionError.*give --data FOLDER"):
         find_source("kaggle")

@@ -43,7 +43,7 @@ def test_zero_holds_nothing_out() -> None:
 
 def test_a_lonely_label_is_named() -> None:
     rows = pd.concat([table(), pd.DataFrame({"label": ["odd"], "duplicate_group": [999]})])
-    with pytest.raises(UserError, match="too few images for a test split: .*'odd' has 1"):
+    with pytest.raises(UserError, match=r"too few images for a test split: .*'odd' has 1"):
         hold_out(rows.reset_index(drop=True), 0.2, 0, "test")
 
 

@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import asdict, replace
+from pathlib import Path
 
 import mlflow
 import pandas as pd
@@ -126,7 +127,7 @@ def test_model_answers_bytes(run: mlflow.entities.Run, manifest: Manifest) -> No
     assert sum(hits) / len(hits) == pytest.approx(run.data.metrics["accuracy"])
     assert answers[-1]["error"] and answers[-1]["label"] is None
     requirements = mlflow.pyfunc.get_model_dependencies(f"runs:/{run.info.run_id}/model")
-    pinned = [line for line in open(requirements).read().splitlines() if line]
+    pinned = Path(requirements).read_text().split()
     assert all("==" in line for line in pinned) and "har" not in {p.split("==")[0] for p in pinned}
 
 
@@ -194,7 +195,7 @@ def test_a_store_that_cannot_be_used_is_named(monkeypatch: pytest.MonkeyPatch) -
     mlflow.set_tracking_uri("sqlite:////dev/null/mlflow.db")
     try:
         with (
-            pytest.raises(UserError, match="sqlite:////dev/null/mlflow.db cannot be used"),
+            pytest.raises(UserError, match=r"sqlite:////dev/null/mlflow.db cannot be used"),
             tracking.open_run("har-tests", {}),
         ):
             pass

@@ -1,0 +1,40 @@
+"""Ctrl-C at a place where nothing is lost."""
+
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+STOPPING_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+
+
+def treat_sigterm_as_ctrl_c() -> None:
+    """What `mlflow run` and job schedulers send ends a command as Ctrl-C does."""
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+
+
+@contextmanager
+def interrupts_at_checkpoints() -> Iterator[Callable[[], None]]:
+    """Yield `checkpoint()`: Ctrl-C raises KeyboardInterrupt there, not in the middle of a step,
+    where a library could swallow it. A second Ctrl-C raises at once.
+    """
+    asked = threading.Event()
+
+    def ask(*_: Any) -> None:
+        if asked.is_set():
+            raise KeyboardInterrupt
+        asked.set()
+
+    def checkpoint() -> None:
+        if asked.is_set():
+            raise KeyboardInterrupt
+
+    # Python takes signals in the main thread alone, and lets only it say how
+    mine = STOPPING_SIGNALS if threading.current_thread() is threading.main_thread() else ()
+    before = [(each, signal.signal(each, ask)) for each in mine]
+    try:
+        yield checkpoint
+    finally:
+        for each, handler in before:
+            signal.signal(each, handler)
