@@ -37,6 +37,7 @@ class Outcome:
     hardware: str
     scores: Scores | None
     wall_time_s: float
+    tracking_uri: str
 
 
 def build_trial(
@@ -81,6 +82,7 @@ def run_trial(trial: Trial, experiment: str, started: float) -> Outcome:
         hardware=trial.hardware_tag,
         scores=evaluation.scores if evaluation else None,
         wall_time_s=wall_time_s,
+        tracking_uri=mlflow.get_tracking_uri(),
     )
 
 

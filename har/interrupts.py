@@ -18,16 +18,20 @@ def treat_sigterm_as_ctrl_c() -> None:
 def interrupts_at_checkpoints() -> Iterator[Callable[[], None]]:
     """Yield `checkpoint()`: Ctrl-C raises KeyboardInterrupt there, not in the middle of a step,
     where a library could swallow it. A second Ctrl-C raises at once.
-    """
-    asked = threading.Event()
 
-    def ask(*_: Any) -> None:
-        if asked.is_set():
+    Without a checkpoint in the block, one Ctrl-C is held off until its end and then forgotten:
+    for what must be finished because of an earlier one.
+    """
+    asked: set[int] = set()
+
+    def ask(signal_number: int, _: Any) -> None:
+        # by kind: on Ctrl-C `mlflow run` sends a SIGTERM after the terminal's SIGINT
+        if signal_number in asked:
             raise KeyboardInterrupt
-        asked.set()
+        asked.add(signal_number)
 
     def checkpoint() -> None:
-        if asked.is_set():
+        if asked:
             raise KeyboardInterrupt
 
     # Python takes signals in the main thread alone, and lets only it say how

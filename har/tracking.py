@@ -29,6 +29,7 @@ from har.classifier import Classifier, load_classifier
 from har.devices import Hardware, hardware_tag
 from har.errors import UserError
 from har.evaluation import Evaluation
+from har.interrupts import interrupts_at_checkpoints
 from har.manifest import Manifest
 from har.recipe import VARIANTS, Recipe, describe_changes, digest, items
 from har.serving import CLASSIFIER_ARTIFACT
@@ -108,7 +109,8 @@ def open_run(experiment: str, tags: Mapping[str, str]) -> Iterator[str]:
     try:
         yield run.info.run_id
     except KeyboardInterrupt:
-        mlflow.end_run("KILLED")
+        with interrupts_at_checkpoints():
+            mlflow.end_run("KILLED")
         raise
     except BaseException:
         mlflow.end_run("FAILED")
@@ -148,6 +150,7 @@ def trial_params(trial: Trial) -> dict[str, Any]:
         **{f"used.{name}": getattr(used, name) for name in (*plain, "batch_size")},
         "gpu_type": hardware.gpu_type,
         "num_gpus": hardware.num_gpus,
+        "gpu_names": ", ".join(hardware.gpu_names) or "none",
         "num_replicas": trial.replicas,
         "compute_capability": ", ".join(hardware.compute_capabilities) or "none",
         "nvidia_driver": hardware.driver,

@@ -38,6 +38,16 @@ def test_second_signal_does_not_wait() -> None:
     assert reached == ["after the first"]
 
 
+def test_mlflow_runs_sigterm_after_ctrl_c_does_not_hurry() -> None:
+    reached = []
+    with pytest.raises(KeyboardInterrupt), interrupts_at_checkpoints() as checkpoint:
+        for each in STOPPING_SIGNALS:
+            os.kill(os.getpid(), each)
+        reached.append("the rest of the step")
+        checkpoint()
+    assert reached == ["the rest of the step"]
+
+
 def test_other_threads_leave_signals_alone() -> None:
     worked = []
 

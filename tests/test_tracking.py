@@ -177,6 +177,18 @@ def test_interrupted_runs_keep_what_was_logged(
     assert mlflow.active_run() is None
 
 
+def test_system_metrics_never_stop_a_run(store: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    from mlflow.system_metrics import system_metrics_monitor
+
+    def fail(*args: object, **kwargs: object) -> None:
+        raise RuntimeError("no such sensor")
+
+    monkeypatch.setattr(system_metrics_monitor, "CPUMonitor", fail)
+    with tracking.open_run("har-tests", {}) as run_id:
+        mlflow.log_metric("accuracy", 0.5)
+    assert mlflow.get_run(run_id).info.status == "FINISHED"
+
+
 def test_joins_the_run_that_mlflow_run_opened(store: str, monkeypatch: pytest.MonkeyPatch) -> None:
     client = MlflowClient()
     experiment = mlflow.set_experiment("har-tests")

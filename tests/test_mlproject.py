@@ -1,0 +1,212 @@
+"""The product as its users start it: the real `mlflow run`, a real tracking server over HTTP,
+the real `mlflow models serve`.
+"""
+
+import base64
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
+from io import StringIO
+from pathlib import Path
+
+import mlflow
+import pandas as pd
+import pytest
+from conftest import write_images
+from mlflow import MlflowClient
+
+ROOT = Path(__file__).parents[1]
+EXPERIMENT = "har-mlproject"
+TINY = {"image-size": 32, "batch-size": 4, "epochs": 1, "test-fraction": 0.25}
+# as an activated environment would have it
+PATH = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+
+
+def free_port() -> int:
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        return int(found.getsockname()[1])
+
+
+@contextmanager
+def serving(command: list[str], port: int, log: Path, **environment: str) -> Iterator[str]:
+    """Run a server until the block ends; yields its address once it answers."""
+    address = f"http://127.0.0.1:{port}"
+    with log.open("w") as file:
+        process = subprocess.Popen(
+            [*command, "--host", "127.0.0.1", "--port", str(port)],
+            stdout=file,
+            stderr=file,
+            env={**os.environ, "PATH": PATH, **environment},
+            start_new_session=True,
+        )
+        try:
+            for _ in range(240):
+                assert process.poll() is None, log.read_text()
+                try:
+                    urllib.request.urlopen(f"{address}/health", timeout=2)
+                    break
+                except OSError:
+                    time.sleep(0.5)
+            else:
+                pytest.fail(f"no answer: {log.read_text()}")
+            yield address
+        finally:
+            os.killpg(process.pid, signal.SIGTERM)
+            process.wait(timeout=30)
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    folder = tmp_path_factory.mktemp("server")
+    store = f"sqlite:///{folder}/mlflow.db"
+    command = ["mlflow", "server", "--backend-store-uri", store, "--workers", "1"]
+    command += ["--artifacts-destination", str(folder / "artifacts")]
+    quiet = {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
+    before = mlflow.get_tracking_uri()
+    with serving(command, free_port(), folder / "log", **quiet) as address:
+        mlflow.set_tracking_uri(address)
+        yield address
+    mlflow.set_tracking_uri(before)
+
+
+@pytest.fixture(scope="module")
+def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    # a space in the name: quoting is mlflow's and ours to get right
+    return write_images(tmp_path_factory.mktemp("mlproject") / "my images")
+
+
+def mlflow_run(server: str, **parameters: object) -> subprocess.Popen:
+    pairs = [f"-P{name}={value}" for name, value in parameters.items()]
+    return subprocess.Popen(
+        ["mlflow", "run", ROOT, "--env-manager", "local", "--experiment-name", EXPERIMENT, *pairs],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "PATH": PATH, "MLFLOW_TRACKING_URI": server},
+    )
+
+
+def latest_run() -> mlflow.entities.Run:
+    (run,) = mlflow.search_runs(experiment_names=[EXPERIMENT], max_results=1, output_format="list")
+    return run
+
+
+@pytest.fixture(scope="module")
+def finished(server: str, images: Path) -> mlflow.entities.Run:
+    process = mlflow_run(server, variant="v4", data=images, precision="mixed_bfloat16", **TINY)
+    out, err = process.communicate(timeout=300)
+    assert process.returncode == 0, err
+    run = latest_run()
+    assert run.info.run_id in out and "v4" in out
+    return run
+
+
+def test_mlflow_run_records_one_finished_run(finished: mlflow.entities.Run, images: Path) -> None:
+    assert finished.info.status == "FINISHED"
+    params = finished.data.params
+    # as mlflow logged them, from what was typed
+    assert (params["variant"], params["data"]) == ("v4", str(images))
+    assert params["image-size"] == "32"
+    # as we logged them
+    assert params["precision"] == params["used.precision"] == "mixed_bfloat16"
+    assert params["recipe.image_size"] == "32" and params["recipe.backbone"] == "efficientnetb7"
+    assert params["used.backbone"] == "efficientnet-lite0"
+    assert "accuracy" in finished.data.metrics and "val_accuracy" in finished.data.metrics
+    assert finished.info.run_name == "v4 · lite0 · 1xCPU"
+    assert len(mlflow.search_runs(experiment_names=[EXPERIMENT], output_format="list")) == 1
+
+
+@pytest.mark.parametrize(
+    ("parameters", "message"),
+    [
+        ({"variant": "v9"}, "'v9' is not one of"),
+        ({"epochz": 3}, "No such option '--epochz'"),
+        ({"data": "/no/such folder"}, "no such folder: /no/such folder"),
+    ],
+)
+def test_mistakes_fail_clearly_and_leave_no_running_run(
+    server: str, finished: mlflow.entities.Run, parameters: dict, message: str
+) -> None:
+    process = mlflow_run(server, **parameters)
+    _, err = process.communicate(timeout=120)
+    assert process.returncode != 0 and message in err
+    assert latest_run().info.status == "FAILED"
+
+
+def test_ctrl_c_on_mlflow_run_leaves_no_running_run(
+    server: str, finished: mlflow.entities.Run, images: Path
+) -> None:
+    process = mlflow_run(server, data=images, **{**TINY, "epochs": 5000, "patience": 0})
+    for line in process.stderr:
+        if line.startswith("epoch 2/"):
+            break
+    process.send_signal(signal.SIGINT)
+    process.communicate(timeout=120)
+    run = latest_run()
+    assert run.info.status in ("KILLED", "FAILED") and "val_accuracy" in run.data.metrics
+
+
+@pytest.fixture(scope="module")
+def model_server(
+    server: str, finished: mlflow.entities.Run, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[str]:
+    # outside the checkout: the model brings its own code
+    command = ["mlflow", "models", "serve", "--env-manager", "local"]
+    command += ["--model-uri", f"runs:/{finished.info.run_id}/model"]
+    log = tmp_path_factory.mktemp("serve") / "log"
+    environment = {"MLFLOW_TRACKING_URI": server, "PYTHONSAFEPATH": "1"}
+    with serving(command, free_port(), log, **environment) as address:
+        yield address
+
+
+def ask(address: str, body: dict) -> list[dict]:
+    request = urllib.request.Request(
+        f"{address}/invocations",
+        json.dumps(body).encode(),
+        {"Content-Type": "application/json"},
+    )
+    with urllib.request.urlopen(request, timeout=60) as answer:
+        return json.load(answer)["predictions"]
+
+
+def test_served_equals_evaluated(
+    model_server: str, finished: mlflow.entities.Run, images: Path
+) -> None:
+    text = mlflow.artifacts.load_text(f"runs:/{finished.info.run_id}/evaluation/predictions.csv")
+    evaluated = pd.read_csv(StringIO(text))
+    files = [(images / path).read_bytes() for path in evaluated["path"]]
+    rows = [[base64.b64encode(data).decode()] for data in [*files, b"junk"]]
+    *served, bad = ask(model_server, {"dataframe_split": {"columns": ["image"], "data": rows}})
+    assert [row["label"] for row in served] == evaluated["predicted"].tolist()
+    assert [row["probability"] for row in served] == pytest.approx(
+        evaluated["probability"].tolist(), rel=1e-5
+    )
+    assert all(row["error"] is None and len(row["top_3"]) == 3 for row in served)
+    assert bad["label"] is None and "not an image" in bad["error"]
+    records = [{"image": row[0]} for row in rows[:2]]
+    assert ask(model_server, {"dataframe_records": records}) == [
+        {**row, "probability": pytest.approx(row["probability"]), "top_3": again["top_3"]}
+        for row, again in zip(
+            served[:2], ask(model_server, {"dataframe_records": records}), strict=True
+        )
+    ]
+
+
+def test_server_refuses_what_is_not_base64(model_server: str) -> None:
+    with pytest.raises(urllib.error.HTTPError) as caught:
+        ask(model_server, {"dataframe_split": {"columns": ["image"], "data": [["?"]]}})
+    assert caught.value.code == 400
+
+
+def test_description_links_the_run(finished: mlflow.entities.Run) -> None:
+    note = MlflowClient().get_run(finished.info.run_id).data.tags["mlflow.note.content"]
+    assert "**v4** on 1xCPU" in note and "backbone=efficientnet-lite0" in note
