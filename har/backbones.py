@@ -5,16 +5,18 @@ part of the network. Keras' `efficientnet.preprocess_input`, which the notebooks
 nothing and has no place here.
 """
 
+import hashlib
 import warnings
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import keras
 import numpy as np
 from keras import layers
 
-from har import efficientnet_lite
+from har.efficientnet_lite import LITES, build_imagenet_lite, build_lite
 from har.errors import UserError, first_line
 from har.recipe import Recipe
 
@@ -30,7 +32,7 @@ class Backbone:
 def keras_efficientnet(name: str) -> Backbone:
     """One of keras.applications' EfficientNetB0..B7, e.g. `EfficientNetB7`."""
 
-    def build(image_size: int, weights: str | None) -> keras.Model:
+    def build(image_size: int, weights: str | None = None) -> keras.Model:
         return getattr(keras.applications, name)(
             include_top=False,
             weights=weights,
@@ -40,7 +42,7 @@ def keras_efficientnet(name: str) -> Backbone:
 
     def build_imagenet(image_size: int) -> keras.Model:
         try:
-            return build(image_size, "imagenet")
+            downloaded = build(image_size, "imagenet")
         # Keras raises bare Exception for anything the network does
         except Exception as error:
             raise UserError(
@@ -49,15 +51,22 @@ def keras_efficientnet(name: str) -> Backbone:
                 " efficientnet-lite0 (its weights are installed with this project), or"
                 " --weights random"
             ) from error
+        # Keras' ImageNet network has a layer more than any other. Every source of weights
+        # must give one graph here, or a model could not be rebuilt and filled.
+        network = build(image_size)
+        copy_weights(downloaded, network)
+        square_imagenet_variance(network)
+        return network
 
-    return Backbone(lambda size: build(size, None), build_imagenet)
+    return Backbone(build, build_imagenet)
 
 
 BACKBONES: dict[str, Backbone] = {
     **{f"efficientnetb{n}": keras_efficientnet(f"EfficientNetB{n}") for n in range(8)},
-    "efficientnet-lite0": Backbone(
-        efficientnet_lite.build_lite0, efficientnet_lite.build_imagenet_lite0
-    ),
+    **{
+        name: Backbone(partial(build_lite, name), partial(build_imagenet_lite, name))
+        for name in LITES
+    },
 }
 
 
@@ -78,14 +87,32 @@ def build_backbone(recipe: Recipe) -> keras.Model:
     return network
 
 
+def with_weights_by_content(recipe: Recipe) -> Recipe:
+    """The recipe with a weights file named by its SHA-256: equal wherever the file lies.
+
+    Raises:
+        UserError: no such file.
+    """
+    if recipe.weights in ("imagenet", "random"):
+        return recipe
+    check_weights_file(Path(recipe.weights))
+    with open(recipe.weights, "rb") as file:
+        return replace(recipe, weights=f"sha256:{hashlib.file_digest(file, 'sha256').hexdigest()}")
+
+
+def check_weights_file(path: Path) -> None:
+    """Raise a UserError if there is no such file."""
+    if not path.is_file():
+        raise UserError(f"no such weights file: {path} (or say imagenet, or random)")
+
+
 def load_file(network: keras.Model, path: Path) -> None:
     """Fill `network` from a Keras weights file; ImageNet files give ImageNet's network.
 
     Raises:
         UserError: no such file, or not weights of this network.
     """
-    if not path.is_file():
-        raise UserError(f"no such weights file: {path} (or say imagenet, or random)")
+    check_weights_file(path)
     try:
         with warnings.catch_warnings():
             # Keras only warns of a layer that the file does not have, and leaves it random
@@ -98,6 +125,23 @@ def load_file(network: keras.Model, path: Path) -> None:
     square_imagenet_variance(network)
 
 
+def copy_weights(source: keras.Model, target: keras.Model) -> None:
+    """Set `target`'s weights to `source`'s; both have the same layers with weights."""
+    target.set_weights(source.get_weights())
+    for layer in normalizations(target):
+        # it keeps what it computes with apart from its weights, and only loading updates that
+        layer.finalize_state()
+
+
+def normalizations(network: keras.Model) -> Iterator[layers.Normalization]:
+    """The Normalization layers of a network and of the networks in it."""
+    for layer in network.layers:
+        if isinstance(layer, layers.Normalization):
+            yield layer
+        elif isinstance(layer, keras.Model):
+            yield from normalizations(layer)
+
+
 def square_imagenet_variance(network: keras.Model) -> None:
     """Make keras.applications' Normalization divide by ImageNet's standard deviation.
 
@@ -105,9 +149,8 @@ def square_imagenet_variance(network: keras.Model) -> None:
     layer divides by its root. Keras repairs that with one more Rescaling layer, but only
     under weights="imagenet". Squaring the stored values gives the same network from a file.
     """
-    for layer in network.layers:
-        if isinstance(layer, layers.Normalization):
-            mean, deviation, *count = layer.get_weights()
-            if np.allclose(deviation, [0.229, 0.224, 0.225], atol=1e-3):
-                layer.set_weights([mean, deviation**2, *count])
-                layer.finalize_state()
+    for layer in normalizations(network):
+        mean, deviation, *count = layer.get_weights()
+        if np.allclose(deviation, [0.229, 0.224, 0.225], atol=1e-3):
+            layer.set_weights([mean, deviation**2, *count])
+            layer.finalize_state()

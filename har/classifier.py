@@ -15,10 +15,11 @@ import numpy as np
 import numpy.typing as npt
 import tensorflow as tf
 
-from har.errors import UserError
+from har.errors import UserError, first_line
 from har.images import ImageError, Pixels, decode
 from har.recipe import Recipe
 
+CLASSIFIER_FOLDER = "classifier"
 MODEL_FILE = "model.keras"
 FACTS_FILE = "classifier.json"
 TOP_K = 3
@@ -99,10 +100,12 @@ def load_classifier(folder: Path) -> Classifier:
     try:
         facts = json.loads((folder / FACTS_FILE).read_text(encoding="utf-8"))
         model = keras.models.load_model(folder / MODEL_FILE, compile=False)
-    except (OSError, ValueError) as error:
-        raise UserError(f"{folder} holds no classifier of this project: {error}") from error
-    return Classifier(
-        forward=build_forward(model),
-        class_names=tuple(facts["class_names"]),
-        recipe=Recipe(**facts["recipe"]),
-    )
+        return Classifier(
+            forward=build_forward(model),
+            class_names=tuple(facts["class_names"]),
+            recipe=Recipe(**facts["recipe"]),
+        )
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(
+            f"{folder} holds no classifier that this version can read: {first_line(error)}"
+        ) from error

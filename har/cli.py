@@ -1,11 +1,12 @@
 """The command line. Every heavy import is inside a command: `har --help` answers at once."""
 
+import os
 import shlex
 import sys
 from collections.abc import Callable
 from dataclasses import asdict, fields, replace
 from pathlib import Path
-from typing import Any, Literal, get_args, get_origin
+from typing import Any, Literal, NoReturn, get_args, get_origin
 
 import click
 
@@ -19,21 +20,37 @@ from har.recipe import VARIANTS, Recipe
 class Commands(click.Group):
     """A group that turns a user's mistake into one line and exit status 2."""
 
-    def invoke(self, ctx: click.Context) -> Any:
-        """Run the command; `UserError` needs no stack trace, anything else is our bug."""
+    def main(self, *args: Any, **options: Any) -> NoReturn:
+        """Run the command; a mistake needs no stack trace, anything else is our bug."""
         treat_sigterm_as_ctrl_c()
+        status = 0
         try:
-            return super().invoke(ctx)
+            # --help and --version come back as a status, commands as None
+            status = super().main(*args, **{**options, "standalone_mode": False}) or 0
+        except click.exceptions.NoArgsIsHelpError as error:
+            click.echo(error.format_message())
+        except click.ClickException as error:
+            click.echo(f"error: {error.format_message()}", err=True)
+            status = 2
         except UserError as error:
             click.echo(f"error: {error}", err=True)
-            ctx.exit(2)
-        except KeyboardInterrupt:
-            click.echo("\nstopped; what was logged so far is kept", err=True)
-            ctx.exit(130)
+            status = 2
+        except (KeyboardInterrupt, click.Abort):
+            click.echo("\nstopped", err=True)
+            status = 130
+        sys.exit(status)
+
+
+class Spelled(click.Choice[str]):
+    """A choice whose values are spelled as they are, whatever happens to option names."""
+
+    def normalize_choice(self, choice: Any, ctx: click.Context | None) -> str:
+        """The choice itself."""
+        return str(choice)
 
 
 def with_dashes(name: str) -> str:
-    """`batch_size` and `batch-size` are one name, for options and for values."""
+    """`--batch_size` and `--batch-size` are one option."""
     return name.replace("_", "-")
 
 
@@ -66,7 +83,7 @@ def recipe_options(command: Callable[..., None]) -> Callable[..., None]:
 def option_type(each: Any) -> click.ParamType[Any]:
     """The click type of a recipe field."""
     if get_origin(each.type) is Literal:
-        return click.Choice(get_args(each.type))
+        return Spelled(get_args(each.type))
     if each.type is str:
         return click.STRING
     kind = click.IntRange if each.type is int else click.FloatRange
@@ -202,7 +219,7 @@ def training_command(name: str, help: str) -> None:
         command = decorate(command)
     variant = click.option(
         "--variant",
-        type=click.Choice(list(VARIANTS)),
+        type=Spelled(list(VARIANTS)),
         default="v3",
         show_default=True,
         help="Which notebook's recipe; the options below change it.",
@@ -250,8 +267,11 @@ def describe_ui(tracking_uri: str) -> str:
     """How to open the MLflow UI on the store that holds the run."""
     if tracking_uri.startswith(("http://", "https://")):
         return tracking_uri
-    # one worker instead of four: a quarter of the memory, and sooner ready
-    command = f"mlflow server --backend-store-uri {shlex.quote(tracking_uri)} --workers 1"
+    # by the interpreter, since mlflow may not be on PATH; one worker needs a quarter of the memory
+    python = os.path.relpath(sys.executable)
+    program = shlex.quote(python if not python.startswith("..") else sys.executable)
+    store = shlex.quote(tracking_uri)
+    command = f"{program} -m mlflow server --backend-store-uri {store} --workers 1"
     return f"{command}  then open http://127.0.0.1:5000"
 
 
@@ -275,9 +295,13 @@ def evaluate(
     with quiet_loading():
         from har.experiment import evaluate_logged
         from har.prepare import load_manifest
+        from har.tracking import load_logged
 
-    manifest = load_manifest(data, test_fraction, split_seed)
-    evaluation = evaluate_logged(model or f"runs:/{run_id}/model", manifest, experiment)
+    uri = model or f"runs:/{run_id}/model"
+    logged = load_logged(uri)
+    # the images that the model's own run held out, unless told otherwise
+    manifest = load_manifest(data, test_fraction, split_seed, logged.split)
+    evaluation = evaluate_logged(logged, manifest, experiment)
     click.echo(evaluation.per_class.to_string(index=False, float_format="{:.3f}".format))
     for name, value in asdict(evaluation.scores).items():
         click.echo(f"{name:<18} {value:.4f}")

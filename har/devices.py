@@ -70,7 +70,7 @@ def find_hardware() -> Hardware:
         cpu_count=len(os.sched_getaffinity(0))
         if hasattr(os, "sched_getaffinity")
         else os.cpu_count() or 1,
-        memory_gb=round(psutil.virtual_memory().total / 2**30, 1),
+        memory_gb=round(psutil.virtual_memory().total / 1e9, 1),
     )
 
 
@@ -99,7 +99,7 @@ def cpu_name() -> str:
 def fit_to_hardware(
     recipe: Recipe, typed: Collection[str], hardware: Hardware
 ) -> tuple[Recipe, list[str]]:
-    """The recipe that can run here, and a warning for each field that had to give way.
+    """The recipe that can run here, and one line if any field had to give way.
 
     `typed` are the fields the user set: those are obeyed whatever they cost.
     """
@@ -112,19 +112,20 @@ def fit_to_hardware(
         instead["backbone"] = CPU_BACKBONE
     if recipe.precision != "float32" and "precision" not in typed:
         instead["precision"] = "float32"
-    warnings = [
-        f"no GPU: {name} {value} instead of {getattr(recipe, name)}; to have it all the same,"
-        f" say --{name} {getattr(recipe, name)}"
-        for name, value in instead.items()
-    ]
-    return replace(recipe, **instead), warnings
+    if not instead:
+        return recipe, []
+    given = [f"{name} {value}" for name, value in instead.items()]
+    asked = [f"--{name} {getattr(recipe, name)}" for name in instead]
+    warning = f"no GPU: using {' and '.join(given)} (to insist: {' '.join(asked)})"
+    return replace(recipe, **instead), [warning]
 
 
 def warn_of_unused_gpu(hardware: Hardware) -> list[str]:
     """A line that says what to install where a GPU's driver is there but TensorFlow's CUDA
     libraries are not.
     """
-    if hardware.num_gpus or hardware.driver == "none":
+    hidden = os.environ.get("CUDA_VISIBLE_DEVICES") in ("", "-1")
+    if hardware.num_gpus or hardware.driver == "none" or hidden:
         return []
     return [
         f"NVIDIA driver {hardware.driver} is loaded, but TensorFlow sees no GPU: install its"

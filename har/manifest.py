@@ -5,6 +5,7 @@ Columns, one row an image:
     label            the class name
     label_id         its integer, in order of first appearance in the source's CSV
     width, height    in pixels, as stored
+    bytes            of the file
     plain_jpeg       whether the fast decoder may be used (see har.images)
     sha256           of the file's bytes, hexadecimal
     duplicate_group  integer; images of one group never straddle a split
@@ -28,12 +29,24 @@ COLUMNS = {
     "label_id": int,
     "width": int,
     "height": int,
+    "bytes": int,
     "plain_jpeg": bool,
     "sha256": str,
     "duplicate_group": int,
     "split": str,
 }
 TABLE_FILE = "manifest.csv"
+SUMMARY_FIELDS = (
+    "test_fraction",
+    "split_seed",
+    "images",
+    "images_by_split",
+    "images_by_label",
+    "duplicate_groups",
+    "groups_with_conflicting_labels",
+    "dropped",
+    "strays",
+)
 SUMMARY_FILE = "dataset.json"
 
 
@@ -67,8 +80,9 @@ class Manifest:
 
     @property
     def test_digest(self) -> str:
-        """Of the test images and their labels alone, wherever they lie."""
-        return digest_rows(self.rows("test"), ["sha256", "label"])
+        """Of the test images and their labels alone, wherever they lie; `none` for none."""
+        test = self.rows("test")
+        return "none" if test.empty else digest_rows(test, ["sha256", "label"])
 
 
 def digest_rows(table: pd.DataFrame, columns: list[str]) -> str:
@@ -121,6 +135,8 @@ def read(folder: Path) -> Manifest:
     """
     try:
         summary = json.loads((folder / SUMMARY_FILE).read_text(encoding="utf-8"))
+        digests = {name: summary.pop(name) for name in ("dataset_digest", "test_digest")}
+        del summary["class_names"]
         # a label or a file may be called "NA": text columns are read as they stand
         table = pd.read_csv(
             folder / TABLE_FILE,
@@ -131,18 +147,31 @@ def read(folder: Path) -> Manifest:
             name=summary.pop("name"),
             root=Path(summary.pop("root")),
             table=table[list(COLUMNS)],
-            summary=summary,
+            summary={name: summary[name] for name in SUMMARY_FIELDS},
         )
-    except (OSError, ValueError, KeyError) as error:
-        raise UserError(f"{folder} is no readable prepared folder: {error}") from error
-    del summary["class_names"]
-    for name in ("dataset_digest", "test_digest"):
-        written, found = summary.pop(name), getattr(manifest, name)
-        if written != found:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise UserError(f"{folder} is no readable prepared folder: {error!r}") from error
+    for name, written in digests.items():
+        if written != (found := getattr(manifest, name)):
             raise UserError(
                 f"{folder / TABLE_FILE} was changed after it was prepared"
                 f" ({name} is {found}, {SUMMARY_FILE} says {written}): prepare it again"
             )
-    if not manifest.root.is_dir():
-        raise UserError(f"the images of {folder} are gone: there is no folder {manifest.root}")
+    check_files(manifest)
     return manifest
+
+
+def check_files(manifest: Manifest) -> None:
+    """Raise a UserError unless every image is there with its size; a stat each, no reading."""
+    if not manifest.root.is_dir():
+        raise UserError(f"the images are gone: there is no folder {manifest.root}")
+    for path, size in zip(manifest.table["path"], manifest.table["bytes"], strict=True):
+        try:
+            found = (manifest.root / path).stat().st_size
+        except OSError as error:
+            raise UserError(f"{manifest.root / path} is gone: {error.strerror}") from error
+        if found != size:
+            raise UserError(
+                f"{manifest.root / path} was changed after it was prepared ({found} bytes,"
+                f" {TABLE_FILE} says {size}): prepare the images again"
+            )

@@ -7,7 +7,7 @@ from typing import Any
 import keras
 from keras import layers
 
-from har.backbones import build_backbone
+from har.backbones import build_backbone, copy_weights
 from har.devices import precision_policy
 from har.recipe import Recipe
 
@@ -70,5 +70,5 @@ def build_float32_copy(model: keras.Model, recipe: Recipe, num_classes: int) -> 
     """The same network and weights in float32 on one device: what is judged and served."""
     # the weights come from `model`: no need to read the backbone's again
     copy = build_model(replace(recipe, precision="float32", weights="random"), num_classes)
-    copy.set_weights(model.get_weights())
+    copy_weights(model, copy)
     return copy

@@ -238,15 +238,37 @@ def build_training_dataset(
 
 
 def build_validation_dataset(
-    manifest: Manifest, rows: pd.DataFrame, recipe: Recipe
+    manifest: Manifest, rows: pd.DataFrame, recipe: Recipe, replicas: int = 1
 ) -> tf.data.Dataset | None:
     """(images, labels) batches of every row once, in order, never augmented; None for no rows."""
     if rows.empty:
         return None
     encode = build_label_encoder(manifest, rows, recipe)
     load = LOADERS[recipe.loader](manifest, rows, recipe)
-    batches = load(tf.data.Dataset.range(len(rows)), recipe.batch_size, False)
+    batch_size = validation_batch_size(len(rows), recipe.batch_size, replicas)
+    batches = load(tf.data.Dataset.range(len(rows)), batch_size, False)
     return finished(batches.map(lambda images, indices: (images, encode(indices))))
+
+
+def validation_batch_size(images: int, batch_size: int, replicas: int) -> int:
+    """The largest batch size, at most `batch_size`, whose last batch has an image for every
+    replica: TensorFlow deals a batch out in parts of equal size, and an empty part crashes it.
+
+    Raises:
+        UserError: there is none.
+    """
+
+    def reaches_all(batch: int) -> bool:
+        part = -(-batch // replicas)
+        return batch > (replicas - 1) * part
+
+    for size in range(min(batch_size, images), 0, -1):
+        if reaches_all(size) and reaches_all(images % size or size):
+            return size
+    raise UserError(
+        f"{images} validation images cannot be dealt out to {replicas} devices:"
+        " change batch_size or validation_fraction"
+    )
 
 
 def build_label_encoder(

@@ -3,16 +3,19 @@ test images held out.
 """
 
 import hashlib
+import warnings
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path, PureWindowsPath
 from typing import Any
 
 import pandas as pd
+from pandas.errors import ParserWarning
 
 from har import manifest as manifests
-from har.errors import UserError
+from har.errors import UserError, first_line
 from har.images import ImageError, decode_rgb, is_plain_jpeg, open_image
 from har.manifest import Manifest
 from har.progress import progress, say
@@ -40,8 +43,19 @@ class Bad:
         return f"row {self.row}, {self.filename!r}: {self.reason}"
 
 
+@dataclass(frozen=True, kw_only=True)
+class Split:
+    """How test images are held out where nothing else is said."""
+
+    test_fraction: float = TEST_FRACTION
+    split_seed: int = SPLIT_SEED
+
+
 def load_manifest(
-    data: str, test_fraction: float | None = None, split_seed: int | None = None
+    data: str,
+    test_fraction: float | None = None,
+    split_seed: int | None = None,
+    default: Split = Split(),
 ) -> Manifest:
     """The manifest for `--data`: a prepared folder is read; anything else is prepared into
     the cache, or taken from there if its files have not changed since.
@@ -50,32 +64,34 @@ def load_manifest(
         UserError: as `prepare` and `manifest.read`; or the folder was prepared with another
             test fraction or split seed than the ones given.
     """
-    folder = Path(data)
-    if manifests.is_prepared(folder):
-        found = manifests.read(folder)
+    source = find_source(data)
+    if source.prepared:
+        found = manifests.read(source.root)
         asked = {"test_fraction": test_fraction, "split_seed": split_seed}
         for name, value in asked.items():
             if value is not None and value != found.summary[name]:
                 raise UserError(
-                    f"{folder} was prepared with {name}={found.summary[name]}; received {value}."
-                    " Leave the option out, or prepare the images anew"
+                    f"{source.root} was prepared with {name}={found.summary[name]}; received"
+                    f" {value}. Leave the option out, or prepare the images anew"
                 )
-        return announced(found, f"the prepared folder {folder}")
-    fraction = TEST_FRACTION if test_fraction is None else test_fraction
-    seed = SPLIT_SEED if split_seed is None else split_seed
-    source = find_source(data)
-    kept = cache_folder() / "prepared" / fingerprint(source.root, fraction, seed)
-    if manifests.is_prepared(kept):
+        return announced(found, source.why)
+    fraction = default.test_fraction if test_fraction is None else test_fraction
+    seed = default.split_seed if split_seed is None else split_seed
+    kept = cache_folder() / "prepared" / fingerprint(source, fraction, seed)
+    # a damaged entry of our own cache is no business of the user's: it is made again
+    with suppress(UserError):
         return announced(manifests.read(kept), source.why)
     return prepare(source, kept, fraction, seed)
 
 
-def fingerprint(root: Path, test_fraction: float, split_seed: int) -> str:
-    """Changes when a file below `root` does: by name, size and time, without reading images."""
-    parts = [str(root), str(PREPARE_VERSION), str(test_fraction), str(split_seed)]
-    for path in (root / LABELS_FILE, *sorted((root / IMAGES_FOLDER).glob("*"))):
-        stat = path.stat()
-        parts.append(f"{path.name} {stat.st_size} {stat.st_mtime_ns}")
+def fingerprint(source: Source, test_fraction: float, split_seed: int) -> str:
+    """Changes when a file of the source does: by name, size and time, without reading images."""
+    parts = [source.name, str(source.root), str(PREPARE_VERSION), str(test_fraction)]
+    parts.append(str(split_seed))
+    folder = source.root / IMAGES_FOLDER
+    for path in (source.root / LABELS_FILE, *sorted(folder.rglob("*"))):
+        stat = path.lstat()
+        parts.append(f"{path} {stat.st_size} {stat.st_mtime_ns}")
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:16]
 
 
@@ -88,6 +104,8 @@ def prepare(
         UserError: missing columns, a path out of the folder, one constant label, too few
             images, or more than 2 % of the rows without a readable image.
     """
+    if source.prepared:
+        raise UserError(f"{source.root} is prepared already: give the folder of its images")
     rows = read_rows(source.root / LABELS_FILE)
     usable, bad = check_rows(rows)
     images, unreadable = inspect_images(source.root, usable)
@@ -126,9 +144,12 @@ def read_rows(csv: Path) -> pd.DataFrame:
         UserError: unreadable, a column missing, no row, or the same label in every row.
     """
     try:
-        rows = pd.read_csv(csv, dtype=str, keep_default_na=False)
-    except (OSError, ValueError) as error:
-        raise UserError(f"{csv} cannot be read: {error}") from error
+        with warnings.catch_warnings():
+            # pandas would only warn of rows longer than the header, and shift or cut them
+            warnings.simplefilter("error", ParserWarning)
+            rows = pd.read_csv(csv, dtype=str, keep_default_na=False, index_col=False)
+    except (OSError, ValueError, ParserWarning) as error:
+        raise UserError(f"{csv} cannot be read: {first_line(error)}") from error
     missing = [name for name in ("filename", "label") if name not in rows.columns]
     if missing:
         raise UserError(
@@ -186,9 +207,9 @@ def inspect_images(root: Path, rows: pd.DataFrame) -> tuple[pd.DataFrame, list[B
 
 def inspect_image(path: Path) -> dict[str, Any] | str:
     """Size, digest and kind of one image file, or why it cannot be used."""
-    if not path.is_file():
-        return "no such file" if not path.exists() else "not a file"
     try:
+        if not path.is_file():
+            return "no such file" if not path.exists() else "not a file"
         data = path.read_bytes()
         header = open_image(data)
         decode_rgb(data)
@@ -199,6 +220,7 @@ def inspect_image(path: Path) -> dict[str, Any] | str:
     return {
         "width": header.width,
         "height": header.height,
+        "bytes": len(data),
         "plain_jpeg": is_plain_jpeg(header),
         "sha256": hashlib.sha256(data).hexdigest(),
     }
@@ -240,7 +262,8 @@ def summarise(
     groups = table.groupby("duplicate_group")["label"].agg(["size", "nunique"])
     named = set(rows["filename"])
     folder = root / IMAGES_FOLDER
-    strays = sorted(p.name for p in folder.glob("*") if p.name not in named)
+    files = (path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
+    strays = sorted(set(files) - named)
     return {
         "test_fraction": test_fraction,
         "split_seed": split_seed,

@@ -24,6 +24,8 @@ Backbone = Literal[
     "efficientnetb6",
     "efficientnetb7",
     "efficientnet-lite0",
+    "efficientnet-lite1",
+    "efficientnet-lite2",
 ]
 Head = Literal["flatten_dense512", "gap_dropout"]
 Loss = Literal["categorical_crossentropy", "sparse_categorical_crossentropy"]

@@ -9,9 +9,7 @@ import mlflow
 import pandas as pd
 from mlflow.pyfunc import PythonModel, PythonModelContext
 
-from har.classifier import Classifier, load_classifier
-
-CLASSIFIER_ARTIFACT = "classifier"
+from har.classifier import CLASSIFIER_FOLDER, Classifier, load_classifier
 
 
 class ServedClassifier(PythonModel):  # type: ignore[misc]
@@ -21,7 +19,7 @@ class ServedClassifier(PythonModel):  # type: ignore[misc]
 
     def load_context(self, context: PythonModelContext) -> None:
         """Read the classifier once, when the server starts."""
-        self.classifier = load_classifier(Path(context.artifacts[CLASSIFIER_ARTIFACT]))
+        self.classifier = load_classifier(Path(context.artifacts[CLASSIFIER_FOLDER]))
 
     def predict(
         self, context: PythonModelContext, model_input: pd.DataFrame, params: Any = None

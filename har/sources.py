@@ -1,11 +1,14 @@
 """Where images come from: a folder, Kaggle, or the sample drawn by this project."""
 
 import os
-from dataclasses import dataclass
+import tempfile
+from contextlib import suppress
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from har import sample
 from har.errors import UserError
+from har.manifest import is_prepared
 from har.progress import progress
 
 KAGGLE_DATASET = "meetnagadia/human-action-recognition-har-dataset"
@@ -20,17 +23,20 @@ SAMPLE_TEST_IMAGES = 30
 
 @dataclass(frozen=True, kw_only=True)
 class Source:
-    """A folder in Kaggle's layout: Training_set.csv (filename,label) beside train/."""
+    """A folder in Kaggle's layout: Training_set.csv (filename,label) beside train/; or, if
+    `prepared`, one that holds a manifest already.
+    """
 
     name: str
     root: Path
     why: str
+    prepared: bool = False
 
 
 def cache_folder() -> Path:
     """Where anything that can be made again is kept: $HAR_CACHE, else ~/.cache/har."""
     base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(os.environ.get("HAR_CACHE") or Path(base) / "har")
+    return Path(os.environ.get("HAR_CACHE") or Path(base) / "har").resolve()
 
 
 def find_source(data: str) -> Source:
@@ -53,10 +59,12 @@ def find_automatically() -> Source:
     if named := os.environ.get("HAR_DATA"):
         return folder_source(Path(named), why=f"HAR_DATA={named}")
     if KAGGLE_INPUT.is_dir():
-        return Source(name="kaggle", root=KAGGLE_INPUT, why="Kaggle's input folder")
-    if Path("data").is_dir():
+        found = folder_source(KAGGLE_INPUT, why="Kaggle's input folder")
+        return replace(found, name="kaggle")
+    # a folder of that name may hold anything
+    with suppress(UserError):
         return folder_source(Path("data"), why="the folder ./data")
-    why = "the built-in sample: no HAR_DATA, no Kaggle input folder, no ./data"
+    why = "the built-in sample: no HAR_DATA, no Kaggle input folder, no images in ./data"
     return Source(name="sample", root=drawn_sample(), why=why)
 
 
@@ -64,6 +72,8 @@ def folder_source(folder: Path, why: str) -> Source:
     """A folder in Kaggle's layout, or one that holds Kaggle's unpacked archive."""
     if not folder.is_dir():
         raise UserError(f"no such folder: {folder} ({why})")
+    if is_prepared(folder):
+        return Source(name=folder.resolve().name, root=folder.resolve(), why=why, prepared=True)
     for root in (folder, folder / KAGGLE_FOLDER):
         if (root / LABELS_FILE).is_file():
             return Source(name=folder.resolve().name, root=root.resolve(), why=why)
@@ -87,14 +97,22 @@ def draw_sample(out: Path, per_class: int, test_images: int, seed: int) -> Path:
     Raises:
         UserError: `out` exists and is not empty, or cannot be written.
     """
+    out = out.resolve()
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise UserError(f"{out} exists already and is not an empty folder")
-    beside = out.with_name(f".{out.name}.{os.getpid()}")
     total = per_class * len(sample.ACTIONS) + test_images
     try:
-        with progress("drawing the sample", total) as advance:
-            sample.write_sample(beside, per_class, test_images, seed, advance)
-        os.replace(beside, out)
+        out.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}.") as scratch:
+            with progress("drawing the sample", total) as advance:
+                drawn = sample.write_sample(
+                    Path(scratch) / "drawn", per_class, test_images, seed, advance
+                )
+            if out.exists():  # and empty; it may be the working folder, so it must stay
+                for each in drawn.iterdir():
+                    os.replace(each, out / each.name)
+            else:
+                os.replace(drawn, out)
     except OSError as error:
         # another process may have put the same sample there meanwhile
         if (out / LABELS_FILE).is_file():

@@ -20,6 +20,8 @@ def hold_out(
     Raises:
         UserError: too few images for that; `purpose` ("test", ...) names the split.
     """
+    if not 0 <= fraction < 1:
+        raise UserError(f"the {purpose} fraction must be from 0 to below 1; received {fraction}")
     if fraction == 0:
         return np.zeros(len(table), dtype=bool)
     by_group = table.groupby("duplicate_group")["label"]

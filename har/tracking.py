@@ -14,28 +14,31 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
+from io import StringIO
 from pathlib import Path
 from typing import Any
 
 import mlflow
 import mlflow.data.pandas_dataset
+import pandas as pd
 from mlflow.exceptions import MlflowException
 from mlflow.models import ModelSignature
 from mlflow.types.schema import Array, ColSpec, DataType, Object, Property, Schema
 from mlflow.utils.mlflow_tags import MLFLOW_RUN_NAME, MLFLOW_RUN_NOTE
 
 from har import evaluation as evaluations
-from har.classifier import Classifier, load_classifier
+from har.classifier import CLASSIFIER_FOLDER, Classifier, load_classifier
 from har.devices import Hardware, hardware_tag
-from har.errors import UserError
+from har.errors import UserError, first_line
 from har.evaluation import Evaluation
 from har.interrupts import interrupts_at_checkpoints
 from har.manifest import Manifest
-from har.recipe import VARIANTS, Recipe, describe_changes, digest, items
-from har.serving import CLASSIFIER_ARTIFACT
+from har.prepare import Split
+from har.recipe import VARIANTS, Recipe, describe_changes, items
 from har.training import Result
 
 MODEL_NAME = "model"
+MANIFEST_ARTIFACT = "manifest.csv"
 EXPERIMENT = "har"
 PACKAGE = Path(__file__).parent
 SERVING_PACKAGES = (
@@ -74,6 +77,7 @@ class Trial:
     used: Recipe
     hardware: Hardware
     replicas: int
+    recipe_digest: str
     manifest: Manifest
 
     @property
@@ -102,20 +106,30 @@ def open_run(experiment: str, tags: Mapping[str, str]) -> Iterator[str]:
         if "MLFLOW_RUN_ID" not in os.environ:
             mlflow.set_experiment(experiment)
         run = mlflow.start_run(log_system_metrics=True)
-        mlflow.set_tags(dict(tags))
     except (MlflowException, OSError) as error:
-        uri = mlflow.get_tracking_uri()
+        uri = without_password(mlflow.get_tracking_uri())
         raise UserError(f"the tracking store {uri} cannot be used: {error}") from error
     try:
+        mlflow.set_tags(dict(tags))
         yield run.info.run_id
     except KeyboardInterrupt:
-        with interrupts_at_checkpoints():
-            mlflow.end_run("KILLED")
+        end_run("KILLED")
         raise
     except BaseException:
-        mlflow.end_run("FAILED")
+        end_run("FAILED")
         raise
-    mlflow.end_run("FINISHED")
+    end_run("FINISHED")
+
+
+def end_run(status: str) -> None:
+    """End the active run; a Ctrl-C meanwhile cannot leave it RUNNING for ever."""
+    with interrupts_at_checkpoints():
+        mlflow.end_run(status)
+
+
+def without_password(uri: str) -> str:
+    """The URI as it may be shown."""
+    return re.sub(r"//[^/@]*@", "//", uri)
 
 
 def quiet_mlflow() -> None:
@@ -133,9 +147,8 @@ def quiet_mlflow() -> None:
 
 
 def log_trial(trial: Trial) -> None:
-    """Parameters, tags and the data set, before training starts."""
+    """Parameters and the data set, before training starts."""
     log_missing_params(trial_params(trial))
-    mlflow.set_tags(trial_tags(trial))
     mlflow.log_input(manifest_dataset(trial.manifest), context="training")
 
 
@@ -173,7 +186,7 @@ def trial_tags(trial: Trial) -> dict[str, str]:
         "dataset": trial.manifest.name,
         "dataset_digest": trial.manifest.dataset_digest,
         "test_digest": trial.manifest.test_digest,
-        "recipe_digest": digest(trial.used),
+        "recipe_digest": trial.recipe_digest,
     }
 
 
@@ -225,7 +238,7 @@ def log_result(trial: Trial, result: Result) -> None:
     mlflow.log_dict({"variant": trial.variant, **recipes}, "recipe.json")
     mlflow.log_text(json.dumps(result.history, indent=1), "history.json")
     mlflow.log_figure(evaluations.draw_curves(result.history), "figures/learning_curves.png")
-    log_table_file(trial.manifest.table, "manifest.csv")
+    log_table_file(trial.manifest.table, MANIFEST_ARTIFACT)
 
 
 def log_evaluation(evaluation: Evaluation, manifest: Manifest, model_id: str | None) -> None:
@@ -246,13 +259,13 @@ def log_table_file(table: Any, artifact: str) -> None:
 def log_classifier(folder: Path, classifier: Classifier) -> str:
     """The classifier in `folder` as a model for `mlflow models serve`; returns its model id.
 
-    MLflow keeps the folder under its own name: it must be called CLASSIFIER_ARTIFACT.
+    MLflow keeps the folder under its own name: it must be called CLASSIFIER_FOLDER.
     """
-    assert folder.name == CLASSIFIER_ARTIFACT
+    assert folder.name == CLASSIFIER_FOLDER
     model = mlflow.pyfunc.log_model(
         name=MODEL_NAME,
         python_model=str(PACKAGE / "serving.py"),
-        artifacts={CLASSIFIER_ARTIFACT: str(folder)},
+        artifacts={CLASSIFIER_FOLDER: str(folder)},
         code_paths=[str(PACKAGE)],
         signature=SIGNATURE,
         # the very versions that judged it; the CPU build, which also serves
@@ -262,18 +275,64 @@ def log_classifier(folder: Path, classifier: Classifier) -> str:
     return str(model.model_id)
 
 
-def load_logged_classifier(uri: str) -> Classifier:
-    """The classifier inside a logged model: `runs:/ID/model`, `models:/...` or a folder.
+@dataclass(frozen=True, kw_only=True)
+class Logged:
+    """A model from the store and the run that trained it, if that can be told."""
+
+    uri: str
+    classifier: Classifier
+    run: mlflow.entities.Run | None
+
+    @property
+    def split(self) -> Split:
+        """How the training run held its test images out."""
+        if self.run is None:
+            return Split()
+        params = self.run.data.params
+        return Split(
+            test_fraction=float(params["test_fraction"]), split_seed=int(params["split_seed"])
+        )
+
+
+def load_logged(uri: str) -> Logged:
+    """The model at `runs:/ID/model`, `models:/...` or in a folder.
 
     Raises:
         UserError: no such model, or it was not logged by this project.
     """
+    quiet_mlflow()
     with tempfile.TemporaryDirectory() as scratch:
         try:
             local = mlflow.artifacts.download_artifacts(uri, dst_path=scratch)
+            run_id = mlflow.models.Model.load(local).run_id
         except (MlflowException, OSError) as error:
-            raise UserError(f"no model at {uri}: {error}") from error
-        return load_classifier(Path(local) / "artifacts" / CLASSIFIER_ARTIFACT)
+            raise UserError(f"no model at {uri}: {first_line(error)}") from error
+        classifier = load_classifier(Path(local) / "artifacts" / CLASSIFIER_FOLDER)
+    return Logged(uri=uri, classifier=classifier, run=find_run(run_id))
+
+
+def find_run(run_id: str | None) -> mlflow.entities.Run | None:
+    """The run of that id, if this store has it."""
+    try:
+        return mlflow.get_run(run_id) if run_id else None
+    except MlflowException:
+        return None
+
+
+def check_unseen(logged: Logged, manifest: Manifest) -> None:
+    """Raise a UserError if the model was trained on any of the manifest's test images."""
+    if logged.run is None:
+        return
+    uri = f"runs:/{logged.run.info.run_id}/{MANIFEST_ARTIFACT}"
+    trained = pd.read_csv(StringIO(mlflow.artifacts.load_text(uri)))
+    seen = set(trained.loc[trained["split"] != "test", "sha256"])
+    if known := int(manifest.rows("test")["sha256"].isin(seen).sum()):
+        raise UserError(
+            f"{known} of the {len(manifest.rows('test'))} test images are among those that"
+            f" {logged.uri} was trained on: judge it on the split of its run"
+            f" (--test-fraction {logged.split.test_fraction}"
+            f" --split-seed {logged.split.split_seed}), or on images it has not seen"
+        )
 
 
 def describe_run(trial: Trial, result: Result, evaluation: Evaluation | None) -> str:

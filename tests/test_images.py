@@ -100,6 +100,12 @@ def test_cmyk_and_orientation_are_not_plain(photo: Image.Image) -> None:
     assert decode_rgb(encode(photo.convert("CMYK"))).shape == (97, 131, 3)
 
 
+def test_16_bit_greys_are_scaled() -> None:
+    ramp = np.linspace(0, 65535, 256).astype(np.uint16)[None].repeat(4, axis=0)
+    image = decode_rgb(encode(Image.fromarray(ramp), "PNG"))
+    np.testing.assert_array_equal(image[0, :, 0], np.arange(256))
+
+
 def test_transparency_lies_on_white() -> None:
     clear = Image.new("RGBA", (8, 8), (10, 20, 30, 0))
     assert (decode_rgb(encode(clear, "PNG")) == 255).all()

@@ -9,6 +9,8 @@ import pytest
 from har import manifest as manifests
 from har.errors import UserError
 from har.manifest import Manifest
+from har.prepare import prepare
+from har.sources import folder_source
 
 
 @pytest.fixture
@@ -34,7 +36,12 @@ def test_awkward_names_survive(manifest: Manifest, tmp_path: Path) -> None:
     table = manifest.table.copy()
     table.loc[: len(names) - 1, "path"] = names
     table["label"] = table["label"].replace("sitting", "null")
-    manifests.write(replace(manifest, table=table), tmp_path)
+    for name, size in zip(names, table["bytes"], strict=False):
+        (tmp_path / name).write_bytes(b"x" * size)
+    table["path"] = table["path"].where(
+        table["path"].isin(names), table["path"].map(lambda path: str(manifest.root / path))
+    )
+    manifests.write(replace(manifest, root=tmp_path, table=table), tmp_path)
     found = manifests.read(tmp_path)
     assert found.table["path"].tolist()[: len(names)] == names
     assert "null" in found.class_names
@@ -63,11 +70,35 @@ def test_missing_images_folder_is_named(folder: Path) -> None:
         manifests.read(folder)
 
 
-@pytest.mark.parametrize("damage", ["", "{}", '{"name": 1}'])
+@pytest.mark.parametrize("damage", ["", "{}", "[]", "null", '{"name": 1}'])
 def test_damaged_summary_is_named(folder: Path, damage: str) -> None:
     (folder / "dataset.json").write_text(damage)
     with pytest.raises(UserError, match="no readable prepared folder"):
         manifests.read(folder)
+
+
+def test_missing_summary_field_is_named(folder: Path) -> None:
+    summary = json.loads((folder / "dataset.json").read_text())
+    del summary["split_seed"]
+    (folder / "dataset.json").write_text(json.dumps(summary))
+    with pytest.raises(UserError, match="split_seed"):
+        manifests.read(folder)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [(lambda p: p.unlink(), "is gone"), (lambda p: p.write_bytes(b"x"), "was changed after")],
+)
+def test_changed_images_are_named(raw: Path, change, message: str) -> None:
+    prepare(folder_source(raw, "a test"), raw.parent / "out", test_fraction=0.25)
+    change(raw / "train" / "Image_3.jpg")
+    with pytest.raises(UserError, match=f"Image_3.jpg {message}"):
+        manifests.read(raw.parent / "out")
+
+
+def test_no_test_images_no_test_digest(manifest: Manifest) -> None:
+    untested = replace(manifest, table=manifest.table.assign(split="train"))
+    assert untested.test_digest == "none"
 
 
 def test_digests_ignore_order_and_place_as_promised(manifest: Manifest) -> None:

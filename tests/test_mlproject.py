@@ -85,13 +85,16 @@ def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def mlflow_run(server: str, **parameters: object) -> subprocess.Popen:
+    # mlflow leaves the experiment of this process's runs in its environment
+    outside = {k: v for k, v in os.environ.items() if not k.startswith("MLFLOW_EXPERIMENT")}
     pairs = [f"-P{name}={value}" for name, value in parameters.items()]
     return subprocess.Popen(
         ["mlflow", "run", ROOT, "--env-manager", "local", "--experiment-name", EXPERIMENT, *pairs],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
-        env={**os.environ, "PATH": PATH, "MLFLOW_TRACKING_URI": server},
+        env={**outside, "PATH": PATH, "MLFLOW_TRACKING_URI": server},
+        start_new_session=True,
     )
 
 
@@ -114,7 +117,7 @@ def test_mlflow_run_records_one_finished_run(finished: mlflow.entities.Run, imag
     assert finished.info.status == "FINISHED"
     params = finished.data.params
     # as mlflow logged them, from what was typed
-    assert (params["variant"], params["data"]) == ("v4", str(images))
+    assert (params["variant"], params["data"].strip("'")) == ("v4", str(images))
     assert params["image-size"] == "32"
     # as we logged them
     assert params["precision"] == params["used.precision"] == "mixed_bfloat16"
@@ -149,10 +152,13 @@ def test_ctrl_c_on_mlflow_run_leaves_no_running_run(
     for line in process.stderr:
         if line.startswith("epoch 2/"):
             break
-    process.send_signal(signal.SIGINT)
-    process.communicate(timeout=120)
+    os.killpg(process.pid, signal.SIGINT)  # as a terminal does: to mlflow and to us
+    _, rest = process.communicate(timeout=120)
     run = latest_run()
-    assert run.info.status in ("KILLED", "FAILED") and "val_accuracy" in run.data.metrics
+    # We end it as KILLED; mlflow 3.17 then writes FAILED over any status (its own check for a
+    # run that has ended compares a string with numbers).
+    assert run.info.status in ("KILLED", "FAILED") and rest.count("stopped") == 1, rest
+    assert "val_accuracy" in run.data.metrics
 
 
 @pytest.fixture(scope="module")
@@ -203,7 +209,7 @@ def test_served_equals_evaluated(
 
 def test_server_refuses_what_is_not_base64(model_server: str) -> None:
     with pytest.raises(urllib.error.HTTPError) as caught:
-        ask(model_server, {"dataframe_split": {"columns": ["image"], "data": [["?"]]}})
+        ask(model_server, {"dataframe_split": {"columns": ["image"], "data": [["abc"]]}})
     assert caught.value.code == 400
 
 

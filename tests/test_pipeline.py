@@ -19,6 +19,7 @@ from har.pipeline import (
     rotate_and_zoom,
     split_training,
     steps_per_epoch,
+    validation_batch_size,
 )
 
 Batches = list[tuple[np.ndarray, np.ndarray]]
@@ -119,6 +120,22 @@ def test_validation_is_every_image_once_in_order_unchanged(manifest: Manifest, l
     ]
     np.testing.assert_array_equal(images, expected)
     assert np.concatenate([labels for _, labels in found]).tolist() == rows["label_id"].tolist()
+
+
+@pytest.mark.parametrize("replicas", [1, 2, 3, 4])
+def test_every_validation_batch_has_an_image_for_every_replica(replicas: int) -> None:
+    for images in range(60, 130):
+        size = validation_batch_size(images, 4 * replicas, replicas)
+        assert 2 * replicas < size <= 4 * replicas
+        for batch in {size, images % size or size}:
+            part = -(-batch // replicas)
+            assert batch - (replicas - 1) * part > 0
+    assert validation_batch_size(100, 32, 1) == 32
+
+
+def test_fewer_validation_images_than_devices_are_refused() -> None:
+    with pytest.raises(UserError, match="1 validation images cannot be dealt out to 2 devices"):
+        validation_batch_size(1, 32, 2)
 
 
 def test_memory_loader_refuses_before_it_would_not_fit(

@@ -1,5 +1,6 @@
 """From a folder to a manifest; each kind of damage has its message."""
 
+import os
 import shutil
 from collections import Counter
 from pathlib import Path
@@ -188,6 +189,53 @@ def test_raw_folder_is_prepared_once(raw: Path, capsys: pytest.CaptureFixture[st
     assert again.table.equals(first.table)
     (raw / "train" / "Image_1.jpg").write_bytes((raw / "train" / "Image_2.jpg").read_bytes())
     assert load_manifest(str(raw)).dataset_digest != first.dataset_digest
+
+
+def test_a_change_in_a_subfolder_is_noticed(raw: Path) -> None:
+    (raw / "train" / "more").mkdir()
+    rows = read_csv(raw)
+    (raw / "train" / rows[0][0]).rename(raw / "train" / "more" / "a.jpg")
+    write_csv(raw, [("more/a.jpg", rows[0][1]), *rows[1:]])
+    first = load_manifest(str(raw))
+    assert "train/more/a.jpg" in set(first.table["path"]) and first.summary["strays"] == []
+    (raw / "train" / "more" / "a.jpg").write_bytes((raw / "train" / "Image_2.jpg").read_bytes())
+    assert load_manifest(str(raw)).dataset_digest != first.dataset_digest
+
+
+def test_a_damaged_cache_entry_is_made_again(raw: Path) -> None:
+    first = load_manifest(str(raw))
+    (kept,) = (Path(os.environ["HAR_CACHE"]) / "prepared").iterdir()
+    (kept / "dataset.json").write_text("{}")
+    assert load_manifest(str(raw)).table.equals(first.table)
+
+
+@pytest.mark.parametrize("fraction", [float("nan"), -0.1, 1.0])
+def test_impossible_test_fraction(raw: Path, fraction: float) -> None:
+    with pytest.raises(UserError, match=f"the test fraction must be .*received {fraction}"):
+        prepared(raw, test_fraction=fraction)
+
+
+def test_dangling_links_and_endless_names_are_bad_rows(tmp_path: Path) -> None:
+    raw = write_images(tmp_path / "raw", per_class=40)
+    (raw / "train" / "link.jpg").symlink_to("nowhere.jpg")
+    write_csv(raw, [*read_csv(raw), ("link.jpg", "sitting"), ("x" * 300 + ".jpg", "sitting")])
+    reasons = [each["reason"] for each in load_manifest(str(raw)).summary["dropped"]]
+    assert reasons[0] == "no such file" and "cannot be read" in reasons[1]
+
+
+@pytest.mark.parametrize("extra", [",", ",,", ",x"])
+def test_rows_longer_than_the_header_are_refused(raw: Path, extra: str) -> None:
+    csv = raw / "Training_set.csv"
+    header, *rows = csv.read_text().splitlines()
+    csv.write_text("\n".join([header, *(f"{row}{extra}" for row in rows)]))
+    with pytest.raises(UserError, match=r"Training_set.csv cannot be read: Length of header"):
+        prepared(raw)
+
+
+def test_prepared_data_is_not_prepared_again(raw: Path) -> None:
+    prepared(raw)
+    with pytest.raises(UserError, match="is prepared already"):
+        prepare(folder_source(raw.parent / "out", "a test"), raw.parent / "again")
 
 
 def test_prepared_folder_is_taken_as_it_is(raw: Path) -> None:

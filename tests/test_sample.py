@@ -160,7 +160,7 @@ def test_a_frozen_backbone_does_clearly_better_than_chance() -> None:
     """Chance is 1 in 15; the bar is three times that, from 8 pictures an action."""
     from sklearn.linear_model import LogisticRegression
 
-    from har.efficientnet_lite import build_imagenet_lite0
+    from har.efficientnet_lite import build_imagenet_lite
     from har.images import resize_bicubic
 
     size, per_class = 128, 12
@@ -170,7 +170,9 @@ def test_a_frozen_backbone_does_clearly_better_than_chance() -> None:
         for k, action in enumerate(ACTIONS)
     ]
     labels = np.tile(np.arange(len(ACTIONS)), per_class)
-    features = build_imagenet_lite0(size).predict(np.stack(pictures), verbose=0)
+    features = build_imagenet_lite("efficientnet-lite0", size).predict(
+        np.stack(pictures), verbose=0
+    )
     learnt, held_out = slice(0, 8 * len(ACTIONS)), slice(8 * len(ACTIONS), None)
     head = LogisticRegression(max_iter=500).fit(features[learnt], labels[learnt])
     assert head.score(features[held_out], labels[held_out]) > 3 / len(ACTIONS)

@@ -51,6 +51,35 @@ def test_kaggles_unpacked_archive_is_found_one_folder_down(tmp_path: Path) -> No
     assert find_source(str(tmp_path / "archive")).root == inner
 
 
+def test_auto_passes_over_a_data_folder_of_another_kind(small_sample: None) -> None:
+    Path("data").mkdir()
+    (Path("data") / "notes.txt").write_text("mine")
+    assert find_source("auto").name == "sample"
+
+
+def test_a_keyword_is_a_keyword_whatever_lies_here(small_sample: None) -> None:
+    write_images(Path("sample"), 1)
+    assert find_source("sample").why == "the built-in sample"
+
+
+def test_sample_can_be_drawn_into_the_empty_working_folder() -> None:
+    sources.draw_sample(Path("."), 2, 0, 0)
+    assert Path("Training_set.csv").is_file()
+
+
+def test_an_interrupted_drawing_leaves_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupt(*args: object) -> Path:
+        (tmp_path / "half").mkdir()
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(sources.sample, "write_sample", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        sources.draw_sample(tmp_path / "out", 2, 0, 0)
+    assert [path.name for path in tmp_path.iterdir()] == ["half"]
+
+
 def test_missing_folder_is_named(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"no such folder: .*nowhere"):
         find_source(str(tmp_path / "nowhere"))
