@@ -245,26 +245,34 @@ def build_validation_dataset(
         return None
     encode = build_label_encoder(manifest, rows, recipe)
     load = LOADERS[recipe.loader](manifest, rows, recipe)
-    batch_size = validation_batch_size(len(rows), recipe.batch_size, replicas)
-    batches = load(tf.data.Dataset.range(len(rows)), batch_size, False)
+    size, last = deal_out(len(rows), recipe.batch_size, replicas)
+    batches = load(tf.data.Dataset.range(len(rows) - last), size, False)
+    if last:
+        tail = tf.data.Dataset.range(len(rows) - last, len(rows))
+        batches = batches.concatenate(load(tail, last, False))
     return finished(batches.map(lambda images, indices: (images, encode(indices))))
 
 
-def validation_batch_size(images: int, batch_size: int, replicas: int) -> int:
-    """The largest batch size, at most `batch_size`, whose last batch has an image for every
-    replica: TensorFlow deals a batch out in parts of equal size, and an empty part crashes it.
+def deal_out(images: int, batch_size: int, replicas: int) -> tuple[int, int]:
+    """Sizes of the batches and of the last one (0: none beside the whole ones).
+
+    TensorFlow deals each batch out in parts of equal size. An empty part crashes it, and so
+    does a first batch of uneven parts. So whole batches divide evenly, and a remainder that
+    is too small for every replica to have an image joins the batch before it.
 
     Raises:
-        UserError: there is none.
+        UserError: no batch size up to `batch_size` allows that.
     """
 
     def reaches_all(batch: int) -> bool:
-        part = -(-batch // replicas)
-        return batch > (replicas - 1) * part
+        return batch > (replicas - 1) * -(-batch // replicas)
 
-    for size in range(min(batch_size, images), 0, -1):
-        if reaches_all(size) and reaches_all(images % size or size):
-            return size
+    for size in range(batch_size - batch_size % replicas, 0, -replicas):
+        last = images % size
+        if last and not reaches_all(last):
+            last += size
+        if last + (size if last else 0) <= images and (not last or reaches_all(last)):
+            return size, last
     raise UserError(
         f"{images} validation images cannot be dealt out to {replicas} devices:"
         " change batch_size or validation_fraction"

@@ -16,10 +16,10 @@ from har.pipeline import (
     build_training_dataset,
     build_validation_dataset,
     change_contrast,
+    deal_out,
     rotate_and_zoom,
     split_training,
     steps_per_epoch,
-    validation_batch_size,
 )
 
 Batches = list[tuple[np.ndarray, np.ndarray]]
@@ -124,18 +124,24 @@ def test_validation_is_every_image_once_in_order_unchanged(manifest: Manifest, l
 
 @pytest.mark.parametrize("replicas", [1, 2, 3, 4])
 def test_every_validation_batch_has_an_image_for_every_replica(replicas: int) -> None:
-    for images in range(60, 130):
-        size = validation_batch_size(images, 4 * replicas, replicas)
-        assert 2 * replicas < size <= 4 * replicas
-        for batch in {size, images % size or size}:
+    for images in range(40, 140):
+        size, last = deal_out(images, 8 * replicas, replicas)
+        assert size % replicas == 0 and size <= 8 * replicas
+        assert (images - last) % size == 0 and images - last >= size
+        for batch in {size, last or size}:
             part = -(-batch // replicas)
             assert batch - (replicas - 1) * part > 0
-    assert validation_batch_size(100, 32, 1) == 32
+
+
+def test_one_device_takes_whole_batches_and_the_rest() -> None:
+    assert deal_out(100, 32, 1) == (32, 4)
+    assert deal_out(96, 32, 1) == (32, 0)
+    assert deal_out(5, 32, 1) == (5, 0)
 
 
 def test_fewer_validation_images_than_devices_are_refused() -> None:
     with pytest.raises(UserError, match="1 validation images cannot be dealt out to 2 devices"):
-        validation_batch_size(1, 32, 2)
+        deal_out(1, 32, 2)
 
 
 def test_memory_loader_refuses_before_it_would_not_fit(

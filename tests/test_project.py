@@ -151,7 +151,13 @@ def test_readme_names_only_options_that_exist() -> None:
 
 
 def test_make_help_names_every_target() -> None:
-    shown = subprocess.run(["make", "help"], cwd=ROOT, capture_output=True, text=True, check=True)
+    shown = subprocess.run(
+        ["make", "--no-print-directory", "help"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
     targets = re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE)
     assert {line.split()[0] for line in shown.stdout.splitlines()} == set(targets)
 
