@@ -85,7 +85,7 @@ def folder_source(folder: Path, why: str) -> Source:
 
 def drawn_sample() -> Path:
     """The folder of the built-in sample, drawn now if it has not been."""
-    folder = cache_folder() / f"sample-{SAMPLE_VERSION}"
+    folder = cache_folder() / f"sample-{SAMPLE_VERSION}-{SAMPLE_PER_CLASS}"
     if (folder / LABELS_FILE).is_file():
         return folder
     return draw_sample(folder, SAMPLE_PER_CLASS, SAMPLE_TEST_IMAGES, seed=0)
