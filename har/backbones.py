@@ -6,6 +6,7 @@ nothing and has no place here.
 """
 
 import hashlib
+import math
 import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
@@ -71,7 +72,7 @@ BACKBONES: dict[str, Backbone] = {
 
 
 def build_backbone(recipe: Recipe) -> keras.Model:
-    """The recipe's backbone with its weights, frozen.
+    """The recipe's backbone with its weights, trainable as far as the recipe says.
 
     Raises:
         UserError: the weights cannot be had; the message names the ways out.
@@ -83,8 +84,28 @@ def build_backbone(recipe: Recipe) -> keras.Model:
         network = backbone.build_random(recipe.image_size)
         if recipe.weights != "random":
             load_file(network, Path(recipe.weights))
-    network.trainable = False
+    set_trainable(network, FINE_TUNES[recipe.fine_tune])
     return network
+
+
+# Which of a network's layers with weights to train, of those in order from the input. Batch
+# normalisation is not among them: with small batches its statistics would wreck the features.
+FINE_TUNES: dict[str, Callable[[list[keras.Layer]], list[keras.Layer]]] = {
+    "frozen": lambda convolutions: [],
+    "top": lambda convolutions: convolutions[-math.ceil(len(convolutions) / 5) :],
+    "all": lambda convolutions: convolutions,
+}
+
+
+def set_trainable(
+    network: keras.Model, choose: Callable[[list[keras.Layer]], list[keras.Layer]]
+) -> None:
+    """Freeze all of `network` but the layers that `choose` picks."""
+    frozen_kinds = (layers.BatchNormalization, layers.Normalization)
+    chosen = choose([x for x in network.layers if x.weights and not isinstance(x, frozen_kinds)])
+    network.trainable = bool(chosen)
+    for layer in network.layers:
+        layer.trainable = layer in chosen
 
 
 def with_weights_by_content(recipe: Recipe) -> Recipe:

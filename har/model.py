@@ -1,4 +1,4 @@
-"""Recipe to compiled Keras model: frozen backbone, head, loss, metrics."""
+"""Recipe to compiled Keras model: backbone, head, loss, metrics."""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -44,9 +44,9 @@ LOSSES: dict[str, Callable[[], list[keras.metrics.Metric]]] = {
 def build_model(recipe: Recipe, num_classes: int) -> keras.Model:
     """(batch, size, size, 3) of 0..255 to (batch, classes) float32 probabilities, compiled.
 
-    The backbone is frozen but called in training mode by `fit`, as in the notebooks: its
-    batch normalisation uses the stored statistics, and keras.applications' stochastic depth
-    is active.
+    The backbone's batch normalisation always uses the stored statistics. Its stochastic
+    depth, where keras.applications has it, is active in `fit`, frozen or not, as in the
+    notebooks.
 
     Raises:
         UserError: the backbone's weights cannot be had.

@@ -27,6 +27,7 @@ Backbone = Literal[
     "efficientnet-lite1",
     "efficientnet-lite2",
 ]
+FineTune = Literal["frozen", "top", "all"]
 Head = Literal["flatten_dense512", "gap_dropout"]
 Loss = Literal["categorical_crossentropy", "sparse_categorical_crossentropy"]
 Checkpoint = Literal["last", "best"]
@@ -79,8 +80,13 @@ class Recipe:
         "random changes to the training images",
         our_choice="flip left-right, rotation +-0.1 turns, zoom +-10 %, contrast +-10 %",
     )
-    backbone: Backbone = axis("efficientnetb7", "the frozen feature extractor")
+    backbone: Backbone = axis("efficientnetb7", "the feature extractor")
     weights: str = axis("imagenet", "the backbone's weights: imagenet, random, or a file")
+    fine_tune: FineTune = axis(
+        "frozen",
+        "which convolutions of the backbone are trained: none, the last fifth, or all; batch"
+        " normalisation stays frozen",
+    )
     head: Head = axis(
         "flatten_dense512",
         "flatten_dense512: Dense(512, relu) before the output; gap_dropout: Dropout(0.2)",

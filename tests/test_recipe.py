@@ -29,6 +29,7 @@ TABLES = {
     "resize": images.RESIZERS,
     "augmentation": pipeline.AUGMENTATIONS,
     "backbone": backbones.BACKBONES,
+    "fine_tune": backbones.FINE_TUNES,
     "head": model.HEADS,
     "loss": model.LOSSES,
     "strategy": devices.STRATEGIES,

@@ -1,9 +1,11 @@
 """Every variant trains; what must hold for each."""
 
+import keras
 import numpy as np
 import pytest
 from conftest import tiny_recipe
 
+from har.backbones import FINE_TUNES, build_backbone
 from har.errors import UserError
 from har.manifest import Manifest
 from har.recipe import VARIANTS
@@ -71,16 +73,33 @@ def test_mixed_precision_trains_and_leaves_a_float32_model(
     assert {layer.compute_dtype for layer in result.model.layers} == {"float32"}
 
 
-def test_backbone_stays_as_it_was(manifest: Manifest) -> None:
-    """However hard the head is trained; its batch normalisation moves no statistics either."""
+@pytest.mark.parametrize("variant", ["original", "v3"])
+@pytest.mark.parametrize("fine_tune", FINE_TUNES)
+def test_backbone_moves_only_as_fine_tune_says(
+    variant: str, fine_tune: str, manifest: Manifest
+) -> None:
+    """However hard it is trained; batch normalisation moves neither weights nor statistics."""
     short, long = (
-        train(tiny_recipe("original", epochs=n, learning_rate=1.0), manifest) for n in (1, 3)
+        train(tiny_recipe(variant, fine_tune=fine_tune, epochs=n, checkpoint="last"), manifest)
+        for n in (1, 3)
     )
-    for weight, other in zip(
-        short.model.layers[1].get_weights(), long.model.layers[1].get_weights(), strict=True
-    ):
-        np.testing.assert_array_equal(weight, other)
-    assert (short.model.layers[-1].kernel.numpy() != long.model.layers[-1].kernel.numpy()).any()
+    _, backbone, *_, output = short.model.layers
+    for layer, later in zip(backbone.layers, long.model.layers[1].layers, strict=True):
+        moves = fine_tune != "frozen" and isinstance(layer, keras.layers.Conv2D)
+        for weight, other in zip(layer.get_weights(), later.get_weights(), strict=True):
+            assert (weight != other).any() == moves, layer.name
+    assert (output.kernel.numpy() != long.model.layers[-1].kernel.numpy()).any()
+
+
+def test_fine_tune_top_is_the_last_fifth_of_the_convolutions() -> None:
+    recipe = tiny_recipe(fine_tune="top", weights="random", backbone="efficientnet-lite1")
+    backbone = build_backbone(recipe)
+    kinds = (keras.layers.Conv2D, keras.layers.DepthwiseConv2D)
+    convolutions = [x for x in backbone.layers if isinstance(x, kinds)]
+    trained = [layer for layer in backbone.layers if layer.trainable and layer.weights]
+    assert trained[-1].name == "conv_head" and set(trained) <= set(backbone.layers[-50:])
+    assert not [x for x in trained if isinstance(x, keras.layers.BatchNormalization)]
+    assert len(trained) == -(-len(convolutions) // 5)
 
 
 def test_patience_stops_and_best_weights_are_kept(manifest: Manifest) -> None:
