@@ -201,8 +201,22 @@ def train_and_report(
 
     manifest = load_manifest(data, test_fraction, split_seed)
     trial = build_trial(variant, requested, typed, manifest)
-    outcome = run_trial(trial, experiment, started_at())
-    click.echo(describe_outcome(outcome))
+    click.echo(describe_outcome(run_trial(trial, experiment, started_at())))
+
+
+def repeat_and_report(like: str, data: str, experiment: str) -> None:
+    """What `train --like` does: the recipe and the split come from the run."""
+    with quiet_loading():
+        from har.experiment import build_trial, run_trial
+        from har.prepare import load_manifest
+        from har.tracking import check_same_data, load_past
+
+    past = load_past(like)
+    manifest = load_manifest(data, default=past.split)
+    check_same_data(past, manifest)
+    every_field = [each.name for each in fields(Recipe)]
+    trial = build_trial(past.variant, past.recipe, every_field, manifest)
+    click.echo(describe_outcome(run_trial(trial, experiment, started_at())))
 
 
 def started_at() -> float:
@@ -212,23 +226,45 @@ def started_at() -> float:
     return psutil.Process().create_time()
 
 
-def training_command(name: str, help: str) -> None:
-    """`run` and `train` take the same options and do the same job."""
-    command: Callable[..., None] = train_and_report
+def training_options(command: Callable[..., None]) -> Callable[..., None]:
+    """The options that `run` and `train` share."""
     for decorate in (experiment_option, recipe_options, split_options, data_option):
         command = decorate(command)
-    variant = click.option(
+    return click.option(
         "--variant",
         type=Spelled(list(VARIANTS)),
         default="v3",
         show_default=True,
         help="Which notebook's recipe; the options below change it.",
-    )
-    main.command(name, help=help)(variant(command))
+    )(command)
 
 
-training_command("run", "The main job: prepare the images, train, judge on test, record in MLflow.")
-training_command("train", "The same as `run`: train a variant and judge it.")
+@main.command()
+@training_options
+def run(**options: Any) -> None:
+    """The main job: prepare the images, train, judge on test, record in MLflow."""
+    train_and_report(**options)
+
+
+@main.command()
+@click.option(
+    "--like",
+    metavar="RUN_ID",
+    help="Repeat a recorded run: its variant, recipe and split, on the same images. On a CPU the"
+    " numbers come out equal.",
+)
+@training_options
+def train(like: str | None, **options: Any) -> None:
+    """Train a variant and judge it, as `run` does; or repeat a recorded run."""
+    if like is None:
+        train_and_report(**options)
+        return
+    # mlflow's entry point always gives a variant, so that one is not held against the user
+    given = {name for name, value in options.items() if value is not None}
+    if extra := given - {"variant", "data", "experiment"}:
+        names = ", ".join(f"--{with_dashes(name)}" for name in sorted(extra))
+        raise UserError(f"--like repeats a run as it was: leave out {names}")
+    repeat_and_report(like, options["data"], options["experiment"])
 
 
 def describe_outcome(outcome: Any) -> str:

@@ -133,6 +133,16 @@ def warn_of_unused_gpu(hardware: Hardware) -> list[str]:
     ]
 
 
+def make_deterministic() -> None:
+    """Where there is no GPU, have TensorFlow refuse operations that could give other numbers
+    the next time. On a GPU that would cost much speed, and is left as it is.
+    """
+    import tensorflow as tf
+
+    if not tf.config.list_physical_devices("GPU"):
+        tf.config.experimental.enable_op_determinism()
+
+
 def build_one_device() -> Any:
     """TensorFlow's default: the first GPU, else the CPU."""
     import tensorflow as tf

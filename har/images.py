@@ -121,7 +121,10 @@ def decode_in_graph(path: Any, plain_jpeg: Any, resize: str, size: int) -> Any:
     data = tf.io.read_file(path)
 
     def in_python() -> Any:
-        return tf.numpy_function(lambda b: decode(b, resize, size), [data], tf.uint8)
+        # stateless: TensorFlow may run it in parallel and still promise the same order
+        return tf.numpy_function(
+            lambda b: decode(b, resize, size), [data], tf.uint8, stateful=False
+        )
 
     def in_tensorflow() -> Any:
         image = tf.io.decode_jpeg(data, channels=3, dct_method="INTEGER_ACCURATE")

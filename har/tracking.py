@@ -39,6 +39,7 @@ from har.training import Result
 
 MODEL_NAME = "model"
 MANIFEST_ARTIFACT = "manifest.csv"
+RECIPE_ARTIFACT = "recipe.json"
 EXPERIMENT = "har"
 PACKAGE = Path(__file__).parent
 SERVING_PACKAGES = (
@@ -111,6 +112,10 @@ def open_run(experiment: str, tags: Mapping[str, str]) -> Iterator[str]:
         raise UserError(f"the tracking store {uri} cannot be used: {error}") from error
     try:
         mlflow.set_tags(dict(tags))
+        # else the UI takes the experiment for one of language models, and shows traces and judges
+        mlflow.MlflowClient().set_experiment_tag(
+            run.info.experiment_id, "mlflow.experimentKind", "custom_model_development"
+        )
         yield run.info.run_id
     except KeyboardInterrupt:
         end_run("KILLED")
@@ -235,7 +240,7 @@ def log_result(trial: Trial, result: Result) -> None:
         numbers |= {"best_epoch": result.best_epoch, "best_val_accuracy": best["val_accuracy"]}
     mlflow.log_metrics(numbers)
     recipes = {"requested": asdict(trial.requested), "used": asdict(trial.used)}
-    mlflow.log_dict({"variant": trial.variant, **recipes}, "recipe.json")
+    mlflow.log_dict({"variant": trial.variant, **recipes}, RECIPE_ARTIFACT)
     mlflow.log_text(json.dumps(result.history, indent=1), "history.json")
     mlflow.log_figure(evaluations.draw_curves(result.history), "figures/learning_curves.png")
     log_table_file(trial.manifest.table, MANIFEST_ARTIFACT)
@@ -286,12 +291,55 @@ class Logged:
     @property
     def split(self) -> Split:
         """How the training run held its test images out."""
-        if self.run is None:
-            return Split()
-        params = self.run.data.params
-        return Split(
-            test_fraction=float(params["test_fraction"]), split_seed=int(params["split_seed"])
+        return split_of(self.run) if self.run else Split()
+
+
+def split_of(run: mlflow.entities.Run) -> Split:
+    """How a training run held its test images out."""
+    params = run.data.params
+    return Split(test_fraction=float(params["test_fraction"]), split_seed=int(params["split_seed"]))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Past:
+    """What is needed to repeat a recorded training."""
+
+    run_id: str
+    variant: str
+    recipe: Recipe
+    split: Split
+    digests: dict[str, str]
+
+
+def load_past(run_id: str) -> Past:
+    """Read a training run's recipe as used, its split, and the digests of its data.
+
+    Raises:
+        UserError: no such run, or not a training run of this project.
+    """
+    quiet_mlflow()
+    try:
+        run = mlflow.get_run(run_id)
+        recipe = mlflow.artifacts.load_dict(f"runs:/{run_id}/{RECIPE_ARTIFACT}")
+        return Past(
+            run_id=run_id,
+            variant=recipe["variant"],
+            recipe=Recipe(**recipe["used"]),
+            split=split_of(run),
+            digests={name: run.data.tags[name] for name in ("dataset_digest", "test_digest")},
         )
+    except (MlflowException, OSError, KeyError, TypeError) as error:
+        raise UserError(f"run {run_id} cannot be repeated: {first_line(error)}") from error
+
+
+def check_same_data(past: Past, manifest: Manifest) -> None:
+    """Raise a UserError that says what differs unless the data are those of the past run."""
+    for name, before in past.digests.items():
+        if (now := getattr(manifest, name)) != before:
+            raise UserError(
+                f"these are not the images of run {past.run_id}: its {name} is {before}, this"
+                f" data's is {now}"
+            )
 
 
 def load_logged(uri: str) -> Logged:

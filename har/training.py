@@ -8,7 +8,7 @@ from typing import Any
 
 import keras
 
-from har.devices import STRATEGIES, Hardware
+from har.devices import STRATEGIES, Hardware, make_deterministic
 from har.errors import UserError
 from har.interrupts import interrupts_at_checkpoints
 from har.manifest import Manifest
@@ -54,13 +54,14 @@ class Result:
 def train(recipe: Recipe, manifest: Manifest, callbacks: Sequence[OnEpoch] = ()) -> Result:
     """Train `recipe` on the manifest's train split.
 
-    The seed fixes weights, order, augmentation and dropout: on one CPU device a repeated
-    training gives the same numbers. On GPUs reductions may run in another order.
+    The seed fixes weights, order, augmentation and dropout: on a CPU a repeated training gives
+    the same numbers. On GPUs sums may be taken in another order.
 
     Raises:
         UserError: too few images, weights that cannot be had, or a batch that does not
             divide evenly over the devices.
     """
+    make_deterministic()
     keras.utils.set_random_seed(recipe.seed)
     splits = split_training(manifest, recipe)
     strategy = STRATEGIES[recipe.strategy]()

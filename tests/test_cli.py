@@ -72,6 +72,34 @@ def test_run_ends_with_the_table(cli, tiny_backbone: None, raw: Path, store: str
     assert f"accuracy           {run.data.metrics['accuracy']:.4f}" in judged.stdout
 
 
+def test_a_run_is_repeated_with_equal_numbers(
+    cli, tiny_backbone: None, raw: Path, store: str
+) -> None:
+    def train(*arguments: object) -> mlflow.entities.Run:
+        result = cli("train", "--data", raw, "--experiment", "har-tests", *arguments)
+        assert result.exit_code == 0, result.output
+        return mlflow.get_run(result.stdout.splitlines()[1].split()[-1])
+
+    def numbers(run: mlflow.entities.Run) -> dict[str, float]:
+        timings = ("_s", "_second", "_mb")
+        return {
+            name: value
+            for name, value in run.data.metrics.items()
+            if not name.startswith("system/") and not name.endswith(timings)
+        }
+
+    first = train("--variant", "v2", *TINY_RUN[:-2], "--split-seed", 3, "--seed", 7)
+    again = train("--like", first.info.run_id)
+    assert again.info.run_id != first.info.run_id
+    assert numbers(again) == numbers(first) and "val_loss" in numbers(first)
+    for name in ("variant", "recipe_digest", "dataset_digest", "test_digest", "changed"):
+        assert again.data.tags[name] == first.data.tags[name]
+
+    (raw / "train" / "Image_1.jpg").write_bytes((raw / "train" / "Image_2.jpg").read_bytes())
+    result = cli("train", "--data", raw, "--like", first.info.run_id)
+    assert result.exit_code == 2 and "its dataset_digest is" in result.stderr
+
+
 def test_what_gives_way_is_said(cli, tiny_backbone: None, raw: Path, store: str) -> None:
     result = cli("train", "--variant", "v4", "--data", raw, *TINY_RUN)
     assert result.exit_code == 0, result.output
@@ -98,6 +126,8 @@ def test_underscores_are_dashes(cli) -> None:
         (("rum",), "No such command 'rum'"),
         (("run", "--data", "/no/such"), "no such folder: /no/such (--data /no/such)"),
         (("run", "--validation-fraction", "0"), "watches validation accuracy, but"),
+        (("train", "--like", "x", "--epochs", "3", "--seed", "1"), "leave out --epochs, --seed"),
+        (("train", "--like", "nosuchrun"), "run nosuchrun cannot be repeated"),
         (("evaluate",), "either --run-id ID or --model URI"),
         (("evaluate", "--run-id", "a", "--model", "b"), "either --run-id ID or --model URI"),
         (("sample", "--out", "x", "--per-class", "1"), "1 is not in the range x>=2"),

@@ -60,6 +60,11 @@ def test_run_ends_finished(run: mlflow.entities.Run) -> None:
     assert run.info.run_name == "v3 · lite0 · 2xCPU"
 
 
+def test_the_ui_shows_a_training_experiment(run: mlflow.entities.Run) -> None:
+    tags = mlflow.get_experiment(run.info.experiment_id).tags
+    assert tags["mlflow.experimentKind"] == "custom_model_development"
+
+
 def test_params_say_requested_used_and_found(run: mlflow.entities.Run) -> None:
     params, recipe = run.data.params, tiny_recipe()
     for name, value in asdict(recipe).items():
