@@ -209,7 +209,7 @@ def repeat_and_report(like: str, data: str, experiment: str) -> None:
     with quiet_loading():
         from har.experiment import build_trial, run_trial
         from har.prepare import load_manifest
-        from har.tracking import check_same_data, load_past
+        from har.recorded import check_same_data, load_past
 
     past = load_past(like)
     manifest = load_manifest(data, default=past.split)
@@ -331,7 +331,7 @@ def evaluate(
     with quiet_loading():
         from har.experiment import evaluate_logged
         from har.prepare import load_manifest
-        from har.tracking import load_logged
+        from har.recorded import load_logged
 
     uri = model or f"runs:/{run_id}/model"
     logged = load_logged(uri)

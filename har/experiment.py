@@ -23,7 +23,8 @@ from har.manifest import Manifest
 from har.metrics import Scores
 from har.progress import say, warn
 from har.recipe import Recipe, digest
-from har.tracking import Logged, Trial
+from har.recorded import Logged, check_unseen
+from har.tracking import Trial
 from har.training import DIAGNOSTICS, Result, train
 
 
@@ -112,7 +113,7 @@ def evaluate_logged(logged: Logged, manifest: Manifest, experiment: str) -> Eval
     Raises:
         UserError: the model was trained on some of these images; or as `evaluation.evaluate`.
     """
-    tracking.check_unseen(logged, manifest)
+    check_unseen(logged, manifest)
     evaluation = evaluate(logged.classifier, manifest)
     with tracking.open_run(experiment, tracking.evaluation_tags(logged.uri, manifest)):
         tracking.log_evaluation(evaluation, manifest, model_id=None)

@@ -16,6 +16,7 @@ from har.experiment import Outcome, build_trial, evaluate_logged, run_trial
 from har.manifest import Manifest
 from har.prepare import Split
 from har.recipe import Recipe, digest
+from har.recorded import load_logged
 
 EPOCH_METRICS = {
     "train_loss", "train_accuracy", "train_top_3_accuracy", "val_loss", "val_accuracy",
@@ -141,7 +142,7 @@ def test_evaluate_gives_the_numbers_that_training_logged(
     run: mlflow.entities.Run, manifest: Manifest
 ) -> None:
     uri = f"runs:/{run.info.run_id}/model"
-    evaluation = evaluate_logged(tracking.load_logged(uri), manifest, "har-tests")
+    evaluation = evaluate_logged(load_logged(uri), manifest, "har-tests")
     logged = {name: run.data.metrics[name] for name in TEST_METRICS}
     assert asdict(evaluation.scores) == logged
     (latest,) = mlflow.search_runs(
@@ -155,7 +156,7 @@ def test_evaluate_gives_the_numbers_that_training_logged(
 def test_a_model_is_not_judged_on_what_it_was_trained_on(
     run: mlflow.entities.Run, manifest: Manifest
 ) -> None:
-    logged = tracking.load_logged(f"runs:/{run.info.run_id}/model")
+    logged = load_logged(f"runs:/{run.info.run_id}/model")
     assert logged.split == Split(test_fraction=0.25, split_seed=0)
     table = manifest.table.copy()
     table.loc[table.index[table["split"] == "train"][:2], "split"] = "test"
@@ -235,4 +236,4 @@ def test_a_store_that_cannot_be_used_is_named(monkeypatch: pytest.MonkeyPatch) -
 @pytest.mark.parametrize("uri", ["runs:/0123456789abcdef0123456789abcdef/model", "models:/no@one"])
 def test_unknown_model_is_named(uri: str, store: str) -> None:
     with pytest.raises(UserError, match=f"no model at {uri}"):
-        tracking.load_logged(uri)
+        load_logged(uri)
