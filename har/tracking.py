@@ -36,11 +36,9 @@ from har.training import Result
 MODEL_NAME = "model"
 MANIFEST_ARTIFACT = "manifest.csv"
 RECIPE_ARTIFACT = "recipe.json"
-EXPERIMENT = "har"
 PACKAGE = Path(__file__).parent
-SERVING_PACKAGES = (
-    "mlflow", "tensorflow", "keras", "numpy", "pandas", "pillow", "scipy", "scikit-learn",
-)  # fmt: skip
+# What har.serving imports, and no more.
+SERVING_PACKAGES = ("mlflow", "tensorflow", "keras", "numpy", "pandas", "pillow")
 
 SIGNATURE = ModelSignature(
     inputs=Schema([ColSpec(DataType.binary, "image")]),
