@@ -1,19 +1,26 @@
 """The command line. Every heavy import is inside a command: `har --help` answers at once."""
 
-import os
-import shlex
+import json
 import sys
-from collections.abc import Callable
 from dataclasses import asdict, fields, replace
+from functools import partial
 from pathlib import Path
-from typing import Any, Literal, NoReturn, get_args, get_origin
+from typing import Any, NoReturn
 
 import click
 
 from har import __version__
 from har.errors import UserError
 from har.interrupts import treat_sigterm_as_ctrl_c
-from har.progress import quiet_loading
+from har.options import (
+    Spelled,
+    data_options,
+    experiment_option,
+    training_options,
+    typed_split,
+    with_dashes,
+)
+from har.progress import quiet_loading, warn
 from har.recipe import VARIANTS, Recipe
 
 
@@ -41,19 +48,6 @@ class Commands(click.Group):
         sys.exit(status)
 
 
-class Spelled(click.Choice[str]):
-    """A choice whose values are spelled as they are, whatever happens to option names."""
-
-    def normalize_choice(self, choice: Any, ctx: click.Context | None) -> str:
-        """The choice itself."""
-        return str(choice)
-
-
-def with_dashes(name: str) -> str:
-    """`--batch_size` and `--batch-size` are one option."""
-    return name.replace("_", "-")
-
-
 @click.group(cls=Commands, context_settings={"token_normalize_func": with_dashes})
 @click.version_option(__version__, prog_name="har")
 def main() -> None:
@@ -64,67 +58,6 @@ def main() -> None:
     har run --variant v4 --data DIR
     har variants               what the variants are
     """
-
-
-def recipe_options(command: Callable[..., None]) -> Callable[..., None]:
-    """One option for each field of Recipe. Left out, it keeps the variant's value."""
-    for each in reversed(fields(Recipe)):
-        option = click.option(
-            f"--{with_dashes(each.name)}",
-            each.name,
-            type=option_type(each),
-            default=None,
-            help=each.metadata["help"],
-        )
-        command = option(command)
-    return command
-
-
-def option_type(each: Any) -> click.ParamType[Any]:
-    """The click type of a recipe field."""
-    if get_origin(each.type) is Literal:
-        return Spelled(get_args(each.type))
-    if each.type is str:
-        return click.STRING
-    kind = click.IntRange if each.type is int else click.FloatRange
-    return kind(each.metadata["low"], each.metadata["high"])
-
-
-def data_option(command: Callable[..., None]) -> Callable[..., None]:
-    """Where the images come from."""
-    return click.option(
-        "--data",
-        default="auto",
-        show_default=True,
-        metavar="auto|sample|kaggle|DIR",
-        help="auto: $HAR_DATA, else Kaggle's input folder, else ./data, else the built-in"
-        " sample. DIR: Kaggle's layout, or what `har prepare` wrote.",
-    )(command)
-
-
-def split_options(command: Callable[..., None]) -> Callable[..., None]:
-    """How test images are held out of a raw folder."""
-    fraction = click.option(
-        "--test-fraction",
-        type=click.FloatRange(0, 0.9),
-        help="Share of the images held out for test; 0: none, as in the notebooks.  [0.15]",
-    )
-    seed = click.option(
-        "--split-seed",
-        type=click.IntRange(0, 2**31 - 1),
-        help="Which images are test and which validation; --seed is training's.  [0]",
-    )
-    return fraction(seed(command))
-
-
-def experiment_option(command: Callable[..., None]) -> Callable[..., None]:
-    """Where a run is recorded."""
-    return click.option(
-        "--experiment",
-        default="har",
-        show_default=True,
-        help="MLflow experiment; under `mlflow run` give --experiment-name to mlflow instead.",
-    )(command)
 
 
 @main.command()
@@ -160,38 +93,32 @@ def sample(out: Path, per_class: int, test_images: int, seed: int) -> None:
 
 
 @main.command()
-@data_option
-@split_options
+@data_options
 @click.option(
     "--out",
     type=click.Path(path_type=Path),
     default=Path("prepared"),
     show_default=True,
-    help="Gets manifest.csv and dataset.json; images stay where they are.",
+    help="Gets manifest.csv, dataset.json and report.html; images stay where they are.",
 )
-def prepare(data: str, test_fraction: float | None, split_seed: int | None, out: Path) -> None:
-    """Check every image, group duplicates, hold out the test split."""
-    from har import prepare as preparing
-    from har.sources import find_source
+@experiment_option
+def prepare(data: str, images: Path | None, out: Path, experiment: str, **options: Any) -> None:
+    """Check every image, group copies, hold out the test split, and record what was found.
 
-    preparing.prepare(
-        find_source(data),
-        out,
-        preparing.TEST_FRACTION if test_fraction is None else test_fraction,
-        preparing.SPLIT_SEED if split_seed is None else split_seed,
-    )
+    A prepared folder with --images is written anew for images that were moved.
+    """
+    with quiet_loading():
+        from har.experiment import run_preparation
+
+    run_preparation(data, typed_split(options), images, out, experiment, started_at())
     click.echo(out)
 
 
 def train_and_report(
-    variant: str,
-    data: str,
-    test_fraction: float | None,
-    split_seed: int | None,
-    experiment: str,
-    **options: Any,
+    variant: str, data: str, images: Path | None, experiment: str, **options: Any
 ) -> None:
     """What `run` and `train` do."""
+    split = typed_split(options)
     typed = {name: value for name, value in options.items() if value is not None}
     requested = replace(VARIANTS[variant], **typed)
 
@@ -199,12 +126,12 @@ def train_and_report(
         from har.experiment import build_trial, run_trial
         from har.prepare import load_manifest
 
-    manifest = load_manifest(data, test_fraction, split_seed)
+    manifest = load_manifest(data, split, images=images)
     trial = build_trial(variant, requested, typed, manifest)
     click.echo(describe_outcome(run_trial(trial, experiment, started_at())))
 
 
-def repeat_and_report(like: str, data: str, experiment: str) -> None:
+def repeat_and_report(like: str, data: str, images: Path | None, experiment: str) -> None:
     """What `train --like` does: the recipe and the split come from the run."""
     with quiet_loading():
         from har.experiment import build_trial, run_trial
@@ -212,7 +139,7 @@ def repeat_and_report(like: str, data: str, experiment: str) -> None:
         from har.recorded import check_same_data, load_past
 
     past = load_past(like)
-    manifest = load_manifest(data, default=past.split)
+    manifest = load_manifest(data, default=past.split, images=images)
     check_same_data(past, manifest)
     every_field = [each.name for each in fields(Recipe)]
     trial = build_trial(past.variant, past.recipe, every_field, manifest)
@@ -224,19 +151,6 @@ def started_at() -> float:
     import psutil
 
     return psutil.Process().create_time()
-
-
-def training_options(command: Callable[..., None]) -> Callable[..., None]:
-    """The options that `run` and `train` share."""
-    for decorate in (experiment_option, recipe_options, split_options, data_option):
-        command = decorate(command)
-    return click.option(
-        "--variant",
-        type=Spelled(list(VARIANTS)),
-        default="v3",
-        show_default=True,
-        help="Which notebook's recipe; the options below change it.",
-    )(command)
 
 
 @main.command()
@@ -261,10 +175,10 @@ def train(like: str | None, **options: Any) -> None:
         return
     # mlflow's entry point always gives a variant, so that one is not held against the user
     given = {name for name, value in options.items() if value is not None}
-    if extra := given - {"variant", "data", "experiment"}:
+    if extra := given - {"variant", "data", "images", "experiment"}:
         names = ", ".join(f"--{with_dashes(name)}" for name in sorted(extra))
         raise UserError(f"--like repeats a run as it was: leave out {names}")
-    repeat_and_report(like, options["data"], options["experiment"])
+    repeat_and_report(like, options["data"], options["images"], options["experiment"])
 
 
 def describe_outcome(outcome: Any) -> str:
@@ -294,36 +208,32 @@ def describe_outcome(outcome: Any) -> str:
         [
             *lines,
             f"changed from {outcome.variant}: {outcome.changed}",
-            f"see it: {describe_ui(outcome.tracking_uri)}",
+            f"see it: {outcome.see}",
         ]
     )
-
-
-def describe_ui(tracking_uri: str) -> str:
-    """How to open the MLflow UI on the store that holds the run."""
-    if tracking_uri.startswith(("http://", "https://")):
-        return tracking_uri
-    # by the interpreter, since mlflow may not be on PATH; one worker needs a quarter of the memory
-    python = os.path.relpath(sys.executable)
-    program = shlex.quote(python if not python.startswith("..") else sys.executable)
-    store = shlex.quote(tracking_uri)
-    command = f"{program} -m mlflow server --backend-store-uri {store} --workers 1"
-    return f"{command}  then open http://127.0.0.1:5000"
 
 
 @main.command()
 @click.option("--run-id", help="A finished training run.")
 @click.option("--model", help="A model URI such as models:/har@champion, or a folder.")
-@data_option
-@split_options
+@click.option(
+    "--robustness-images",
+    type=click.IntRange(0),
+    default=1000,
+    show_default=True,
+    help="At most so many test images are judged again shifted, mirrored, blurred and with"
+    " stronger JPEG compression; 0: none.",
+)
+@data_options
 @experiment_option
 def evaluate(
     run_id: str | None,
     model: str | None,
     data: str,
-    test_fraction: float | None,
-    split_seed: int | None,
+    images: Path | None,
     experiment: str,
+    robustness_images: int,
+    **options: Any,
 ) -> None:
     """Judge a trained model on the test split, and record it as a run of its own."""
     if (run_id is None) == (model is None):
@@ -332,15 +242,132 @@ def evaluate(
         from har.experiment import evaluate_logged
         from har.prepare import load_manifest
         from har.recorded import load_logged
+        from har.robustness import format_table
 
     uri = model or f"runs:/{run_id}/model"
     logged = load_logged(uri)
     # the images that the model's own run held out, unless told otherwise
-    manifest = load_manifest(data, test_fraction, split_seed, logged.split)
-    evaluation = evaluate_logged(logged, manifest, experiment)
+    manifest = load_manifest(data, typed_split(options), logged.split, images)
+    evaluation, robustness = evaluate_logged(logged, manifest, experiment, robustness_images)
     click.echo(evaluation.per_class.to_string(index=False, float_format="{:.3f}".format))
     for name, value in asdict(evaluation.scores).items():
         click.echo(f"{name:<18} {value:.4f}")
+    if robustness is not None:
+        click.echo(format_table(robustness))
+
+
+def model_option(command: Any) -> Any:
+    """Which model answers."""
+    return click.option(
+        "--model",
+        default="models:/har@champion",
+        show_default=True,
+        help="A model URI such as runs:/RUN_ID/model, or a folder.",
+    )(command)
+
+
+@main.command()
+@click.argument("images", nargs=-1, required=True, type=click.Path(path_type=Path))
+@model_option
+@click.option("--url", help="Ask this running server instead, such as http://127.0.0.1:5001.")
+@click.option("--json", "as_json", is_flag=True, help="One JSON object a line, with top_3.")
+def classify(images: tuple[Path, ...], model: str, url: str | None, as_json: bool) -> None:
+    """Say what people do in IMAGES: files, or folders of them."""
+    from har.prediction import classify_files, find_images, format_row
+
+    paths = find_images(images)
+    if url is None:
+        with quiet_loading():
+            from har.recorded import load_logged
+        answer: Any = load_logged(model).classifier.classify
+    else:
+        from har.client import ask_server
+
+        answer = partial(ask_server, url)
+    for row in classify_files(paths, answer):
+        click.echo(json.dumps(row) if as_json else format_row(row))
+
+
+@main.command()
+@click.option(
+    "--data",
+    type=click.Path(path_type=Path),
+    required=True,
+    metavar="DIR",
+    help="Kaggle's layout, of which test/ is scored, or a folder of images.",
+)
+@click.option(
+    "--out",
+    type=click.Path(path_type=Path, dir_okay=False),
+    default=Path("predictions.csv"),
+    show_default=True,
+    help="A new .csv or .parquet file: filename, label, probability, error.",
+)
+@model_option
+def predict(data: Path, out: Path, model: str) -> None:
+    """Score many unlabelled images into a file; interrupted, the same command goes on."""
+    with quiet_loading():
+        from har.prediction import predict_to_file
+        from har.recorded import load_logged
+
+    logged = load_logged(model)
+    bad = predict_to_file(data, out, logged.classifier.classify, logged.identity)
+    if bad:
+        warn(f"{bad} images have no label; the column error says why")
+    click.echo(out)
+
+
+@main.command()
+@click.option(
+    "--experiment",
+    help="MLflow experiment whose trainings are the candidates.  [har; under `mlflow run` the"
+    " one that was given to mlflow]",
+)
+@click.option(
+    "--select",
+    type=Spelled(["auto", "validation", "test"]),
+    default="auto",
+    show_default=True,
+    help="Accuracy that selects the candidate; auto: validation where a run has one, else test.",
+)
+@click.option(
+    "--test-digest",
+    help="Only runs judged on these test images.  [the champion's, else the newest run's]",
+)
+@click.option(
+    "--level",
+    type=click.FloatRange(0, 1, min_open=True),
+    default=0.05,
+    show_default=True,
+    help="The candidate is better if McNemar's exact test gives a p-value below this.",
+)
+@click.option(
+    "--dry-run",
+    type=click.BOOL,
+    is_flag=False,  # `mlflow run` can only write --dry-run true
+    flag_value=True,
+    default=False,
+    metavar="",
+    help="Only say what would be done; the model is tried all the same.",
+)
+def promote(experiment: str | None, dry_run: bool, **options: Any) -> None:
+    """Make the best run the champion, if it beats the present one on the same test images.
+
+    Its model is then served and asked as models:/har@champion, and the one before it is
+    models:/har@previous-champion. A candidate that is not better, by a paired test, changes
+    nothing and is no error.
+    """
+    from har import promotion
+
+    click.echo(promotion.promote(experiment, promotion.Rules(**options), dry_run))
+
+
+@main.command()
+def champion() -> None:
+    """Show the present champion: its run, variant, hardware, accuracy and latency."""
+    from har.promotion import describe_champion
+
+    click.echo(describe_champion())
 
 
 if __name__ == "__main__":

@@ -18,6 +18,8 @@ import psutil
 from har.recipe import Recipe
 
 CPU_BACKBONE = "efficientnet-lite0"
+# What a container may take, where it has a limit (control groups, version 2).
+CONTROL_GROUP = Path("/sys/fs/cgroup")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -180,6 +182,20 @@ def precision_policy(precision: str) -> Iterator[None]:
         yield
     finally:
         keras.config.set_dtype_policy(before)
+
+
+def free_memory() -> int:
+    """Bytes of RAM that this process may still take: of the machine, or of its container."""
+    free = int(psutil.virtual_memory().available)
+    try:
+        limit = int((CONTROL_GROUP / "memory.max").read_text())
+        used = int((CONTROL_GROUP / "memory.current").read_text())
+        lines = (CONTROL_GROUP / "memory.stat").read_text().splitlines()
+    except (OSError, ValueError):  # no container, or "max": no limit
+        return free
+    # cached files count as used, but give way
+    cached = int(dict(line.split() for line in lines)["inactive_file"])
+    return max(0, min(free, limit - used + cached))
 
 
 def peak_memory_mb() -> float:

@@ -1,16 +1,15 @@
-"""A classifier judged on a split: numbers, tables, figures."""
+"""A classifier judged on a split: numbers and tables; har.figures draws them."""
 
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
 import tensorflow as tf
-from matplotlib.figure import Figure
 
 from har import metrics
 from har.classifier import BATCH_SIZE, Classifier
+from har.duplicates import has_copy
 from har.errors import UserError
 from har.manifest import Manifest
 from har.pipeline import build_stream_loader
@@ -35,9 +34,14 @@ class Evaluation:
 
     @property
     def per_class(self) -> pd.DataFrame:
-        """One row a class: label, precision, recall, f1, images."""
+        """One row a class: label, precision, recall, recall_low, recall_high, f1, images."""
         columns = metrics.class_scores(self.probabilities, self.label_ids)
         return pd.DataFrame({"label": self.class_names, **columns})
+
+    @property
+    def reliability(self) -> pd.DataFrame:
+        """One row a bin of confidence, with the columns of `metrics.reliability`."""
+        return pd.DataFrame(metrics.reliability(self.probabilities, self.label_ids))
 
     @property
     def predictions(self) -> pd.DataFrame:
@@ -56,9 +60,56 @@ class Evaluation:
         by_class = pd.DataFrame(self.probabilities, columns=[f"p_{n}" for n in self.class_names])
         return pd.concat([table, by_class], axis=1)
 
+    @property
+    def mistakes(self) -> pd.DataFrame:
+        """One row a wrong image, the surest first: path, label, predicted, probability."""
+        wrong = metrics.predicted_ids(self.probabilities) != self.label_ids
+        table = self.predictions.loc[wrong, ["path", "label", "predicted", "probability"]]
+        return table.sort_values("probability", ascending=False, kind="stable", ignore_index=True)
+
 
 def evaluate(classifier: Classifier, manifest: Manifest) -> Evaluation:
     """Judge on the manifest's test split, decoded as in training.
+
+    Raises:
+        UserError: as `judged_rows`.
+    """
+    rows = judged_rows(classifier, manifest)
+    parts = []
+    with progress("judging on test images", len(rows)) as advance:
+        for images, _ in read_batches(classifier, manifest, rows):
+            parts.append(classifier.forward(images).numpy())
+            advance(len(images))
+    return Evaluation(
+        class_names=classifier.class_names,
+        paths=rows["path"].tolist(),
+        label_ids=rows["label_id"].to_numpy(),
+        probabilities=np.concatenate(parts),
+    )
+
+
+def compare_siblings(evaluation: Evaluation, manifest: Manifest) -> pd.DataFrame:
+    """Accuracy on test images that have a copy in train, exact or near, as against the rest.
+
+    Two rows: sibling_in_train (yes, no), images, accuracy, accuracy_low, accuracy_high (nan for
+    no images). Unless the data was prepared with duplicates=near, a model can have seen part of
+    the answers: the first row shows how much that is worth.
+    """
+    test, train = manifest.rows("test"), manifest.rows("train")
+    copied = has_copy(test, train)
+    hits = metrics.top_k_hits(evaluation.probabilities, evaluation.label_ids, 1)
+    rows = []
+    for name, chosen in (("yes", copied), ("no", ~copied)):
+        images, right = int(chosen.sum()), int(hits[chosen].sum())
+        low, high = metrics.wilson_interval(right, images) if images else (np.nan, np.nan)
+        accuracy = right / images if images else np.nan
+        rows.append((name, images, accuracy, low, high))
+    columns = ["sibling_in_train", "images", "accuracy", "accuracy_low", "accuracy_high"]
+    return pd.DataFrame(rows, columns=columns)
+
+
+def judged_rows(classifier: Classifier, manifest: Manifest) -> pd.DataFrame:
+    """The test split, with `label_id` in the classifier's order of classes.
 
     Raises:
         UserError: there is no test split, or it has labels the classifier does not know.
@@ -72,57 +123,12 @@ def evaluate(classifier: Classifier, manifest: Manifest) -> Evaluation:
             f"the model does not know the labels {', '.join(unknown)}; it knows"
             f" {', '.join(classifier.class_names)}"
         )
+    return rows.assign(label_id=rows["label"].map(ids))
+
+
+def read_batches(classifier: Classifier, manifest: Manifest, rows: pd.DataFrame) -> tf.data.Dataset:
+    """(images, row numbers) of every row in order, decoded as in training, never all at once:
+    (batch, size, size, 3) uint8 and (batch,) int64.
+    """
     load = build_stream_loader(manifest, rows, classifier.recipe)
-    batches = load(tf.data.Dataset.range(len(rows)), BATCH_SIZE, False).prefetch(2)
-    parts = []
-    with progress("judging on test images", len(rows)) as advance:
-        for images, _ in batches:
-            parts.append(classifier.forward(images).numpy())
-            advance(len(images))
-    return Evaluation(
-        class_names=classifier.class_names,
-        paths=rows["path"].tolist(),
-        label_ids=rows["label"].map(ids).to_numpy(),
-        probabilities=np.concatenate(parts),
-    )
-
-
-def draw_confusion(evaluation: Evaluation) -> Figure:
-    """The confusion matrix: shade is the share of a true class, numbers count images."""
-    counts = metrics.confusion(evaluation.probabilities, evaluation.label_ids)
-    shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
-    size = 2.5 + 0.42 * len(counts)
-    figure = Figure(figsize=(size + 0.6, size), layout="constrained")
-    axes = figure.subplots()
-    picture = axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
-    for (row, column), count in np.ndenumerate(counts):
-        if count:
-            dark = shares[row, column] > 0.5
-            axes.text(column, row, str(count), ha="center", va="center", color="w" if dark else "k")
-    ticks: Any = range(len(counts))
-    axes.set_xticks(ticks, evaluation.class_names, rotation=60, ha="right", rotation_mode="anchor")
-    axes.set_yticks(ticks, evaluation.class_names)
-    axes.set(xlabel="predicted", ylabel="true")
-    scores = evaluation.scores
-    axes.set_title(
-        f"{scores.accuracy:.1%} of {len(evaluation.label_ids)} test images right"
-        f" (95 % interval {scores.accuracy_low:.1%} to {scores.accuracy_high:.1%})"
-    )
-    figure.colorbar(picture, label="share of the true class", shrink=0.8)
-    return figure
-
-
-def draw_curves(history: list[dict[str, float]]) -> Figure:
-    """Loss and accuracy of training and validation, by epoch."""
-    figure = Figure(figsize=(9, 3.6), layout="constrained")
-    epochs = range(1, len(history) + 1)
-    for axes, name in zip(figure.subplots(1, 2), ("loss", "accuracy"), strict=True):
-        for prefix, label in (("train", "training"), ("val", "validation")):
-            if f"{prefix}_{name}" in history[0]:
-                values = [epoch[f"{prefix}_{name}"] for epoch in history]
-                axes.plot(epochs, values, marker=".", label=label)
-        axes.set(xlabel="epoch", ylabel=name)
-        axes.xaxis.get_major_locator().set_params(integer=True)
-        axes.grid(alpha=0.3)
-        axes.legend()
-    return figure
+    return load(tf.data.Dataset.range(len(rows)), BATCH_SIZE, False).prefetch(2)

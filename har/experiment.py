@@ -2,15 +2,19 @@
 
 import tempfile
 import time
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import mlflow
+import pandas as pd
 
-from har import tracking
+from har import descriptions, store, tracking
+from har import manifest as manifests
 from har.backbones import with_weights_by_content
 from har.classifier import CLASSIFIER_FOLDER, load_classifier, save_classifier
+from har.data_report import REPORT_FILE, render_report
 from har.devices import (
     STRATEGIES,
     find_hardware,
@@ -21,11 +25,16 @@ from har.devices import (
 from har.evaluation import Evaluation, evaluate
 from har.manifest import Manifest
 from har.metrics import Scores
+from har.packaging import log_classifier, measure_latency
+from har.prepare import choose_split, load_manifest, prepare
 from har.progress import say, warn
 from har.recipe import Recipe, digest
 from har.recorded import Logged, check_unseen
+from har.robustness import MOST_IMAGES, measure_robustness
+from har.sources import find_source
 from har.tracking import Trial
 from har.training import DIAGNOSTICS, Result, train
+from har.ui import describe_ui
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,7 +47,38 @@ class Outcome:
     hardware: str
     scores: Scores | None
     wall_time_s: float
-    tracking_uri: str
+    see: str
+
+
+def run_preparation(
+    data: str,
+    typed: Mapping[str, Any],
+    images: Path | None,
+    out: Path,
+    experiment: str,
+    started: float,
+) -> None:
+    """Prepare `data` into `out`, with its report, and record that as a run.
+
+    A prepared folder whose images were moved (`images`) is checked and written anew.
+
+    Raises:
+        UserError: as `prepare` and `load_manifest`.
+    """
+    if images is None:
+        manifest = prepare(find_source(data), out, choose_split(typed))
+    else:
+        manifest = load_manifest(data, typed, images=images)
+        manifests.write(manifest, out)
+    say("drawing the report")
+    report = render_report(manifest)
+    manifests.replace_text(out / REPORT_FILE, report)
+    # only now: what was wrong with the data leaves no run behind
+    with store.open_run(experiment, tracking.preparation_tags(manifest)) as run_id:
+        tracking.log_preparation(manifest, report)
+        store.set_description(descriptions.describe_preparation(run_id, manifest))
+        mlflow.log_metric("wall_time_s", time.time() - started)
+    say(f"see it: {where_to_see(run_id)}")
 
 
 def build_trial(
@@ -70,7 +110,7 @@ def run_trial(trial: Trial, experiment: str, started: float) -> Outcome:
     `started` is when the command began, in seconds since the epoch: `wall_time_s` counts
     from there to the logged and judged model.
     """
-    with tracking.open_run(experiment, tracking.trial_tags(trial)) as run_id:
+    with store.open_run(experiment, tracking.trial_tags(trial)) as run_id:
         tracking.log_trial(trial)
         if exploration := DIAGNOSTICS[trial.used.diagnostics](trial.manifest, trial.hardware):
             say(exploration)
@@ -78,7 +118,7 @@ def run_trial(trial: Trial, experiment: str, started: float) -> Outcome:
         result = train(trial.used, trial.manifest, [tracking.log_epoch])
         tracking.log_result(trial, result)
         evaluation = log_and_judge(trial, result)
-        tracking.set_description(tracking.describe_run(trial, result, evaluation))
+        store.set_description(descriptions.describe_training(run_id, trial, result, evaluation))
         wall_time_s = time.time() - started
         mlflow.log_metrics({"peak_memory_mb": peak_memory_mb(), "wall_time_s": wall_time_s})
     return Outcome(
@@ -88,8 +128,14 @@ def run_trial(trial: Trial, experiment: str, started: float) -> Outcome:
         hardware=trial.hardware_tag,
         scores=evaluation.scores if evaluation else None,
         wall_time_s=wall_time_s,
-        tracking_uri=tracking.without_password(mlflow.get_tracking_uri()),
+        see=where_to_see(run_id),
     )
+
+
+def where_to_see(run_id: str) -> str:
+    """How to open the UI on this run's experiment."""
+    uri = store.without_password(mlflow.get_tracking_uri())
+    return describe_ui(uri, mlflow.get_run(run_id).info.experiment_id)
 
 
 def log_and_judge(trial: Trial, result: Result) -> Evaluation | None:
@@ -99,22 +145,36 @@ def log_and_judge(trial: Trial, result: Result) -> Evaluation | None:
         save_classifier(folder, result.model, result.class_names, result.recipe)
         classifier = load_classifier(folder)
         say("logging the model")
-        model_id = tracking.log_classifier(folder, classifier)
+        model_id = log_classifier(folder, classifier)
     if trial.manifest.rows("test").empty:
         return None
     evaluation = evaluate(classifier, trial.manifest)
-    tracking.log_evaluation(evaluation, trial.manifest, model_id)
+    latency = measure_latency(f"models:/{model_id}", trial.manifest)
+    tracking.log_evaluation(evaluation, latency, trial.manifest, model_id)
     return evaluation
 
 
-def evaluate_logged(logged: Logged, manifest: Manifest, experiment: str) -> Evaluation:
+def evaluate_logged(
+    logged: Logged, manifest: Manifest, experiment: str, robustness_images: int = MOST_IMAGES
+) -> tuple[Evaluation, pd.DataFrame | None]:
     """Judge a logged model on the manifest's test split, in a run of its own.
+
+    Also returns the table of `robustness.measure` on at most `robustness_images`, 0 for none.
 
     Raises:
         UserError: the model was trained on some of these images; or as `evaluation.evaluate`.
     """
     check_unseen(logged, manifest)
     evaluation = evaluate(logged.classifier, manifest)
-    with tracking.open_run(experiment, tracking.evaluation_tags(logged.uri, manifest)):
-        tracking.log_evaluation(evaluation, manifest, model_id=None)
-    return evaluation
+    robustness = None
+    if robustness_images:
+        robustness = measure_robustness(logged.classifier, manifest, robustness_images)
+    latency = measure_latency(logged.uri, manifest)
+    tags = tracking.evaluation_tags(logged.uri, logged.run, manifest)
+    with store.open_run(experiment, tags) as run_id:
+        tracking.log_evaluation(evaluation, latency, manifest, model_id=None)
+        if robustness is not None:
+            store.log_table_file(robustness, "evaluation/robustness.csv")
+        store.set_description(descriptions.describe_evaluation(run_id, logged.uri, evaluation))
+    say(f"see it: {where_to_see(run_id)}")
+    return evaluation, robustness

@@ -8,14 +8,16 @@ Columns, one row an image:
     bytes            of the file
     plain_jpeg       whether the fast decoder may be used (see har.images)
     sha256           of the file's bytes, hexadecimal
+    perceptual_hash  what the image looks like (see har.duplicates), hexadecimal
     duplicate_group  integer; images of one group never straddle a split
-    split            "train" or "test"; validation is carved out of train by the recipe
+    split            "train", "test", or "unused" (see har.splits); validation is carved out of
+                     train by the recipe
 """
 
 import hashlib
 import json
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +34,7 @@ COLUMNS = {
     "bytes": int,
     "plain_jpeg": bool,
     "sha256": str,
+    "perceptual_hash": str,
     "duplicate_group": int,
     "split": str,
 }
@@ -39,11 +42,17 @@ TABLE_FILE = "manifest.csv"
 SUMMARY_FIELDS = (
     "test_fraction",
     "split_seed",
+    "duplicates",
+    "test_file",
     "images",
     "images_by_split",
     "images_by_label",
     "duplicate_groups",
-    "groups_with_conflicting_labels",
+    "near_duplicate_groups",
+    "largest_duplicate_group",
+    "conflicting_groups",
+    "test_folder_images",
+    "leaks",
     "dropped",
     "strays",
 )
@@ -74,6 +83,18 @@ class Manifest:
         return self.table[self.table["split"] == split].reset_index(drop=True)
 
     @property
+    def described(self) -> dict[str, Any]:
+        """What dataset.json holds."""
+        return {
+            "name": self.name,
+            "root": str(self.root),
+            "class_names": list(self.class_names),
+            "dataset_digest": self.dataset_digest,
+            "test_digest": self.test_digest,
+            **self.summary,
+        }
+
+    @property
     def dataset_digest(self) -> str:
         """Of every file's path, bytes and label, and of the order of the classes."""
         return digest_rows(self.table, ["path", "sha256", "label", "label_id"])
@@ -97,18 +118,12 @@ def write(manifest: Manifest, out: Path) -> None:
     Raises:
         UserError: the folder cannot be written.
     """
-    summary = {
-        "name": manifest.name,
-        "root": str(manifest.root),
-        "class_names": list(manifest.class_names),
-        "dataset_digest": manifest.dataset_digest,
-        "test_digest": manifest.test_digest,
-        **manifest.summary,
-    }
     try:
         out.mkdir(parents=True, exist_ok=True)
         replace_text(out / TABLE_FILE, manifest.table.to_csv(index=False, lineterminator="\n"))
-        replace_text(out / SUMMARY_FILE, json.dumps(summary, indent=2, ensure_ascii=False))
+        replace_text(
+            out / SUMMARY_FILE, json.dumps(manifest.described, indent=2, ensure_ascii=False)
+        )
     except OSError as error:
         raise UserError(f"cannot write the prepared data to {out}: {error}") from error
 
@@ -126,12 +141,15 @@ def is_prepared(folder: Path) -> bool:
     return (folder / SUMMARY_FILE).is_file() and (folder / TABLE_FILE).is_file()
 
 
-def read(folder: Path) -> Manifest:
+def read(folder: Path, images: Path | None = None) -> Manifest:
     """The manifest in a prepared folder, checked against its own digests.
+
+    `images` is where its images lie now, if they were moved; then every one is read and
+    compared with its digest.
 
     Raises:
         UserError: a file is missing or damaged, a column is missing, the table was edited
-            since it was written, or the images' folder is gone.
+            since it was written, or the images are gone or others.
     """
     try:
         summary = json.loads((folder / SUMMARY_FILE).read_text(encoding="utf-8"))
@@ -157,14 +175,21 @@ def read(folder: Path) -> Manifest:
                 f"{folder / TABLE_FILE} was changed after it was prepared"
                 f" ({name} is {found}, {SUMMARY_FILE} says {written}): prepare it again"
             )
+    if images is not None:
+        manifest = replace(manifest, root=images.resolve())
     check_files(manifest)
+    if images is not None:
+        check_bytes(manifest)
     return manifest
 
 
 def check_files(manifest: Manifest) -> None:
     """Raise a UserError unless every image is there with its size; a stat each, no reading."""
     if not manifest.root.is_dir():
-        raise UserError(f"the images are gone: there is no folder {manifest.root}")
+        raise UserError(
+            f"the images are gone: there is no folder {manifest.root}; say with --images where"
+            " they lie now"
+        )
     for path, size in zip(manifest.table["path"], manifest.table["bytes"], strict=True):
         try:
             found = (manifest.root / path).stat().st_size
@@ -175,3 +200,11 @@ def check_files(manifest: Manifest) -> None:
                 f"{manifest.root / path} was changed after it was prepared ({found} bytes,"
                 f" {TABLE_FILE} says {size}): prepare the images again"
             )
+
+
+def check_bytes(manifest: Manifest) -> None:
+    """Raise a UserError unless every image has its digest; reads them all."""
+    for path, digest in zip(manifest.table["path"], manifest.table["sha256"], strict=True):
+        with open(manifest.root / path, "rb") as file:
+            if hashlib.file_digest(file, "sha256").hexdigest() != digest:
+                raise UserError(f"{manifest.root / path} is not the image that was prepared")

@@ -11,9 +11,9 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-import psutil
 import tensorflow as tf
 
+from har.devices import free_memory
 from har.errors import UserError
 from har.images import decode_in_graph
 from har.manifest import Manifest
@@ -106,9 +106,11 @@ def build_decoder(
     """A function in the graph from a row number to (image, row number)."""
     paths = tf.constant([str(manifest.root / path) for path in rows["path"]])
     plain = tf.constant(rows["plain_jpeg"].to_numpy(dtype=bool))
+    all_plain = bool(rows["plain_jpeg"].all())
 
     def decode_row(index: Any) -> tuple[Any, Any]:
-        path, is_plain = tf.gather(paths, index), tf.gather(plain, index)
+        is_plain = True if all_plain else tf.gather(plain, index)
+        path = tf.gather(paths, index)
         return decode_in_graph(path, is_plain, recipe.resize, recipe.image_size), index
 
     return decode_row
@@ -136,7 +138,7 @@ def check_memory(images: int, size: int) -> None:
     """Raise a UserError if that many decoded images will not fit the free memory."""
     # once as an array, once as a tensor, while one becomes the other
     needed = 2 * images * size * size * 3
-    free = psutil.virtual_memory().available
+    free = free_memory()
     if needed > MAX_MEMORY_SHARE * free:
         raise UserError(
             f"loader memory needs {needed / 1e9:.1f} GB for {images:,} images at {size} px, but"

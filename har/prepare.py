@@ -3,216 +3,189 @@ test images held out.
 """
 
 import hashlib
-import warnings
 from collections import Counter
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from dataclasses import dataclass
-from pathlib import Path, PureWindowsPath
+from dataclasses import asdict, replace
+from pathlib import Path
 from typing import Any
 
 import pandas as pd
-from pandas.errors import ParserWarning
 
 from har import manifest as manifests
-from har.errors import UserError, first_line
+from har.duplicates import DUPLICATES, describe_groups, find_copies, perceptual_hash
+from har.errors import UserError
 from har.images import ImageError, decode_rgb, is_plain_jpeg, open_image
+from har.labels import Bad, bad_row, check_rows, find_test_file, read_labels
 from har.manifest import Manifest
 from har.progress import progress, say
-from har.sources import LABELS_FILE, Source, cache_folder, find_source
-from har.splits import hold_out
+from har.sources import LABELS_FILE, TEST_FOLDER, Source, cache_folder, find_source, is_image_name
+from har.splits import Split, assign_splits
 
-IMAGES_FOLDER = "train"
 # More bad rows than this share are a broken download, not a few broken files.
 MAX_BAD_SHARE = 0.02
-TEST_FRACTION = 0.15
-SPLIT_SEED = 0
 # Part of the cache's key: raise it when a manifest would come out different.
-PREPARE_VERSION = 1
-
-
-@dataclass(frozen=True)
-class Bad:
-    """A row of the CSV that cannot be used; `row` counts from 1 below the header."""
-
-    row: int
-    filename: str
-    reason: str
-
-    def __str__(self) -> str:
-        return f"row {self.row}, {self.filename!r}: {self.reason}"
-
-
-@dataclass(frozen=True, kw_only=True)
-class Split:
-    """How test images are held out where nothing else is said."""
-
-    test_fraction: float = TEST_FRACTION
-    split_seed: int = SPLIT_SEED
+PREPARE_VERSION = 2
 
 
 def load_manifest(
     data: str,
-    test_fraction: float | None = None,
-    split_seed: int | None = None,
+    typed: Mapping[str, Any] = {},
     default: Split = Split(),
+    images: Path | None = None,
 ) -> Manifest:
     """The manifest for `--data`: a prepared folder is read; anything else is prepared into
     the cache, or taken from there if its files have not changed since.
 
+    `typed` are the fields of Split that the user asked for; `default` has the others.
+    `images` is where the images of a prepared folder lie now, if they were moved.
+
     Raises:
         UserError: as `prepare` and `manifest.read`; or the folder was prepared with another
-            test fraction or split seed than the ones given.
+            split than the one asked for.
     """
     source = find_source(data)
-    if source.prepared:
-        found = manifests.read(source.root)
-        asked = {"test_fraction": test_fraction, "split_seed": split_seed}
-        for name, value in asked.items():
-            if value is not None and value != found.summary[name]:
-                raise UserError(
-                    f"{source.root} was prepared with {name}={found.summary[name]}; received"
-                    f" {value}. Leave the option out, or prepare the images anew"
-                )
+    if source.layout == "prepared":
+        found = manifests.read(source.root, images)
+        check_split(found, typed)
         return announced(found, source.why)
-    fraction = default.test_fraction if test_fraction is None else test_fraction
-    seed = default.split_seed if split_seed is None else split_seed
-    kept = cache_folder() / "prepared" / fingerprint(source, fraction, seed)
+    if images is not None:
+        raise UserError(
+            f"--images says where the images of a prepared folder lie now; {source.root} is not"
+            " prepared: give the images' folder as --data"
+        )
+    split = choose_split(typed, default)
+    kept = cache_folder() / "prepared" / fingerprint(source, split)
     # a damaged entry of our own cache is no business of the user's: it is made again
     with suppress(UserError):
         return announced(manifests.read(kept), source.why)
-    return prepare(source, kept, fraction, seed)
+    return prepare(source, kept, split)
 
 
-def fingerprint(source: Source, test_fraction: float, split_seed: int) -> str:
+def choose_split(typed: Mapping[str, Any], default: Split = Split()) -> Split:
+    """`default` with what was typed.
+
+    Raises:
+        UserError: a test fraction together with a test file.
+    """
+    split = replace(default, **typed)
+    if split.test_file == "none":
+        return split
+    if typed.get("test_fraction"):
+        raise UserError(
+            f"--test-file {split.test_file} says which images are test: leave --test-fraction out"
+        )
+    return replace(split, test_fraction=0.0)
+
+
+def check_split(found: Manifest, typed: Mapping[str, Any]) -> None:
+    """Raise a UserError if a prepared folder was split in another way than asked for."""
+    for name, value in typed.items():
+        if value != found.summary[name]:
+            raise UserError(
+                f"the data was prepared with {name}={found.summary[name]}; received {value}."
+                " Leave the option out, or prepare the images anew"
+            )
+
+
+def fingerprint(source: Source, split: Split) -> str:
     """Changes when a file of the source does: by name, size and time, without reading images."""
-    parts = [source.name, str(source.root), str(PREPARE_VERSION), str(test_fraction)]
-    parts.append(str(split_seed))
-    folder = source.root / IMAGES_FOLDER
-    for path in (source.root / LABELS_FILE, *sorted(folder.rglob("*"))):
+    parts = [source.name, str(source.root), source.layout, str(PREPARE_VERSION), str(split)]
+    files = [path for folder in source.image_folders for path in sorted(folder.rglob("*"))]
+    if source.layout == "kaggle":
+        files.append(source.root / LABELS_FILE)
+    if split.test_file != "none":
+        files.append(find_test_file(source, split.test_file))
+    for path in files:
         stat = path.lstat()
         parts.append(f"{path} {stat.st_size} {stat.st_mtime_ns}")
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:16]
 
 
-def prepare(
-    source: Source, out: Path, test_fraction: float = TEST_FRACTION, split_seed: int = SPLIT_SEED
-) -> Manifest:
-    """Check every image that the CSV names, group duplicates, hold out test, write `out`.
+def prepare(source: Source, out: Path, split: Split = Split()) -> Manifest:
+    """Check every labelled image, group duplicates, hold out test, write `out`.
 
     Raises:
-        UserError: missing columns, a path out of the folder, one constant label, too few
-            images, or more than 2 % of the rows without a readable image.
+        UserError: as `read_labels`; too few images, or more than 2 % of the rows without a
+            readable image.
     """
-    if source.prepared:
-        raise UserError(f"{source.root} is prepared already: give the folder of its images")
-    rows = read_rows(source.root / LABELS_FILE)
+    if source.layout == "prepared":
+        raise UserError(
+            f"{source.root} is prepared already: give the folder of its images, or say with"
+            " --images where they lie now"
+        )
+    rows = read_labels(source, split.test_file)
     usable, bad = check_rows(rows)
-    images, unreadable = inspect_images(source.root, usable)
-    bad = sorted(bad + unreadable, key=lambda each: each.row)
-    check_bad_share(bad, len(rows), source.root / LABELS_FILE)
+    images, unreadable = inspect_images(source.root, usable["path"])
+    bad += [bad_row(rows.loc[index], reason) for index, reason in unreadable.items()]
+    check_bad_share(bad, len(rows), source.root)
     table = build_table(rows, images)
-    table["split"] = "train"
-    table.loc[hold_out(table, test_fraction, split_seed, "test"), "split"] = "test"
+    table["duplicate_group"] = DUPLICATES[split.duplicates](table)
+    table["split"] = assign_splits(table, split)
     found = Manifest(
         name=source.name,
         root=source.root,
         table=table[list(manifests.COLUMNS)],
-        summary=summarise(source.root, rows, table, bad, test_fraction, split_seed),
+        summary={
+            **asdict(split),
+            **summarise(table),
+            **compare_test_folder(source, table),
+            "dropped": [vars(each) for each in sorted(bad, key=lambda b: (b.file, b.row))],
+            "strays": find_strays(source, rows, split),
+        },
     )
     manifests.write(found, out)
     return announced(found, source.why)
 
 
 def announced(found: Manifest, why: str) -> Manifest:
-    """Say in one line what was found and where, and hand it on."""
-    counts = found.table["split"].value_counts()
+    """Say in a few lines what was found and where, and hand it on."""
+    counts, facts = found.table["split"].value_counts(), found.summary
     say(
         f"data: {found.name} ({why}): {len(found.table):,} images of"
         f" {len(found.class_names)} classes, {counts.get('test', 0):,} held out for test;"
         f" digest {found.dataset_digest}"
     )
-    if dropped := len(found.summary["dropped"]):
+    if facts["duplicate_groups"]:
+        say(
+            f"data: {facts['duplicate_groups']} groups of copies kept together"
+            f" ({facts['near_duplicate_groups']} of them near), {facts['conflicting_groups']} with"
+            " conflicting labels"
+        )
+    if unused := counts.get("unused", 0):
+        say(f"data: {unused} images unused: a test image has a copy in train, or another label")
+    if dropped := len(facts["dropped"]):
         say(f"data: {dropped} rows dropped; dataset.json says which and why")
     return found
 
 
-def read_rows(csv: Path) -> pd.DataFrame:
-    """The CSV's columns filename and label as text, missing values as "".
-
-    Raises:
-        UserError: unreadable, a column missing, no row, or the same label in every row.
+def inspect_images(root: Path, paths: "pd.Series[str]") -> tuple[pd.DataFrame, dict[Any, str]]:
+    """Open and decode every image; facts of the good ones, and why the others are bad, both by
+    the index of `paths`.
     """
-    try:
-        with warnings.catch_warnings():
-            # pandas would only warn of rows longer than the header, and shift or cut them
-            warnings.simplefilter("error", ParserWarning)
-            rows = pd.read_csv(csv, dtype=str, keep_default_na=False, index_col=False)
-    except (OSError, ValueError, ParserWarning) as error:
-        raise UserError(f"{csv} cannot be read: {first_line(error)}") from error
-    missing = [name for name in ("filename", "label") if name not in rows.columns]
-    if missing:
-        raise UserError(
-            f"{csv} lacks the column {' and '.join(missing)}: expected filename and label;"
-            f" found {', '.join(rows.columns)}"
-        )
-    labels = rows["label"].unique()
-    if len(labels) < 2:
-        named = f"every row is labelled {labels[0]!r}" if len(labels) else "it has no rows"
-        raise UserError(f"{csv} cannot be learnt or scored from: {named}")
-    return rows
-
-
-def check_rows(rows: pd.DataFrame) -> tuple[pd.DataFrame, list[Bad]]:
-    """The rows to open, and those that cannot even be looked for.
-
-    Raises:
-        UserError: a file name leads out of the folder: not a typing mistake, so not skipped.
-    """
-    bad: dict[int, Bad] = {}
-    seen: set[str] = set()
-    for index, (filename, label) in enumerate(zip(rows["filename"], rows["label"], strict=True)):
-        # the Windows kind knows both slashes and drive letters
-        path = PureWindowsPath(filename)
-        if path.anchor or ".." in path.parts:
-            raise UserError(
-                f"row {index + 1} of {LABELS_FILE} names {filename!r}: paths must stay inside"
-                f" the folder {IMAGES_FOLDER}/"
-            )
-        if not filename or not label:
-            empty = "filename" if not filename else "label"
-            bad[index] = Bad(index + 1, filename, f"the {empty} is empty")
-        elif filename in seen:
-            bad[index] = Bad(index + 1, filename, "listed twice; the first row counts")
-        seen.add(filename)
-    return rows.drop(index=list(bad)), list(bad.values())
-
-
-def inspect_images(root: Path, rows: pd.DataFrame) -> tuple[pd.DataFrame, list[Bad]]:
-    """Open and decode every image; facts of the good ones by row index, and the bad ones."""
-    good: dict[int, dict[str, Any]] = {}
-    bad: list[Bad] = []
-    paths = [root / IMAGES_FOLDER / name for name in rows["filename"]]
+    good: dict[Any, dict[str, Any]] = {}
+    bad: dict[Any, str] = {}
     with ThreadPoolExecutor() as pool, progress("checking images", len(paths)) as advance:
-        for index, path, found in zip(
-            rows.index, paths, pool.map(inspect_image, paths), strict=True
-        ):
-            if isinstance(found, str):
-                bad.append(Bad(int(index) + 1, rows["filename"][index], found))
+        found = pool.map(inspect_image, [root / path for path in paths])
+        for (index, path), facts in zip(paths.items(), found, strict=True):
+            if isinstance(facts, str):
+                bad[index] = facts
             else:
-                good[index] = {"path": path.relative_to(root).as_posix(), **found}
+                good[index] = {"path": path, **facts}
             advance(1)
-    return pd.DataFrame.from_dict(good, orient="index"), bad
+    columns = ["path", "width", "height", "bytes", "plain_jpeg", "sha256", "perceptual_hash"]
+    return pd.DataFrame.from_dict(good, orient="index", columns=columns), bad
 
 
 def inspect_image(path: Path) -> dict[str, Any] | str:
-    """Size, digest and kind of one image file, or why it cannot be used."""
+    """Size, digests and kind of one image file, or why it cannot be used."""
     try:
         if not path.is_file():
             return "no such file" if not path.exists() else "not a file"
         data = path.read_bytes()
         header = open_image(data)
-        decode_rgb(data)
+        pixels = decode_rgb(data)
     except OSError as error:
         return f"cannot be read: {error.strerror}"
     except ImageError as error:
@@ -223,55 +196,68 @@ def inspect_image(path: Path) -> dict[str, Any] | str:
         "bytes": len(data),
         "plain_jpeg": is_plain_jpeg(header),
         "sha256": hashlib.sha256(data).hexdigest(),
+        "perceptual_hash": perceptual_hash(pixels),
     }
 
 
-def check_bad_share(bad: list[Bad], total: int, csv: Path) -> None:
+def check_bad_share(bad: list[Bad], total: int, root: Path) -> None:
     """Raise a UserError that lists the bad rows when they are more than 2 % of `total`."""
     if len(bad) <= MAX_BAD_SHARE * total:
         return
     listed = "\n".join(f"  {each}" for each in bad[:20])
     more = f"\n  and {len(bad) - 20} more" if len(bad) > 20 else ""
     raise UserError(
-        f"{len(bad)} of the {total} rows of {csv} cannot be used, more than"
+        f"{len(bad)} of the {total} labelled images of {root} cannot be used, more than"
         f" {MAX_BAD_SHARE:.0%}:\n{listed}{more}"
     )
 
 
 def build_table(rows: pd.DataFrame, images: pd.DataFrame) -> pd.DataFrame:
-    """Join labels to images; number labels and groups in order of first appearance."""
+    """Join labels to images; number labels in order of first appearance."""
     # over all rows, as the notebooks' pd.factorize: a dropped first row shifts no label id
     names = [label for label in rows["label"].unique() if label]
-    table = images.join(rows["label"]).reset_index(drop=True)
+    table = images.join(rows[["part", "label"]]).reset_index(drop=True)
     table["label_id"] = table["label"].map({name: i for i, name in enumerate(names)})
     if lost := set(names) - set(table["label"]):
         raise UserError(f"too few images: none of {', '.join(sorted(lost))} can be read")
-    table["duplicate_group"] = pd.factorize(table["sha256"])[0]
     return table
 
 
-def summarise(
-    root: Path,
-    rows: pd.DataFrame,
-    table: pd.DataFrame,
-    bad: list[Bad],
-    test_fraction: float,
-    split_seed: int,
-) -> dict[str, Any]:
-    """What dataset.json tells beside the digests."""
-    groups = table.groupby("duplicate_group")["label"].agg(["size", "nunique"])
-    named = set(rows["filename"])
-    folder = root / IMAGES_FOLDER
-    files = (path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
-    strays = sorted(set(files) - named)
+def summarise(table: pd.DataFrame) -> dict[str, Any]:
+    """Counts of images and of groups of copies."""
+    groups = describe_groups(table).drop_duplicates("duplicate_group")
     return {
-        "test_fraction": test_fraction,
-        "split_seed": split_seed,
         "images": len(table),
         "images_by_split": dict(Counter(table["split"])),
         "images_by_label": dict(Counter(table["label"])),
-        "duplicate_groups": int((groups["size"] > 1).sum()),
-        "groups_with_conflicting_labels": int((groups["nunique"] > 1).sum()),
-        "dropped": [vars(each) for each in bad],
-        "strays": strays,
+        "duplicate_groups": len(groups),
+        "near_duplicate_groups": int((groups["kind"] == "near").sum()),
+        "largest_duplicate_group": int(table["duplicate_group"].value_counts().max()),
+        "conflicting_groups": int(groups["conflicting"].sum()),
     }
+
+
+def compare_test_folder(source: Source, table: pd.DataFrame) -> dict[str, Any]:
+    """How many images lie in Kaggle's own test/, labelled or not, and which of them are copies
+    of training images: `leaks`, a dict of test, train and kind (exact or near) for each pair.
+    """
+    folder = source.root / TEST_FOLDER
+    if source.layout != "kaggle" or not folder.is_dir():
+        return {"test_folder_images": 0, "leaks": []}
+    files = [path for path in sorted(folder.rglob("*")) if is_image_name(path)]
+    paths = pd.Series([path.relative_to(source.root).as_posix() for path in files], dtype=str)
+    images, _ = inspect_images(source.root, paths)
+    pairs = find_copies(images, table[table["part"] == "train"])
+    leaks = [{"test": test, "train": train, "kind": kind} for test, train, kind in pairs]
+    return {"test_folder_images": len(images), "leaks": leaks}
+
+
+def find_strays(source: Source, rows: pd.DataFrame, split: Split) -> list[str]:
+    """Files in the folders of labelled images that no label is for; the path from the root."""
+    folders = source.image_folders
+    if source.layout == "kaggle" and split.test_file == "none":
+        # nobody labels those
+        folders = [folder for folder in folders if folder.name != TEST_FOLDER]
+    files = (path for folder in folders for path in folder.rglob("*") if path.is_file())
+    named = set(rows["path"])
+    return sorted({path.relative_to(source.root).as_posix() for path in files} - named)

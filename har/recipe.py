@@ -61,6 +61,7 @@ class Recipe:
     loader: Loader = axis(
         "memory",
         "memory: decode every image into one array first; stream: decode during training",
+        our_choice="v2 to v4 name no shuffle: shuffled anew each epoch, as Keras did the arrays",
     )
     resize: Resize = axis(
         "bicubic",
@@ -115,7 +116,9 @@ class Recipe:
         our_choice="v2 to v4 do not state it: 5, watching validation accuracy",
     )
     checkpoint: Checkpoint = axis(
-        "last", "which epoch's weights to keep; best: by validation accuracy"
+        "last",
+        "which epoch's weights to keep; best: by validation accuracy",
+        our_choice="v2 to v4 do not state by what: validation accuracy",
     )
     precision: Precision = axis("float32", "Keras' dtype policy; the output stays float32")
     strategy: Strategy = axis(

@@ -11,17 +11,22 @@ from mlflow.exceptions import MlflowException
 
 from har.classifier import CLASSIFIER_FOLDER, Classifier, load_classifier
 from har.errors import UserError, first_line
-from har.manifest import Manifest
-from har.prepare import Split
+from har.manifest import TABLE_FILE, Manifest
 from har.recipe import Recipe
-from har.tracking import MANIFEST_ARTIFACT, RECIPE_ARTIFACT, quiet_mlflow
+from har.splits import Split
+from har.store import quiet_mlflow
+from har.tracking import RECIPE_ARTIFACT
 
 
 @dataclass(frozen=True, kw_only=True)
 class Logged:
-    """A model from the store and the run that trained it, if that can be told."""
+    """A model from the store and the run that trained it, if that can be told.
+
+    `identity` tells apart what one `uri` may mean in time: an alias moves.
+    """
 
     uri: str
+    identity: str
     classifier: Classifier
     run: mlflow.entities.Run | None
 
@@ -34,7 +39,9 @@ class Logged:
 def split_of(run: mlflow.entities.Run) -> Split:
     """How a training run held its test images out."""
     params = run.data.params
-    return Split(test_fraction=float(params["test_fraction"]), split_seed=int(params["split_seed"]))
+    # parameters are text
+    kinds = {name: type(value) for name, value in vars(Split()).items()}
+    return Split(**{name: kind(params[name]) for name, kind in kinds.items()})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,11 +96,16 @@ def load_logged(uri: str) -> Logged:
     with tempfile.TemporaryDirectory() as scratch:
         try:
             local = mlflow.artifacts.download_artifacts(uri, dst_path=scratch)
-            run_id = mlflow.models.Model.load(local).run_id
+            description = mlflow.models.Model.load(local)
         except (MlflowException, OSError) as error:
             raise UserError(f"no model at {uri}: {first_line(error)}") from error
         classifier = load_classifier(Path(local) / "artifacts" / CLASSIFIER_FOLDER)
-    return Logged(uri=uri, classifier=classifier, run=find_run(run_id))
+    return Logged(
+        uri=uri,
+        identity=str(description.model_uuid),
+        classifier=classifier,
+        run=find_run(description.run_id),
+    )
 
 
 def find_run(run_id: str | None) -> mlflow.entities.Run | None:
@@ -108,13 +120,12 @@ def check_unseen(logged: Logged, manifest: Manifest) -> None:
     """Raise a UserError if the model was trained on any of the manifest's test images."""
     if logged.run is None:
         return
-    uri = f"runs:/{logged.run.info.run_id}/{MANIFEST_ARTIFACT}"
+    uri = f"runs:/{logged.run.info.run_id}/{TABLE_FILE}"
     trained = pd.read_csv(StringIO(mlflow.artifacts.load_text(uri)))
-    seen = set(trained.loc[trained["split"] != "test", "sha256"])
+    seen = set(trained.loc[trained["split"] == "train", "sha256"])
     if known := int(manifest.rows("test")["sha256"].isin(seen).sum()):
         raise UserError(
             f"{known} of the {len(manifest.rows('test'))} test images are among those that"
             f" {logged.uri} was trained on: judge it on the split of its run"
-            f" (--test-fraction {logged.split.test_fraction}"
-            f" --split-seed {logged.split.split_seed}), or on images it has not seen"
+            f" ({logged.split.as_options}), or on images it has not seen"
         )

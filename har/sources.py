@@ -5,6 +5,7 @@ import tempfile
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Literal
 
 from har import sample
 from har.errors import UserError
@@ -15,6 +16,9 @@ KAGGLE_DATASET = "meetnagadia/human-action-recognition-har-dataset"
 KAGGLE_FOLDER = "Human Action Recognition"
 KAGGLE_INPUT = Path("/kaggle/input/human-action-recognition-har-dataset") / KAGGLE_FOLDER
 LABELS_FILE = "Training_set.csv"
+TRAIN_FOLDER = "train"
+TEST_FOLDER = "test"
+IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp")
 # Part of the folder's name, so that a change in how the sample is drawn draws it anew.
 SAMPLE_VERSION = 1
 SAMPLE_PER_CLASS = 24
@@ -23,14 +27,40 @@ SAMPLE_TEST_IMAGES = 30
 
 @dataclass(frozen=True, kw_only=True)
 class Source:
-    """A folder in Kaggle's layout: Training_set.csv (filename,label) beside train/; or, if
-    `prepared`, one that holds a manifest already.
+    """A folder of images and what says their labels.
+
+    kaggle: Training_set.csv (filename,label) beside train/ and, if there is one, test/;
+    class_folders: a folder of images for each label; prepared: a manifest, images elsewhere.
     """
 
     name: str
     root: Path
     why: str
-    prepared: bool = False
+    layout: Literal["kaggle", "class_folders", "prepared"] = "kaggle"
+
+    @property
+    def image_folders(self) -> list[Path]:
+        """Those that hold its images, in order of their names."""
+        if self.layout == "class_folders":
+            return class_folders(self.root)
+        named = (self.root / TRAIN_FOLDER, self.root / TEST_FOLDER)
+        return [folder for folder in named if folder.is_dir()]
+
+
+def class_folders(root: Path) -> list[Path]:
+    """Subfolders with an image directly in them; a hidden one is none."""
+    return [
+        folder
+        for folder in sorted(root.iterdir())
+        if folder.is_dir()
+        and not folder.name.startswith(".")
+        and any(is_image_name(path) for path in folder.iterdir())
+    ]
+
+
+def is_image_name(path: Path) -> bool:
+    """Whether a file is called like an image and is not hidden."""
+    return path.suffix.lower() in IMAGE_SUFFIXES and not path.name.startswith(".")
 
 
 def cache_folder() -> Path:
@@ -69,17 +99,28 @@ def find_automatically() -> Source:
 
 
 def folder_source(folder: Path, why: str) -> Source:
-    """A folder in Kaggle's layout, or one that holds Kaggle's unpacked archive."""
+    """A prepared folder, one in Kaggle's layout or that holds Kaggle's unpacked archive, or
+    one of class folders.
+
+    Raises:
+        UserError: it is none of these, or not there.
+    """
     if not folder.is_dir():
         raise UserError(f"no such folder: {folder} ({why})")
+    name = folder.resolve().name
     if is_prepared(folder):
-        return Source(name=folder.resolve().name, root=folder.resolve(), why=why, prepared=True)
+        return Source(name=name, root=folder.resolve(), why=why, layout="prepared")
     for root in (folder, folder / KAGGLE_FOLDER):
         if (root / LABELS_FILE).is_file():
-            return Source(name=folder.resolve().name, root=root.resolve(), why=why)
+            return Source(name=name, root=root.resolve(), why=why)
+    found = [each.name for each in class_folders(folder)]
+    # Kaggle's own folders without their CSV say nothing of labels
+    if len(found) >= 2 and not {TRAIN_FOLDER, TEST_FOLDER} & set(found):
+        return Source(name=name, root=folder.resolve(), why=why, layout="class_folders")
     raise UserError(
         f"{folder} ({why}) holds no {LABELS_FILE}: expected Kaggle's layout, that is"
-        f" {LABELS_FILE} with the columns filename,label beside a folder train/"
+        f" {LABELS_FILE} with the columns filename,label beside a folder {TRAIN_FOLDER}/; or a"
+        " folder of images for each of 2 or more labels"
     )
 
 

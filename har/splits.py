@@ -1,11 +1,55 @@
 """Holding images out: stratified by label, never parting a duplicate group."""
 
+from dataclasses import dataclass
+from typing import Literal
+
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
 from sklearn.model_selection import train_test_split
 
 from har.errors import UserError
+
+Duplicates = Literal["near", "exact", "ignore"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Split:
+    """How test images are held out, and what must not be parted doing it.
+
+    `test_file` is a CSV of labelled test images, or "none"; with one, its images are test and
+    no others.
+    """
+
+    test_fraction: float = 0.15
+    split_seed: int = 0
+    duplicates: Duplicates = "near"
+    test_file: str = "none"
+
+    @property
+    def as_options(self) -> str:
+        """As typed on the command line."""
+        return " ".join(f"--{name.replace('_', '-')} {value}" for name, value in vars(self).items())
+
+
+def assign_splits(table: pd.DataFrame, split: Split) -> npt.NDArray[np.str_]:
+    """train, test or unused for each row of `table` (columns label, duplicate_group, part).
+
+    `part` is "test" for the images of a test file. What such an image has a copy of is not
+    trained on, and a test image whose copies carry other labels is not judged on: unused.
+
+    Raises:
+        UserError: as `hold_out`.
+    """
+    given = table["part"] == "test"
+    if split.test_file == "none":
+        held_out = hold_out(table, split.test_fraction, split.split_seed, "test")
+        return np.where(held_out, "test", "train")
+    by_group = table["duplicate_group"]
+    conflicting = table.groupby(by_group)["label"].transform("nunique") > 1
+    leaking = given.groupby(by_group).transform("any") & ~given
+    unused = (given & conflicting) | leaking
+    return np.where(unused, "unused", np.where(given, "test", "train"))
 
 
 def hold_out(

@@ -2,7 +2,14 @@
 
 import csv
 import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
@@ -26,12 +33,15 @@ from har.manifest import Manifest
 from har.prepare import prepare
 from har.recipe import VARIANTS, Recipe
 from har.sources import folder_source
+from har.splits import Split
 
 # MirroredStrategy is tested as it would run on two GPUs: two devices, two replicas.
 tf.config.set_logical_device_configuration(
     tf.config.list_physical_devices("CPU")[0], [tf.config.LogicalDeviceConfiguration()] * 2
 )
 
+# as an activated environment would have it
+PATH = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
 CLASSES = ("sitting", "running", "texting")
 IMAGES_PER_CLASS = 14
 TINY_SIZE = 32
@@ -121,7 +131,7 @@ def tiny_raw(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def manifest(tiny_raw: Path, tmp_path_factory: pytest.TempPathFactory) -> Manifest:
     source = folder_source(tiny_raw, why="a test")
-    return prepare(source, tmp_path_factory.mktemp("prepared"), test_fraction=0.25)
+    return prepare(source, tmp_path_factory.mktemp("prepared"), Split(test_fraction=0.25))
 
 
 @pytest.fixture(scope="session")
@@ -147,3 +157,37 @@ def cli():
         return CliRunner().invoke(main, [str(each) for each in arguments])
 
     return invoke
+
+
+def free_port() -> int:
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        return int(found.getsockname()[1])
+
+
+@contextmanager
+def serving(command: list[str], port: int, log: Path, **environment: str) -> Iterator[str]:
+    """Run a server until the block ends; yields its address once it answers."""
+    address = f"http://127.0.0.1:{port}"
+    with log.open("w") as file:
+        process = subprocess.Popen(
+            [*command, "--host", "127.0.0.1", "--port", str(port)],
+            stdout=file,
+            stderr=file,
+            env={**os.environ, "PATH": PATH, **environment},
+            start_new_session=True,
+        )
+        try:
+            for _ in range(600):  # it may be a busy machine
+                assert process.poll() is None, log.read_text()
+                try:
+                    urllib.request.urlopen(f"{address}/health", timeout=2)
+                    break
+                except OSError:
+                    time.sleep(0.5)
+            else:
+                pytest.fail(f"no answer: {log.read_text()}")
+            yield address
+        finally:
+            os.killpg(process.pid, signal.SIGTERM)
+            process.wait(timeout=30)

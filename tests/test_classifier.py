@@ -1,14 +1,28 @@
 """The classifier on disk and in memory: same answers, a bad file spoils only its own row."""
 
 import json
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import keras
 import numpy as np
 import pytest
 from conftest import tiny_recipe
 
-from har.classifier import Classifier, load_classifier, save_classifier
+from har import classifier as module
+from har.classifier import (
+    BATCH_SIZE,
+    BUCKETS,
+    MODEL_FILE,
+    Classifier,
+    build_forward,
+    decoders,
+    load_classifier,
+    save_classifier,
+)
 from har.errors import UserError
+from har.images import ImageError
 from har.manifest import Manifest
 from har.model import build_model
 from har.recipe import Recipe
@@ -79,10 +93,102 @@ def test_nothing_in_nothing_out(classifier: Classifier) -> None:
     assert [row["label"] for row in classifier.classify([b"", b"x"])] == [None, None]
 
 
-def test_batch_sizes_are_not_traced_anew(classifier: Classifier, files: list[bytes]) -> None:
-    for count in (1, 2, 5, 40):
-        classifier.classify(files[:count])
-    assert classifier.forward.experimental_get_tracing_count() == 1
+def noise(count: int, size: int = 32) -> np.ndarray:
+    return np.random.default_rng(0).integers(0, 256, (count, size, size, 3)).astype(np.uint8)
+
+
+def test_no_batch_size_is_traced_anew(classifier: Classifier) -> None:
+    classifier.warm()
+    traced = classifier.forward.compiled.experimental_get_tracing_count()
+    for count in range(1, 71):
+        assert classifier.probabilities(noise(count)).shape == (count, 3)
+    assert classifier.forward.compiled.experimental_get_tracing_count() == traced == 1
+
+
+def test_only_the_buckets_shapes_are_run(classifier: Classifier) -> None:
+    shapes = set()
+
+    def compiled(images: np.ndarray) -> np.ndarray:
+        shapes.add(len(images))
+        return np.zeros((len(images), 3), np.float32)
+
+    forward = module.Forward(compiled=compiled)
+    for count in range(1, BATCH_SIZE + 1):
+        assert len(forward(noise(count))) == count
+    assert shapes == set(BUCKETS)
+
+
+def test_numbers_do_not_depend_on_the_bucket(classifier: Classifier) -> None:
+    images = noise(BATCH_SIZE)
+    whole = classifier.forward(images).numpy()
+    for count in range(1, BATCH_SIZE):
+        part = classifier.forward(images[:count]).numpy()
+        np.testing.assert_allclose(part, whole[:count], rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("most_constants", [0, 10**9])
+def test_forward_is_the_keras_model(
+    folder: Path, most_constants: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "MOST_CONSTANTS", most_constants)
+    model = keras.models.load_model(folder / MODEL_FILE)
+    images = noise(5)
+    expected = np.asarray(model(images, training=False))
+    found = build_forward(model)(images).numpy()
+    np.testing.assert_allclose(found, expected, rtol=0, atol=1e-6)
+
+
+def test_images_are_decoded_side_by_side_and_keep_their_order(
+    classifier: Classifier, files: list[bytes]
+) -> None:
+    threads = set()
+
+    def read(data: int) -> bytes:
+        threads.add(threading.current_thread().name)
+        return files[data]
+
+    rows = classifier.classify(list(range(len(files))), read)
+    assert rows == classifier.classify(files)
+    assert all(name.startswith("decode") for name in threads)
+    assert decoders() is decoders()
+
+
+def test_a_reader_may_refuse_its_row(classifier: Classifier, files: list[bytes]) -> None:
+    def read(data: bytes) -> bytes:
+        if data == b"no":
+            raise ImageError("not today")
+        return data
+
+    rows = classifier.classify([files[0], b"no", files[1]], read)
+    assert [row["error"] for row in rows] == [None, "not today", None]
+
+
+def test_callers_at_once_get_what_they_would_get_alone(
+    classifier: Classifier, files: list[bytes]
+) -> None:
+    # several sizes, bad files among them
+    asked = [[*files[start : start + 1 + 3 * start], b"junk"] for start in range(8)]
+    alone = [classifier.classify(each) for each in asked]
+    with ThreadPoolExecutor(8) as callers:
+        together = list(callers.map(classifier.classify, asked * 4))
+    for found, expected in zip(together, alone * 4, strict=True):
+        assert_same_rows(found, expected)
+
+
+def assert_same_rows(found: list[dict], expected: list[dict]) -> None:
+    assert [row["label"] for row in found] == [row["label"] for row in expected]
+    assert [row["error"] for row in found] == [row["error"] for row in expected]
+    numbers = [
+        [[top["probability"] for top in row["top_3"]] for row in rows if row["top_3"]]
+        for rows in (found, expected)
+    ]
+    np.testing.assert_allclose(*numbers, rtol=0, atol=1e-6)
+
+
+def test_numbers_that_are_none_are_an_error(classifier: Classifier) -> None:
+    row = classifier.describe(np.array([0.5, np.nan, 0.5], np.float32), None)
+    assert row["label"] is None and "not finite" in row["error"]
+    assert json.loads(json.dumps(row, allow_nan=False)) == row
 
 
 def test_folder_without_classifier_is_named(tmp_path: Path) -> None:

@@ -45,21 +45,23 @@ def test_sample_and_prepare(cli, tmp_path: Path) -> None:
     made = cli("prepare", "--data", tmp_path / "s", "--out", tmp_path / "p", "--test-fraction", 0.3)
     assert made.exit_code == 0, made.output
     assert "90 images of 15 classes, 27 held out for test" in made.output
-    assert {"manifest.csv", "dataset.json"} == {path.name for path in (tmp_path / "p").iterdir()}
+    assert {"manifest.csv", "dataset.json", "report.html"} == {
+        path.name for path in (tmp_path / "p").iterdir()
+    }
 
 
 def test_run_ends_with_the_table(cli, tiny_backbone: None, raw: Path, store: str) -> None:
     result = cli("run", "--data", raw, *TINY_RUN)
     assert result.exit_code == 0, result.output
-    header, row, changed, ui = result.stdout.splitlines()
+    header, row, changed, command, page = result.stdout.splitlines()
     assert header.split("  ")[0] == "variant" and row.startswith("v3")
     assert "accuracy (95 % interval)" in header and "% to " in row
     assert "backbone=efficientnet-lite0" in changed and "epochs=1" in changed
-    assert ui.startswith("see it: ") and ui.endswith(
-        f" -m mlflow server --backend-store-uri {store} --workers 1"
-        "  then open http://127.0.0.1:5000"
-    )
+    assert command.startswith("see it: ")
+    assert command.endswith(f" -m mlflow server --backend-store-uri {store} --workers 1")
     run = mlflow.get_run(row.split()[-1])
+    there = f"experiments/{run.info.experiment_id}/runs?viewStateShareKey=results"
+    assert page.strip() == f"then open http://127.0.0.1:5000/#/{there}"
     assert run.info.status == "FINISHED"
     # from the start of this process, which is older than the run
     assert run.data.metrics["wall_time_s"] > run.data.metrics["train_time_s"]
@@ -81,7 +83,7 @@ def test_a_run_is_repeated_with_equal_numbers(
         return mlflow.get_run(result.stdout.splitlines()[1].split()[-1])
 
     def numbers(run: mlflow.entities.Run) -> dict[str, float]:
-        timings = ("_s", "_second", "_mb")
+        timings = ("_s", "_ms", "_second", "_mb")
         return {
             name: value
             for name, value in run.data.metrics.items()

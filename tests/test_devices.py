@@ -1,8 +1,11 @@
 """Hardware by name, and what of a recipe it can run."""
 
+from pathlib import Path
+
 import keras
 import pytest
 
+from har import devices
 from har.devices import (
     Hardware,
     find_hardware,
@@ -98,3 +101,20 @@ def test_policy_is_put_back_even_on_an_error() -> None:
         assert keras.config.dtype_policy().name == "mixed_bfloat16"
         raise RuntimeError
     assert keras.config.dtype_policy().name == "float32"
+
+
+def test_free_memory_is_the_machines_or_what_the_container_leaves(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(devices, "CONTROL_GROUP", tmp_path)
+    machine = devices.free_memory()
+    assert machine > 0
+    for name, text in {
+        "memory.max": "3000",
+        "memory.current": "2500",
+        "memory.stat": "anon 2000\ninactive_file 400\n",
+    }.items():
+        (tmp_path / name).write_text(text)
+    assert devices.free_memory() == 900
+    (tmp_path / "memory.max").write_text("max\n")
+    assert devices.free_memory() == pytest.approx(machine, rel=0.2)

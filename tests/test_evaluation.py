@@ -6,11 +6,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 from conftest import tiny_recipe
-from matplotlib.figure import Figure
 
 from har.classifier import Classifier, load_classifier, save_classifier
 from har.errors import UserError
-from har.evaluation import Evaluation, draw_confusion, draw_curves, evaluate
+from har.evaluation import Evaluation, evaluate, judged_rows, read_batches
 from har.manifest import Manifest
 from har.model import build_model
 
@@ -56,32 +55,52 @@ def test_no_test_split_is_said(classifier: Classifier, manifest: Manifest) -> No
         evaluate(classifier, replace(manifest, table=manifest.table.assign(split="train")))
 
 
-def pixels(figure: Figure, path: Path) -> int:
-    figure.savefig(path)
-    return path.stat().st_size
+EVALUATION = Evaluation(
+    class_names=("a", "b", "c"),
+    paths=["0.jpg", "1.jpg", "2.jpg", "3.jpg", "4.jpg"],
+    label_ids=np.array([0, 1, 0, 0, 1]),
+    probabilities=np.array(
+        [[0.5, 0.3, 0.2], [0.6, 0.3, 0.1], [0.1, 0.9, 0.0], [0.1, 0.3, 0.6], [0.1, 0.8, 0.1]],
+        np.float32,
+    ),
+)
 
 
-@pytest.mark.parametrize("classes", [2, 15])
-def test_figures_are_drawn(classes: int, tmp_path: Path) -> None:
-    rng = np.random.default_rng(0)
-    evaluation = Evaluation(
-        class_names=tuple(f"class_{i}" for i in range(classes)),
-        paths=[str(i) for i in range(60)],
-        label_ids=rng.integers(0, classes, 60),
-        probabilities=rng.dirichlet(np.ones(classes), 60).astype(np.float32),
-    )
-    figure = draw_confusion(evaluation)
-    (axes, _) = figure.axes
-    counts = [int(text.get_text()) for text in axes.texts]
-    assert sum(counts) == 60
-    assert "of 60 test images" in axes.get_title()
-    assert pixels(figure, tmp_path / "confusion.png") > 5000
+def test_mistakes_are_the_wrong_ones_the_surest_first() -> None:
+    table = EVALUATION.mistakes
+    assert list(table) == ["path", "label", "predicted", "probability"]
+    # of equally sure ones the first stays first
+    assert table["path"].tolist() == ["2.jpg", "1.jpg", "3.jpg"]
+    assert table["label"].tolist() == ["a", "b", "a"]
+    assert table["predicted"].tolist() == ["b", "a", "c"]
+    assert table["probability"].tolist() == pytest.approx([0.9, 0.6, 0.6])
+    assert table.index.tolist() == [0, 1, 2]
 
 
-def test_curves_show_validation_only_where_there_is_one(tmp_path: Path) -> None:
-    epoch = {"train_loss": 1.0, "train_accuracy": 0.5}
-    assert len(draw_curves([epoch]).axes[0].lines) == 1
-    both = {**epoch, "val_loss": 1.0, "val_accuracy": 0.4}
-    figure = draw_curves([both, both])
-    assert [len(axes.lines) for axes in figure.axes] == [2, 2]
-    assert pixels(figure, tmp_path / "curves.png") > 5000
+def test_per_class_table() -> None:
+    table = EVALUATION.per_class
+    columns = ["label", "precision", "recall", "recall_low", "recall_high", "f1", "images"]
+    assert list(table) == columns
+    assert table["recall"].tolist() == pytest.approx([1 / 3, 1 / 2, 0])
+    assert (table["recall_low"] <= table["recall"]).all()
+    assert (table["recall"] <= table["recall_high"]).all()
+    assert table["images"].tolist() == [3, 2, 0]
+    assert table.notna().all(axis=None)
+
+
+def test_reliability_table() -> None:
+    table = EVALUATION.reliability
+    assert len(table) == 15
+    assert table["images"].sum() == 5
+    gap = (table["confidence"] - table["accuracy"]).abs() * table["images"] / 5
+    assert EVALUATION.scores.calibration_error == pytest.approx(gap.sum())
+
+
+def test_rows_are_read_in_order_and_decoded_as_in_training(
+    classifier: Classifier, manifest: Manifest
+) -> None:
+    rows = judged_rows(classifier, manifest)
+    batches = list(read_batches(classifier, manifest, rows).as_numpy_iterator())
+    assert np.concatenate([indices for _, indices in batches]).tolist() == list(range(len(rows)))
+    expected = [classifier.decode((manifest.root / path).read_bytes()) for path in rows["path"]]
+    np.testing.assert_array_equal(np.concatenate([images for images, _ in batches]), expected)

@@ -11,6 +11,7 @@ from har.errors import UserError
 from har.manifest import Manifest
 from har.prepare import prepare
 from har.sources import folder_source
+from har.splits import Split
 
 
 @pytest.fixture
@@ -90,7 +91,7 @@ def test_missing_summary_field_is_named(folder: Path) -> None:
     [(lambda p: p.unlink(), "is gone"), (lambda p: p.write_bytes(b"x"), "was changed after")],
 )
 def test_changed_images_are_named(raw: Path, change, message: str) -> None:
-    prepare(folder_source(raw, "a test"), raw.parent / "out", test_fraction=0.25)
+    prepare(folder_source(raw, "a test"), raw.parent / "out", Split(test_fraction=0.25))
     change(raw / "train" / "Image_3.jpg")
     with pytest.raises(UserError, match=f"Image_3.jpg {message}"):
         manifests.read(raw.parent / "out")
@@ -110,3 +111,27 @@ def test_digests_ignore_order_and_place_as_promised(manifest: Manifest) -> None:
     assert replace(manifest, table=moved).test_digest == manifest.test_digest
     relabelled = manifest.table.assign(label="x" + manifest.table["label"])
     assert replace(manifest, table=relabelled).test_digest != manifest.test_digest
+
+
+def moved(raw: Path) -> Path:
+    """Prepared in out/, then the images' folder is called another name."""
+    prepare(folder_source(raw, "a test"), raw.parent / "out", Split(test_fraction=0.25))
+    return raw.rename(raw.parent / "elsewhere")
+
+
+def test_moved_images_are_found_by_option(raw: Path) -> None:
+    images = moved(raw)
+    with pytest.raises(UserError, match="say with --images where they lie now"):
+        manifests.read(raw.parent / "out")
+    found = manifests.read(raw.parent / "out", images)
+    assert found.root == images
+    manifests.write(found, raw.parent / "again")
+    assert manifests.read(raw.parent / "again").test_digest == found.test_digest
+
+
+def test_other_images_of_the_same_size_are_refused(raw: Path) -> None:
+    images = moved(raw)
+    file = images / "train" / "Image_3.jpg"
+    file.write_bytes(bytes(len(file.read_bytes())))
+    with pytest.raises(UserError, match=r"Image_3.jpg is not the image that was prepared"):
+        manifests.read(raw.parent / "out", images)

@@ -6,62 +6,22 @@ import base64
 import json
 import os
 import signal
-import socket
 import subprocess
-import sys
-import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
-from contextlib import contextmanager
 from io import StringIO
 from pathlib import Path
 
 import mlflow
 import pandas as pd
 import pytest
-from conftest import write_images
+from conftest import PATH, free_port, serving, write_images
 from mlflow import MlflowClient
 
 ROOT = Path(__file__).parents[1]
 EXPERIMENT = "har-mlproject"
 TINY = {"image-size": 32, "batch-size": 4, "epochs": 1, "test-fraction": 0.25}
-# as an activated environment would have it
-PATH = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
-
-
-def free_port() -> int:
-    with socket.socket() as found:
-        found.bind(("127.0.0.1", 0))
-        return int(found.getsockname()[1])
-
-
-@contextmanager
-def serving(command: list[str], port: int, log: Path, **environment: str) -> Iterator[str]:
-    """Run a server until the block ends; yields its address once it answers."""
-    address = f"http://127.0.0.1:{port}"
-    with log.open("w") as file:
-        process = subprocess.Popen(
-            [*command, "--host", "127.0.0.1", "--port", str(port)],
-            stdout=file,
-            stderr=file,
-            env={**os.environ, "PATH": PATH, **environment},
-            start_new_session=True,
-        )
-        try:
-            for _ in range(240):
-                assert process.poll() is None, log.read_text()
-                try:
-                    urllib.request.urlopen(f"{address}/health", timeout=2)
-                    break
-                except OSError:
-                    time.sleep(0.5)
-            else:
-                pytest.fail(f"no answer: {log.read_text()}")
-            yield address
-        finally:
-            os.killpg(process.pid, signal.SIGTERM)
-            process.wait(timeout=30)
 
 
 @pytest.fixture(scope="module")
@@ -121,7 +81,7 @@ def test_mlflow_run_records_one_finished_run(finished: mlflow.entities.Run, imag
     assert params["image-size"] == "32"
     # as we logged them
     assert params["precision"] == params["used.precision"] == "mixed_bfloat16"
-    assert params["recipe.image_size"] == "32" and params["recipe.backbone"] == "efficientnetb7"
+    assert params["recipe.image_size"] == "32" and params["backbone"] == "efficientnetb7"
     assert params["used.backbone"] == "efficientnet-lite0"
     assert "accuracy" in finished.data.metrics and "val_accuracy" in finished.data.metrics
     assert finished.info.run_name == "v4 · lite0 · 1xCPU"
@@ -216,3 +176,39 @@ def test_server_refuses_what_is_not_base64(model_server: str) -> None:
 def test_description_links_the_run(finished: mlflow.entities.Run) -> None:
     note = MlflowClient().get_run(finished.info.run_id).data.tags["mlflow.note.content"]
     assert "**v4** on 1xCPU" in note and "backbone=efficientnet-lite0" in note
+
+
+def test_classify_by_server_and_by_model_agree(
+    model_server: str, finished: mlflow.entities.Run, images: Path, tmp_path: Path, cli
+) -> None:
+    (tmp_path / "bad.jpg").write_bytes(b"junk")
+    files = [images / "train" / "Image_1.jpg", images / "train" / "Image_2.jpg", tmp_path]
+    uri = f"runs:/{finished.info.run_id}/model"
+    answers = []
+    for model in (("--url", model_server), ("--model", uri)):
+        result = cli("classify", *files, *model, "--json")
+        assert result.exit_code == 0, result.output
+        answers.append([json.loads(line) for line in result.stdout.splitlines()])
+    for by_server, by_model in zip(*answers, strict=True):
+        for name in ("filename", "label", "error"):
+            assert by_server[name] == by_model[name]
+    assert answers[0][0]["probability"] == pytest.approx(answers[1][0]["probability"], rel=1e-5)
+    assert answers[0][2]["label"] is None and "not an image" in answers[0][2]["error"]
+    shown = cli("classify", files[0], "--url", model_server)
+    assert answers[0][0]["label"] in shown.stdout
+
+
+def test_classify_without_a_server_says_so(images: Path, cli) -> None:
+    result = cli("classify", images / "train", "--url", f"http://127.0.0.1:{free_port()}")
+    assert result.exit_code == 2 and "no answer from http://127.0.0.1" in result.stderr
+
+
+def test_predict_scores_a_folder(
+    finished: mlflow.entities.Run, images: Path, tmp_path: Path, cli
+) -> None:
+    uri, out = f"runs:/{finished.info.run_id}/model", tmp_path / "p.csv"
+    result = cli("predict", "--data", images / "train", "--out", out, "--model", uri)
+    assert result.exit_code == 0, result.output
+    table = pd.read_csv(out)
+    assert len(table) == len(list((images / "train").iterdir())) and table["error"].isna().all()
+    assert set(table["label"]) <= {"sitting", "running", "texting"}

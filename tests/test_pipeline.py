@@ -147,10 +147,7 @@ def test_fewer_validation_images_than_devices_are_refused() -> None:
 def test_memory_loader_refuses_before_it_would_not_fit(
     manifest: Manifest, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    class Full:
-        available = 1000
-
-    monkeypatch.setattr(pipeline.psutil, "virtual_memory", Full)
+    monkeypatch.setattr(pipeline, "free_memory", lambda: 1000)
     with pytest.raises(UserError, match=r"needs .* GB for \d+ images .*use --loader stream"):
         batches(manifest, loader="memory")
 

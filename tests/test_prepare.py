@@ -1,5 +1,6 @@
 """From a folder to a manifest; each kind of damage has its message."""
 
+import csv
 import os
 import shutil
 from collections import Counter
@@ -7,17 +8,18 @@ from pathlib import Path
 
 import pytest
 from conftest import CLASSES, IMAGES_PER_CLASS, read_csv, write_csv, write_images
-from PIL import Image
+from PIL import Image, ImageOps
 
 from har.errors import UserError
 from har.manifest import Manifest
 from har.prepare import load_manifest, prepare
 from har.sources import folder_source
+from har.splits import Split
 
 
 def prepared(folder: Path, **options: object) -> Manifest:
     source = folder_source(folder, "a test")
-    return prepare(source, folder.parent / "out", **{"test_fraction": 0.25, **options})
+    return prepare(source, folder.parent / "out", Split(**{"test_fraction": 0.25, **options}))
 
 
 def test_every_image_is_described(raw: Path) -> None:
@@ -73,14 +75,14 @@ def test_groups_with_conflicting_labels_never_test(raw: Path) -> None:
     write_csv(raw, [*rows, ("copy.jpg", "running")])
     for seed in range(5):
         found = prepared(raw, split_seed=seed)
-        assert found.summary["groups_with_conflicting_labels"] == 1
+        assert found.summary["conflicting_groups"] == 1
         assert "train/copy.jpg" in set(found.rows("train")["path"])
 
 
 def test_strays_are_reported_and_left_out(raw: Path) -> None:
     shutil.copy(raw / "train" / "Image_1.jpg", raw / "train" / "Image_1(1).jpg")
     found = prepared(raw)
-    assert found.summary["strays"] == ["Image_1(1).jpg"]
+    assert found.summary["strays"] == ["train/Image_1(1).jpg"]
     assert len(found.table) == len(CLASSES) * IMAGES_PER_CLASS
 
 
@@ -170,7 +172,9 @@ def test_many_bad_rows_stop_with_the_list(raw: Path) -> None:
         (raw / "train" / f"Image_{i}.jpg").unlink()
     with pytest.raises(UserError) as caught:
         prepared(raw)
-    assert "5 of the 42 rows" in str(caught.value) and "more than 2%" in str(caught.value)
+    assert "5 of the 42 labelled images" in str(caught.value) and "more than 2%" in str(
+        caught.value
+    )
     assert str(caught.value).count("no such file") == 5
     assert not (raw.parent / "out").exists()
 
@@ -242,12 +246,136 @@ def test_prepared_folder_is_taken_as_it_is(raw: Path) -> None:
     found = prepared(raw, split_seed=3)
     again = load_manifest(str(raw.parent / "out"))
     assert again.table.equals(found.table)
-    assert load_manifest(str(raw.parent / "out"), 0.25, 3).test_digest == found.test_digest
+    assert (
+        load_manifest(str(raw.parent / "out"), {"test_fraction": 0.25, "split_seed": 3}).test_digest
+        == found.test_digest
+    )
     with pytest.raises(UserError, match="prepared with split_seed=3; received 4"):
-        load_manifest(str(raw.parent / "out"), None, 4)
+        load_manifest(str(raw.parent / "out"), {"split_seed": 4})
 
 
 def test_unwritable_out(raw: Path) -> None:
     (raw.parent / "out").write_text("a file")
     with pytest.raises(UserError, match="cannot write the prepared data"):
         prepared(raw)
+
+
+def add_near_copy(raw: Path, name: str, label: str, *, mirror: bool = False) -> None:
+    """The image again as another file: half the size, other compression, maybe mirrored."""
+    with Image.open(raw / "train" / name) as image:
+        picture = ImageOps.mirror(image) if mirror else image
+        picture = picture.resize((image.width * 2, image.height * 2), Image.Resampling.BICUBIC)
+        picture.save(raw / "train" / f"near_{name}", quality=70)
+    write_csv(raw, [*read_csv(raw), (f"near_{name}", label)])
+
+
+@pytest.mark.parametrize("mirror", [False, True])
+def test_near_copies_join_a_group(raw: Path, mirror: bool) -> None:
+    add_near_copy(raw, "Image_1.jpg", "sitting", mirror=mirror)
+    found = prepared(raw)
+    assert found.summary["duplicate_groups"] == found.summary["near_duplicate_groups"] == 1
+    by_path = found.table.set_index("path")["duplicate_group"]
+    assert by_path["train/Image_1.jpg"] == by_path["train/near_Image_1.jpg"]
+    assert by_path.nunique() == len(by_path) - 1
+
+
+@pytest.mark.parametrize(("duplicates", "groups"), [("near", 2), ("exact", 1), ("ignore", 0)])
+def test_what_counts_as_a_copy_is_an_option(raw: Path, duplicates: str, groups: int) -> None:
+    add_near_copy(raw, "Image_1.jpg", "sitting")
+    shutil.copy(raw / "train" / "Image_2.jpg", raw / "train" / "copy.jpg")
+    write_csv(raw, [*read_csv(raw), ("copy.jpg", "running")])
+    summary = prepared(raw, duplicates=duplicates).summary
+    assert (summary["duplicates"], summary["duplicate_groups"]) == (duplicates, groups)
+
+
+def add_test_folder(raw: Path, rows: list[tuple[str, str, str]]) -> None:
+    """test/ with copies of training images: (name, name in train, label), and their CSV."""
+    (raw / "test").mkdir()
+    for name, original, _ in rows:
+        shutil.copy(raw / "train" / original, raw / "test" / name)
+    with (raw / "Testing_set.csv").open("w", newline="") as file:
+        csv.writer(file).writerows([("filename", "label"), *((row[0], row[2]) for row in rows)])
+
+
+def test_leaks_into_kaggles_test_folder_are_reported(raw: Path) -> None:
+    add_test_folder(raw, [("a.jpg", "Image_5.jpg", "")])
+    write_images(raw.parent / "other", per_class=1, seed=9)
+    shutil.copy(raw.parent / "other" / "train" / "Image_1.jpg", raw / "test" / "new.jpg")
+    summary = prepared(raw).summary
+    assert summary["test_folder_images"] == 2
+    leak = {"test": "test/a.jpg", "train": "train/Image_5.jpg", "kind": "exact"}
+    assert summary["leaks"] == [leak] and summary["strays"] == []
+
+
+def with_test_file(raw: Path) -> Path:
+    """Nine labelled test images: new ones, but for one copy of Image_1 and one of Image_2 whose
+    labels differ.
+    """
+    other = write_images(raw.parent / "other", per_class=3, seed=9)
+    rows = read_csv(other)
+    add_test_folder(raw, [])
+    for name, _ in rows:
+        shutil.copy(other / "train" / name, raw / "test" / name)
+    shutil.copy(raw / "train" / "Image_1.jpg", raw / "test" / "Image_1.jpg")
+    shutil.copy(raw / "train" / "Image_2.jpg", raw / "test" / "Image_2.jpg")
+    labels = dict(rows) | {"Image_1.jpg": "sitting", "Image_2.jpg": "texting"}
+    with (raw / "Testing_set.csv").open("w", newline="") as file:
+        csv.writer(file).writerows([("filename", "label"), *labels.items()])
+    return raw
+
+
+def test_a_labelled_test_file_is_the_test_split(raw: Path) -> None:
+    found = prepared(with_test_file(raw), test_file="Testing_set.csv")
+    counts = Counter(found.table["split"])
+    assert counts == {"train": 40, "test": 8, "unused": 3}
+    unused = set(found.table.loc[found.table["split"] == "unused", "path"])
+    # copies of test images are not trained on; a test image with two labels is not judged on
+    assert unused == {"train/Image_1.jpg", "train/Image_2.jpg", "test/Image_2.jpg"}
+    assert all(path.startswith("test/") for path in found.rows("test")["path"])
+    assert found.class_names == CLASSES
+
+
+def test_a_test_file_through_load_manifest(raw: Path) -> None:
+    with_test_file(raw)
+    found = load_manifest(str(raw), {"test_file": "Testing_set.csv"})
+    assert found.summary["test_fraction"] == 0 and len(found.rows("test")) == 8
+    with pytest.raises(UserError, match=r"leave --test-fraction out"):
+        load_manifest(str(raw), {"test_file": "Testing_set.csv", "test_fraction": 0.2})
+
+
+def class_folders(raw: Path) -> Path:
+    """The same images as a folder for each label."""
+    folder = raw.parent / "by label"
+    for name, label in read_csv(raw):
+        (folder / label).mkdir(parents=True, exist_ok=True)
+        shutil.copy(raw / "train" / name, folder / label / name)
+    return folder
+
+
+def test_class_folders(raw: Path) -> None:
+    folder = class_folders(raw)
+    (folder / "notes.txt").write_text("mine")
+    (folder / "sitting" / "notes.txt").write_text("mine")
+    (folder / ".hidden").mkdir()
+    found = prepared(folder)
+    assert found.class_names == tuple(sorted(CLASSES))
+    assert found.test_digest != "none" and found.summary["strays"] == ["sitting/notes.txt"]
+    labels = {Path(p).name: label for p, label in found.table[["path", "label"]].to_numpy()}
+    assert labels == dict(read_csv(raw))
+
+
+def test_a_bad_image_in_class_folders_is_named_without_a_row(raw: Path) -> None:
+    folder = class_folders(write_images(raw.parent / "more" / "raw", per_class=18))
+    (folder / "sitting" / "Image_1.jpg").write_bytes(b"")
+    (dropped,) = prepared(folder).summary["dropped"]
+    assert dropped == {
+        "file": "",
+        "row": 0,
+        "filename": "sitting/Image_1.jpg",
+        "reason": "empty: 0 bytes",
+    }
+
+
+def test_images_option_is_for_prepared_folders(raw: Path) -> None:
+    with pytest.raises(UserError, match="is not prepared: give the images' folder as --data"):
+        load_manifest(str(raw), images=raw)

@@ -5,7 +5,7 @@ import pandas as pd
 import pytest
 
 from har.errors import UserError
-from har.splits import hold_out
+from har.splits import Split, assign_splits, hold_out
 
 
 def table(classes: int = 5, per_class: int = 40) -> pd.DataFrame:
@@ -50,3 +50,28 @@ def test_a_lonely_label_is_named() -> None:
 def test_too_few_images_says_how_many_are_needed() -> None:
     with pytest.raises(UserError, match="5 labels need at least 50 distinct images; found 10"):
         hold_out(table(per_class=2), 0.1, 0, "validation")
+
+
+def test_without_a_test_file_the_fraction_is_held_out() -> None:
+    rows = table().assign(part="train")
+    found = assign_splits(rows, Split(test_fraction=0.2))
+    assert (found == np.where(hold_out(rows, 0.2, 0, "test"), "test", "train")).all()
+
+
+def test_a_test_file_decides_and_copies_in_train_are_unused() -> None:
+    rows = pd.DataFrame(
+        {
+            "part": ["train", "test", "train", "test", "train", "test"],
+            "label": ["x", "x", "y", "z", "y", "x"],
+            "duplicate_group": [0, 0, 1, 1, 2, 3],
+        }
+    )
+    found = assign_splits(rows, Split(test_file="Testing_set.csv"))
+    assert found.tolist() == ["unused", "test", "unused", "unused", "train", "test"]
+
+
+def test_a_split_as_options() -> None:
+    split = Split(test_fraction=0.2, duplicates="exact")
+    assert split.as_options == (
+        "--test-fraction 0.2 --split-seed 0 --duplicates exact --test-file none"
+    )

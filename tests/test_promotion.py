@@ -1,0 +1,566 @@
+"""Which model becomes champion: the decision by hand, then through a real store."""
+
+import os
+import shutil
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import mlflow
+import pandas as pd
+import pytest
+from conftest import CLASSES, PATH, build_tiny, tiny_recipe
+from mlflow import MlflowClient
+
+from har import backbones, promotion
+from har.backbones import Backbone
+from har.classifier import CLASSIFIER_FOLDER, Classifier, load_classifier, save_classifier
+from har.errors import UserError
+from har.model import build_model
+from har.packaging import SIGNATURE, log_classifier
+from har.promotion import Candidate, Champion, Choice, Comparison, Rules, choose, decide
+
+ROOT = Path(__file__).parents[1]
+FIRST = Candidate(
+    run_id="a",
+    name="v3 · lite0 · 1xCPU",
+    variant="v3",
+    hardware="1xCPU",
+    started=1,
+    test_digest="d1",
+    split_options="--split-seed 0",
+    accuracy=0.5,
+    val_accuracy=None,
+    model_uri="models:/m-a",
+)
+CHAMPION = Champion(version="3", run_id="c", test_digest="d1", uris=("models:/har/3",))
+
+
+def candidate(run_id: str, **fields: Any) -> Candidate:
+    return replace(FIRST, run_id=run_id, **fields)
+
+
+def chosen(candidates: list[Candidate], champions: str | None = None, **rules: Any) -> Choice:
+    return choose(candidates, Rules(**rules), champions)
+
+
+def test_validation_accuracy_selects_where_a_run_has_one() -> None:
+    best = candidate("b", val_accuracy=0.8, accuracy=0.6, started=2)
+    runs = [
+        candidate("tested only", accuracy=0.9),
+        candidate("younger", val_accuracy=0.8, accuracy=0.9, started=3),
+        best,
+        candidate("worse", val_accuracy=0.7, accuracy=0.9),
+        candidate("elsewhere", val_accuracy=0.9, accuracy=0.9, test_digest="d2"),
+    ]
+    choice = chosen(runs, "d1")
+    assert (choice.candidate, choice.selection) == (best, "validation")
+    assert choice.notes == (
+        "candidates with test digest d1: 4",
+        "left out, with other test digests: 1",
+        "not considered, without validation accuracy: tested only",
+        "candidate: v3 · lite0 · 1xCPU, run b, selected on validation (validation accuracy 80.0%)",
+    )
+    assert chosen(runs, "d1", select="test").candidate.run_id == "tested only"
+
+
+def test_test_accuracy_selects_where_no_run_has_another_and_says_so() -> None:
+    runs = [FIRST, candidate("b", accuracy=0.7, started=9), candidate("c", accuracy=0.7, started=8)]
+    choice = chosen(runs)
+    assert (choice.candidate.run_id, choice.selection) == ("c", "test")
+    assert "selected on test (accuracy 70.0%" in choice.notes[-1]
+    with pytest.raises(UserError, match=r"none of the 3 .* d1 has a validation accuracy"):
+        chosen(runs, select="validation")
+
+
+def test_digest_is_the_one_asked_for_else_the_champions_else_the_newest() -> None:
+    runs = [FIRST, candidate("b", test_digest="d2", started=2), candidate("c", test_digest="d3")]
+    assert chosen(runs, "d1", test_digest="d3").candidate.test_digest == "d3"
+    assert chosen(runs, "d1").candidate.test_digest == "d1"
+    assert chosen(runs, "gone").candidate.test_digest == "d2"
+    with pytest.raises(UserError, match=r"test digest d9; there are: d1 \(1\), d2 \(1\), d3 \(1\)"):
+        chosen(runs, test_digest="d9")
+
+
+def predictions(hits: str) -> pd.DataFrame:
+    """Image by image, 1 for a right and 0 for a wrong prediction."""
+    rows = [(f"{i}.jpg", "NA", "NA" if hit == "1" else "no") for i, hit in enumerate(hits)]
+    return pd.DataFrame(rows, columns=["path", "label", "predicted"])
+
+
+def test_predictions_are_joined_by_path() -> None:
+    found = promotion.compare_predictions(predictions("1111100"), predictions("0001110")[::-1])
+    # only the candidate on 3, only the champion on 1: 2 (C(4,0) + C(4,1)) / 2^4
+    assert found == Comparison(
+        images=7,
+        candidate_right=5,
+        champion_right=3,
+        only_candidate=3,
+        only_champion=1,
+        p_value=pytest.approx(0.625),
+    )
+
+
+def test_other_labels_are_not_compared() -> None:
+    other = predictions("111")
+    other.loc[1:, "label"] = "other"
+    with pytest.raises(UserError, match=r"1\.jpg and 1 more images have another label"):
+        promotion.compare_predictions(predictions("111"), other)
+
+
+def decided(hits: str, before: str, level: float = 0.05) -> promotion.Decision:
+    comparison = promotion.compare_predictions(predictions(hits), predictions(before))
+    return decide(chosen([FIRST]), CHAMPION, comparison, level)
+
+
+@pytest.mark.parametrize(
+    ("only_candidate", "only_champion", "level", "outcome"),
+    [
+        (6, 0, 0.05, "would promote"),  # p = 2/64
+        (6, 0, 0.03, "kept"),
+        (5, 0, 0.05, "kept"),  # p = 2/32
+        (5, 0, 0.1, "would promote"),
+        (0, 6, 0.05, "kept"),
+        (0, 0, 1.0, "kept"),
+        (2, 2, 1.0, "kept"),
+    ],
+)
+def test_only_significantly_better_is_promoted(
+    only_candidate: int, only_champion: int, level: float, outcome: str
+) -> None:
+    after = "110" + "1" * only_candidate + "0" * only_champion
+    before = "110" + "0" * only_candidate + "1" * only_champion
+    assert decided(after, before, level).outcome == outcome
+
+
+def test_why_has_all_the_numbers() -> None:
+    found = decided("1111110", "1000001")
+    assert found.why == (
+        "the candidate is right on 6 of 7 test images (85.7%), the champion, version 3, on 2"
+        " (28.6%); only the candidate on 5, only the champion on 1: p = 0.219 (McNemar, exact) is"
+        " not below 0.05"
+    )
+    assert decided("1111111", "1000000").why.endswith("p = 0.0312 (McNemar, exact) is below 0.05")
+    assert decided("10", "11").why.endswith("only the champion on 1: it is not better")
+
+
+def test_the_first_is_promoted_and_the_champion_not_again() -> None:
+    first = decide(chosen([FIRST]), None, None, 0.05)
+    assert (first.outcome, first.why) == ("would promote", "there is no champion yet")
+    again = decide(chosen([candidate("c")]), CHAMPION, None, 0.05)
+    assert again.outcome == "kept"
+    assert again.why == "the candidate is the present champion, version 3"
+
+
+TOP = [{"label": "running", "probability": 0.75}, {"label": "sitting", "probability": 0.25}]
+PICTURE = {"label": "running", "probability": 0.75, "top_3": TOP, "error": None}
+JUNK = {"label": None, "probability": None, "top_3": [], "error": "not an image"}
+
+
+@pytest.mark.parametrize(
+    ("picture", "junk", "problem"),
+    [
+        ({}, {}, None),
+        ({"error": "too large"}, {}, "a picture gets the error too large"),
+        ({"label": "flying"}, {}, "'flying' is none of its classes"),
+        ({"label": None}, {}, "None is none of its classes"),
+        ({"probability": float("nan")}, {}, "a probability is nan"),
+        ({"probability": 1.5}, {}, "a probability is 1.5"),
+        ({"top_3": [{"label": "x", "probability": 0.5}]}, {}, "'x' is none of its classes"),
+        ({}, {"error": None}, "what is no image gets no error"),
+        ({}, {"label": "running"}, "what is no image gets no error"),
+    ],
+)
+def test_answers_that_no_server_may_give(picture: dict, junk: dict, problem: str | None) -> None:
+    assert promotion.check_answers([PICTURE | picture, JUNK | junk], CLASSES) == problem
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A classifier that works, untrained."""
+    folder = tmp_path_factory.mktemp("model") / CLASSIFIER_FOLDER
+    recipe = tiny_recipe()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(backbones.BACKBONES, "efficientnet-lite0", Backbone(build_tiny, build_tiny))
+        save_classifier(folder, build_model(recipe, len(CLASSES)), CLASSES, recipe)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def classifier(folder: Path) -> Classifier:
+    return load_classifier(folder)
+
+
+@pytest.fixture(scope="module")
+def empty_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("empty") / "mlflow.db"
+    MlflowClient(f"sqlite:///{path}").search_experiments()
+    return path
+
+
+# Takes anything for a picture of someone running.
+BROKEN = """
+import mlflow
+
+class Broken(mlflow.pyfunc.PythonModel):
+    def predict(self, context, model_input):
+        row = {"label": "running", "probability": 1.0, "top_3": [], "error": None}
+        return [row for _ in range(len(model_input))]
+
+mlflow.models.set_model(Broken())
+"""
+
+
+@dataclass
+class Lab:
+    """A store of its own, and a quick way to a run in it."""
+
+    uri: str
+    folder: Path
+    classifier: Classifier
+    experiment_id: str
+
+    @contextmanager
+    def log(self, job: str, hits: str, digest: str, **tags: str) -> Iterator[str]:
+        tags = {"variant": "v3", "hardware": "1xCPU", "test_digest": digest, "job": job, **tags}
+        with mlflow.start_run(
+            experiment_id=self.experiment_id, run_name=f"{job} · {hits}", tags=tags
+        ) as run:
+            accuracy = hits.count("1") / len(hits)
+            mlflow.log_metrics({"accuracy": accuracy, "accuracy_low": 0.0, "accuracy_high": 1.0})
+            mlflow.log_metrics({"latency_ms": 7.25, "latency_p95_ms": 9.0})
+            mlflow.log_text(predictions(hits).to_csv(index=False), "evaluation/predictions.csv")
+            yield run.info.run_id
+
+    def train(self, hits: str, digest: str = "d1", broken: bool = False) -> str:
+        with self.log("train", hits, digest) as run_id:
+            mlflow.log_params({"split_seed": 5, "duplicates": "near"})
+            if broken:
+                code = self.folder.with_name("broken.py")
+                code.write_text(BROKEN)
+                mlflow.pyfunc.log_model(
+                    name="model",
+                    python_model=str(code),
+                    signature=SIGNATURE,
+                    pip_requirements=[],
+                    metadata={"class_names": list(CLASSES)},
+                )
+            else:
+                log_classifier(self.folder, self.classifier)
+        return run_id
+
+    def evaluate(self, hits: str, digest: str, **tags: str) -> None:
+        with self.log("evaluate", hits, digest, **tags):
+            pass
+
+
+@pytest.fixture
+def lab(
+    empty_store: Path,
+    folder: Path,
+    classifier: Classifier,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> Iterator[Lab]:
+    before = mlflow.get_tracking_uri()
+    uri = f"sqlite:///{shutil.copy(empty_store, tmp_path)}"
+    mlflow.set_tracking_uri(uri)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
+    artifacts = (tmp_path / "artifacts").as_uri()
+    yield Lab(uri, folder, classifier, mlflow.create_experiment("har", artifact_location=artifacts))
+    mlflow.set_tracking_uri(before)
+
+
+def aliases() -> dict[str, str]:
+    """Run ids of the versions that the aliases name."""
+    client = MlflowClient()
+    if not client.search_registered_models():
+        return {}
+    there = client.get_registered_model("har").aliases
+    return {alias: client.get_model_version("har", v).run_id for alias, v in there.items()}
+
+
+def versions() -> list[str]:
+    return [each.run_id for each in MlflowClient().search_model_versions("name = 'har'")]
+
+
+def test_the_first_champion(lab: Lab, cli) -> None:
+    missing = cli("champion")
+    assert missing.exit_code == 2 and "there is no champion yet" in missing.stderr
+    run_id = lab.train("11110")
+    lab.train("11100")
+    dry = cli("promote", "--experiment", "har", "--dry-run")
+    assert dry.exit_code == 0, dry.output
+    assert dry.stdout.splitlines()[-2:] == [
+        "would promote: there is no champion yet",
+        "dry run: nothing was changed",
+    ]
+    assert aliases() == {} and versions() == []
+
+    result = cli("promote", "--experiment", "har")
+    assert result.exit_code == 0 and result.stderr == "", result.output
+    assert result.stdout.splitlines() == [
+        "candidates with test digest d1: 2",
+        f"candidate: train · 11110, run {run_id}, selected on test (accuracy 80.0%, which"
+        " flatters it)",
+        "promoted: there is no champion yet",
+        "models:/har@champion is now version 1",
+    ]
+    assert aliases() == {"champion": run_id}
+    assert MlflowClient().get_model_version("har", "1").tags == {
+        "run_id": run_id,
+        "variant": "v3",
+        "hardware": "1xCPU",
+        "accuracy": "0.8",
+        "test_digest": "d1",
+        "selection": "test",
+        "p_value": "none",
+    }
+    answers = mlflow.pyfunc.load_model("models:/har@champion").predict(
+        pd.DataFrame({"image": [b"junk"]})
+    )
+    assert answers[0]["error"]
+    assert cli("champion").stdout.splitlines() == [
+        "champion     models:/har@champion, version 1",
+        f"run          {run_id}, train · 11110",
+        "variant      v3",
+        "hardware     1xCPU",
+        "accuracy     80.0% (0.0% to 100.0%), test digest d1",
+        "latency      7.2 ms an image (95th percentile 9.0 ms)",
+        "selected on  test",
+        "before       none",
+    ]
+
+    again = cli("promote", "--experiment", "har")
+    assert again.exit_code == 0
+    assert again.stdout.endswith("kept: the candidate is the present champion, version 1\n")
+    assert versions() == [run_id]
+
+
+def test_only_a_better_one_takes_its_place(lab: Lab, cli) -> None:
+    first = lab.train("1100000000")
+    assert cli("promote").exit_code == 0
+    lab.train("1111111000")  # 5 to none: p = 0.0625
+    kept = cli("promote")
+    assert kept.exit_code == 0 and "p = 0.0625 (McNemar, exact) is not below 0.05" in kept.stdout
+    assert aliases() == {"champion": first} and versions() == [first]
+    best = lab.train("1111111111")
+    lab.train("1111111111", digest="d2")
+    result = cli("promote")
+    assert result.exit_code == 0, result.output
+    assert "left out, with other test digests: 1" in result.stdout
+    assert result.stdout.splitlines()[-2:] == [
+        "models:/har@champion is now version 2",
+        "models:/har@previous-champion is version 1",
+    ]
+    assert aliases() == {"champion": best, "previous-champion": first}
+    assert MlflowClient().get_model_version("har", "2").tags["p_value"] == str(2 / 2**8)
+    assert cli("champion").stdout.endswith(
+        "before       models:/har@previous-champion, version 1\n"
+    )
+
+
+def test_a_champion_of_other_images_is_judged_first(lab: Lab, cli) -> None:
+    first = lab.train("11000000")
+    assert cli("promote").exit_code == 0
+    best = lab.train("11111111", digest="d2")
+    refused = cli("promote", "--test-digest", "d2")
+    assert refused.exit_code == 2 and len(refused.stderr.splitlines()) == 1
+    assert (
+        "`har evaluate --model models:/har/1 --data DIR --split-seed 5 --duplicates near`"
+        in refused.stderr
+    )
+    # of the same images, but another model's, or under other paths
+    lab.evaluate("00000000", "d2", trained_by="another", evaluated_model="models:/har@champion")
+    lab.evaluate("0000000", "d2", trained_by=first, evaluated_model="models:/har@champion")
+    assert cli("promote", "--test-digest", "d2").exit_code == 2
+    lab.evaluate("11100000", "d2", evaluated_model="models:/har/1")
+    kept = cli("promote", "--test-digest", "d2")
+    assert "the champion, version 1, on 3 (37.5%)" in kept.stdout and "p = 0.0625" in kept.stdout
+    lab.evaluate("11000000", "d2", trained_by=first, evaluated_model="models:/har@champion")
+    assert cli("promote", "--test-digest", "d2").exit_code == 0
+    assert aliases() == {"champion": best, "previous-champion": first}
+
+
+def test_a_broken_model_is_never_promoted(lab: Lab, cli) -> None:
+    good = lab.train("1000000")
+    broken = lab.train("1111111", broken=True)
+    for arguments in (("promote",), ("promote", "--dry-run")):
+        result = cli(*arguments)
+        assert result.exit_code == 2
+        assert f"the model of run {broken} fails a smoke prediction" in result.stderr
+        assert "what is no image gets no error; `mlflow runs delete" in result.stderr
+    gone = lab.train("1111111")
+    (output,) = mlflow.get_run(gone).outputs.model_outputs
+    shutil.rmtree(
+        mlflow.get_logged_model(output.model_id).artifact_location.removeprefix("file://")
+    )
+    MlflowClient().delete_run(broken)
+    assert f"the model of run {gone} fails a smoke" in cli("promote").stderr
+    assert aliases() == {} and versions() == []
+    MlflowClient().delete_run(gone)
+    assert cli("promote").exit_code == 0
+    assert aliases() == {"champion": good}
+
+
+def test_no_candidates_and_why(lab: Lab, cli) -> None:
+    def mistake(*arguments: str) -> str:
+        result = cli("promote", *arguments)
+        assert result.exit_code == 2 and len(result.stderr.splitlines()) == 1
+        return result.stderr
+
+    assert "no such experiment: hra; there are: har" in mistake("--experiment", "hra")
+    assert "experiment har has no trainings" in mistake()
+    lab.evaluate("11", "d1")
+    assert "experiment har has no trainings" in mistake()
+    with lab.log("train", "11", "d1"):
+        pass
+    for status in ("FINISHED", "FAILED"):
+        mlflow.start_run(experiment_id=lab.experiment_id, tags={"job": "train"})
+        mlflow.end_run(status)
+    assert (
+        "no training of experiment har can be promoted: 1 not finished, 1 without a test"
+        " accuracy, 1 without a model"
+    ) in mistake()
+    assert "0 is not in the range" in mistake("--level", "0")
+
+
+def test_a_crash_between_the_aliases_loses_nothing(
+    lab: Lab, cli, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = lab.train("1000000")
+    assert cli("promote").exit_code == 0
+    best = lab.train("1111111")
+    set_alias = MlflowClient.set_registered_model_alias
+
+    def crash(self: MlflowClient, name: str, alias: str, version: str) -> None:
+        if alias == "champion":
+            raise RuntimeError
+        set_alias(self, name, alias, version)
+
+    monkeypatch.setattr(MlflowClient, "set_registered_model_alias", crash)
+    assert isinstance(cli("promote").exception, RuntimeError)
+    assert aliases() == {"champion": first, "previous-champion": first}
+    monkeypatch.undo()
+    mlflow.set_tracking_uri(lab.uri)
+    assert cli("promote").exit_code == 0
+    assert aliases() == {"champion": best, "previous-champion": first}
+    # the version that the crash left behind was taken up
+    assert sorted(versions()) == sorted([first, best])
+
+
+def test_a_champion_that_moved_meanwhile_is_decided_on_anew(
+    lab: Lab, cli, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lab.train("1000000")
+    assert cli("promote").exit_code == 0
+    rival, best = lab.train("1100000"), lab.train("1111111")
+    moves = []
+
+    def move(decision: promotion.Decision) -> promotion.Decision:
+        """Another machine, while this one tries the model."""
+        if len(moves) < 1:
+            version = mlflow.register_model(f"runs:/{rival}/model", "har").version
+            MlflowClient().set_registered_model_alias("har", "champion", version)
+        moves.append(decision.champion)
+        return decision
+
+    monkeypatch.setattr(promotion, "refuse_broken", move)
+    result = cli("promote", "--level", "0.1")
+    assert result.exit_code == 0, result.output
+    assert "the champion was changed meanwhile: deciding anew" in result.stderr
+    assert [each.version for each in moves] == ["1", "2"]
+    # the one before is the rival, and what was right about it is in the text
+    assert "the champion, version 2, on 2 (28.6%)" in result.stdout
+    assert aliases() == {"champion": best, "previous-champion": rival}
+    assert len(versions()) == 3
+
+
+def waiting(command: list[str], lines: list[str]) -> subprocess.Popen:
+    """A promotion that has come to the lock; what it says goes into `lines`."""
+    # other tests' runs leave their experiment in the environment
+    outside = {k: v for k, v in os.environ.items() if not k.startswith("MLFLOW_EXPERIMENT")}
+    process = subprocess.Popen(
+        command,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        env={**outside, "PATH": PATH, "PYTHONPATH": str(ROOT)},
+    )
+    assert process.stdout is not None
+    reader = threading.Thread(target=lambda: lines.extend(process.stdout), daemon=True)
+    reader.start()
+    deadline = time.monotonic() + 240
+    while not any("waiting for another promotion" in line for line in lines):
+        assert process.poll() is None and time.monotonic() < deadline, lines
+        time.sleep(0.2)
+    return process
+
+
+def test_two_at_once_leave_one_champion(lab: Lab) -> None:
+    """One through `mlflow run`, with its record, and one typed."""
+    best = lab.train("1111")
+    lab.train("1000")
+    launched = ["mlflow", "run", str(ROOT), "-e", "promote", "--env-manager", "local"]
+    launched += ["--experiment-name", "har", "-P", "level=0.01"]
+    with promotion.promotion_lock():
+        said: tuple[list[str], list[str]] = ([], [])
+        processes = [
+            waiting(launched, said[0]),
+            waiting([sys.executable, "-m", "har", "promote"], said[1]),
+        ]
+    assert [process.wait(240) for process in processes] == [0, 0], said
+    time.sleep(0.5)
+    outcomes = [line.split(":")[0] for lines in said for line in lines if ": the" in line]
+    assert sorted(outcomes) == ["kept", "promoted"], said
+    assert aliases() == {"champion": best} and versions() == [best]
+    (run,) = mlflow.search_runs([lab.experiment_id], "tags.job = 'promote'", output_format="list")
+    tags = run.data.tags
+    assert run.info.status == "FINISHED" and tags["candidate"] == best
+    assert tags["decision"] == outcomes[0] and "selected on test" in tags["mlflow.note.content"]
+
+
+def test_a_refusal_under_mlflow_run_is_recorded(
+    lab: Lab, cli, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lab.train("111")
+    elsewhere = replace(lab, experiment_id=mlflow.create_experiment("elsewhere"))
+    broken = elsewhere.train("11", broken=True)
+    client = MlflowClient()
+    outside = client.create_run(elsewhere.experiment_id).info.run_id
+    # as `mlflow run` does; another test's choice of experiment would be an error
+    mlflow.set_experiment(experiment_id=elsewhere.experiment_id)
+    monkeypatch.setenv("MLFLOW_RUN_ID", outside)
+    result = cli("promote", "--dry-run", "true")
+    assert result.exit_code == 2 and "fails a smoke prediction" in result.stderr
+    run = client.get_run(outside)
+    assert run.info.status == "FAILED"
+    wanted = {"job": "promote", "decision": "refused", "candidate": broken}
+    assert {name: run.data.tags[name] for name in wanted} == wanted
+
+
+def test_a_lock_that_cannot_be_had_is_named(
+    lab: Lab, cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("HAR_CACHE", str(tmp_path / "file"))
+    result = cli("promote")
+    assert result.exit_code == 2 and "set HAR_CACHE to another folder" in result.stderr
+
+
+def test_a_store_that_cannot_be_used_is_named(cli, monkeypatch: pytest.MonkeyPatch) -> None:
+    before = mlflow.get_tracking_uri()
+    mlflow.set_tracking_uri("sqlite:////dev/null/mlflow.db")
+    try:
+        for command in ("promote", "champion"):
+            result = cli(command)
+            assert result.exit_code == 2, result.output
+            assert "sqlite:////dev/null/mlflow.db cannot be used" in result.stderr
+    finally:
+        mlflow.set_tracking_uri(before)
