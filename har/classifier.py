@@ -1,7 +1,8 @@
 """A trained classifier on disk and in memory: bytes of images in, labels out.
 
-The folder holds `model.keras` (float32, one device) and `classifier.json` (class names and
-recipe): all that is needed to decode an image as training did and to name what it shows.
+The folder holds `model.keras` (float32, one device), what the classifier's runtime needs beside
+it, and `classifier.json` (class names, recipe, runtime): all that is needed to decode an image as
+training did and to name what it shows.
 """
 
 import functools
@@ -13,26 +14,17 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import keras
 import numpy as np
 import numpy.typing as npt
-import tensorflow as tf
-from tensorflow.python.framework.convert_to_constants import convert_variables_to_constants_v2
 
 from har.errors import UserError, first_line
 from har.images import RESIZERS, ImageError, Pixels, decode
 from har.recipe import Recipe
+from har.runtimes import BATCH_SIZE, BUCKETS, MODEL_FILE, RUNTIMES, Forward
 
 CLASSIFIER_FOLDER = "classifier"
-MODEL_FILE = "model.keras"
 FACTS_FILE = "classifier.json"
 TOP_K = 3
-# A batch is filled up to one of these: few shapes, for each of which TensorFlow prepares once.
-BUCKETS = (1, 2, 4, 8, 16, 32)
-BATCH_SIZE = BUCKETS[-1]
-# Weights as constants are a third faster, but take many times their size while it is done:
-# seconds for Lite0 (3 million), 40 seconds and 7 GB for B7 (64 million).
-MOST_CONSTANTS = 25_000_000
 
 
 @functools.cache
@@ -42,25 +34,6 @@ def decoders() -> ThreadPoolExecutor:
     """
     cpus = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     return ThreadPoolExecutor(cpus, thread_name_prefix="decode")
-
-
-@dataclass(frozen=True, kw_only=True)
-class Forward:
-    """(batch, size, size, 3) uint8, at most BATCH_SIZE images, to (batch, classes) float32
-    probabilities: one compiled function, traced once, run in the shapes of BUCKETS.
-    """
-
-    compiled: Any
-
-    def __call__(self, images: Any) -> Any:
-        """Filled up with black images to a bucket; their rows are dropped."""
-        count = len(images)
-        bucket = next(each for each in BUCKETS if each >= count)
-        if bucket == count:
-            return self.compiled(images)
-        filled = np.zeros((bucket, *images.shape[1:]), np.uint8)
-        filled[:count] = images
-        return self.compiled(filled)[:count]
 
 
 def expect_bytes(data: Any) -> bytes:
@@ -76,11 +49,14 @@ def expect_bytes(data: Any) -> bytes:
 
 @dataclass(frozen=True, kw_only=True)
 class Classifier:
-    """`forward` maps (batch, size, size, 3) uint8 to (batch, classes) float32 probabilities."""
+    """`forward` maps (batch, size, size, 3) uint8 to (batch, classes) float32 probabilities,
+    computed by `runtime`, a key of RUNTIMES.
+    """
 
-    forward: Any
+    forward: Forward
     class_names: tuple[str, ...]
     recipe: Recipe
+    runtime: str
 
     def warm(self) -> None:
         """Do once what a first call of each kind would have to wait for."""
@@ -93,7 +69,7 @@ class Classifier:
     def probabilities(self, images: Pixels) -> npt.NDArray[np.float32]:
         """(images, classes), from decoded images."""
         parts = [
-            self.forward(images[start : start + BATCH_SIZE]).numpy()
+            self.forward(images[start : start + BATCH_SIZE])
             for start in range(0, len(images), BATCH_SIZE)
         ]
         return np.concatenate(parts or [np.empty((0, len(self.class_names)), np.float32)])
@@ -147,48 +123,43 @@ class Classifier:
         return {**top[0], "top_3": top, "error": None}
 
 
-def build_forward(model: keras.Model) -> Forward:
-    """The model's inference, compiled; up to MOST_CONSTANTS weights become constants of the
-    graph, so that TensorFlow merges batch normalisation into convolutions.
-    """
-    size = model.input_shape[1]
-    signature = tf.TensorSpec((None, size, size, 3), tf.uint8)
-    compiled = tf.function(
-        lambda images: model(images, training=False), input_signature=[signature]
-    )
-    if model.count_params() > MOST_CONSTANTS:
-        return Forward(compiled=compiled)
-    frozen = convert_variables_to_constants_v2(compiled.get_concrete_function())
-    return Forward(
-        compiled=tf.function(lambda images: frozen(images)[0], input_signature=[signature])
-    )
-
-
 def save_classifier(
-    folder: Path, model: keras.Model, class_names: tuple[str, ...], recipe: Recipe
+    folder: Path,
+    model: Any,
+    class_names: tuple[str, ...],
+    recipe: Recipe,
+    runtime: str = "tensorflow",
 ) -> None:
-    """Write both files into `folder`, made if need be."""
+    """Write a Keras model and what goes with it into `folder`, made if need be.
+
+    Raises:
+        UserError: the runtime is not installed.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     model.save(folder / MODEL_FILE)
-    facts = {"class_names": class_names, "recipe": asdict(recipe)}
+    RUNTIMES[runtime].save(model, folder)
+    facts = {"class_names": class_names, "recipe": asdict(recipe), "runtime": runtime}
     (folder / FACTS_FILE).write_text(json.dumps(facts, indent=2), encoding="utf-8")
 
 
 def load_classifier(folder: Path) -> Classifier:
-    """Read what `save_classifier` wrote; Keras' safe mode runs no code from the file.
+    """Read what `save_classifier` wrote.
 
     Raises:
-        UserError: the folder does not hold a classifier.
+        UserError: the folder does not hold a classifier, or its runtime is not installed.
     """
     try:
         facts = json.loads((folder / FACTS_FILE).read_text(encoding="utf-8"))
-        model = keras.models.load_model(folder / MODEL_FILE, compile=False)
         return Classifier(
-            forward=build_forward(model),
+            forward=Forward(compiled=RUNTIMES[facts["runtime"]].load(folder)),
             class_names=tuple(facts["class_names"]),
             recipe=Recipe(**facts["recipe"]),
+            runtime=facts["runtime"],
         )
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except UserError:
+        raise
+    # OpenVINO says RuntimeError of a file it cannot read
+    except (OSError, ValueError, KeyError, TypeError, RuntimeError) as error:
         raise UserError(
             f"{folder} holds no classifier that this version can read: {first_line(error)}"
         ) from error

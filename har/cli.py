@@ -115,7 +115,7 @@ def prepare(data: str, images: Path | None, out: Path, experiment: str, **option
 
 
 def train_and_report(
-    variant: str, data: str, images: Path | None, experiment: str, **options: Any
+    variant: str, data: str, images: Path | None, experiment: str, runtime: str, **options: Any
 ) -> None:
     """What `run` and `train` do."""
     split = typed_split(options)
@@ -127,11 +127,13 @@ def train_and_report(
         from har.prepare import load_manifest
 
     manifest = load_manifest(data, split, images=images)
-    trial = build_trial(variant, requested, typed, manifest)
+    trial = build_trial(variant, requested, typed, manifest, runtime)
     click.echo(describe_outcome(run_trial(trial, experiment, started_at())))
 
 
-def repeat_and_report(like: str, data: str, images: Path | None, experiment: str) -> None:
+def repeat_and_report(
+    like: str, data: str, images: Path | None, experiment: str, runtime: str
+) -> None:
     """What `train --like` does: the recipe and the split come from the run."""
     with quiet_loading():
         from har.experiment import build_trial, run_trial
@@ -142,7 +144,7 @@ def repeat_and_report(like: str, data: str, images: Path | None, experiment: str
     manifest = load_manifest(data, default=past.split, images=images)
     check_same_data(past, manifest)
     every_field = [each.name for each in fields(Recipe)]
-    trial = build_trial(past.variant, past.recipe, every_field, manifest)
+    trial = build_trial(past.variant, past.recipe, every_field, manifest, runtime)
     click.echo(describe_outcome(run_trial(trial, experiment, started_at())))
 
 
@@ -174,11 +176,12 @@ def train(like: str | None, **options: Any) -> None:
         train_and_report(**options)
         return
     # mlflow's entry point always gives a variant, so that one is not held against the user
+    kept = {name: options.pop(name) for name in ("data", "images", "experiment", "runtime")}
     given = {name for name, value in options.items() if value is not None}
-    if extra := given - {"variant", "data", "images", "experiment"}:
+    if extra := given - {"variant"}:
         names = ", ".join(f"--{with_dashes(name)}" for name in sorted(extra))
         raise UserError(f"--like repeats a run as it was: leave out {names}")
-    repeat_and_report(like, options["data"], options["images"], options["experiment"])
+    repeat_and_report(like, **kept)
 
 
 def describe_outcome(outcome: Any) -> str:

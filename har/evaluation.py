@@ -8,12 +8,13 @@ import pandas as pd
 import tensorflow as tf
 
 from har import metrics
-from har.classifier import BATCH_SIZE, Classifier
+from har.classifier import Classifier
 from har.duplicates import has_copy
 from har.errors import UserError
 from har.manifest import Manifest
 from har.pipeline import build_stream_loader
 from har.progress import progress
+from har.runtimes import BATCH_SIZE
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,7 +79,7 @@ def evaluate(classifier: Classifier, manifest: Manifest) -> Evaluation:
     parts = []
     with progress("judging on test images", len(rows)) as advance:
         for images, _ in read_batches(classifier, manifest, rows):
-            parts.append(classifier.forward(images).numpy())
+            parts.append(classifier.forward(images.numpy()))
             advance(len(images))
     return Evaluation(
         class_names=classifier.class_names,

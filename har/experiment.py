@@ -31,6 +31,7 @@ from har.progress import say, warn
 from har.recipe import Recipe, digest
 from har.recorded import Logged, check_unseen
 from har.robustness import MOST_IMAGES, measure_robustness
+from har.runtimes import RUNTIMES
 from har.sources import find_source
 from har.tracking import Trial
 from har.training import DIAGNOSTICS, Result, train
@@ -82,13 +83,18 @@ def run_preparation(
 
 
 def build_trial(
-    variant: str, requested: Recipe, typed: Collection[str], manifest: Manifest
+    variant: str,
+    requested: Recipe,
+    typed: Collection[str],
+    manifest: Manifest,
+    runtime: str = "tensorflow",
 ) -> Trial:
     """Find the hardware, fit the recipe to it, and warn of what had to give way.
 
     Raises:
-        UserError: there is no such weights file.
+        UserError: there is no such weights file, or the runtime is not installed.
     """
+    RUNTIMES[runtime].check()
     hardware = find_hardware()
     used, warnings = fit_to_hardware(requested, typed, hardware)
     for message in warn_of_unused_gpu(hardware) + warnings:
@@ -101,6 +107,7 @@ def build_trial(
         replicas=STRATEGIES[used.strategy]().num_replicas_in_sync,
         recipe_digest=digest(with_weights_by_content(used)),
         manifest=manifest,
+        runtime=runtime,
     )
 
 
@@ -142,7 +149,7 @@ def log_and_judge(trial: Trial, result: Result) -> Evaluation | None:
     """Save the model, judge what was saved, log both. None without a test split."""
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch) / CLASSIFIER_FOLDER
-        save_classifier(folder, result.model, result.class_names, result.recipe)
+        save_classifier(folder, result.model, result.class_names, result.recipe, trial.runtime)
         classifier = load_classifier(folder)
         say("logging the model")
         model_id = log_classifier(folder, classifier)

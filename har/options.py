@@ -112,9 +112,21 @@ def experiment_option(command: Command) -> Command:
     )(command)
 
 
+def runtime_option(command: Command) -> Command:
+    """What the logged model computes with."""
+    return click.option(
+        "--runtime",
+        type=Spelled(["tensorflow", "openvino"]),
+        default="tensorflow",
+        show_default=True,
+        help="What computes the logged model's forward pass, here and where it is served; openvino"
+        " is faster on CPUs and must be installed (the extra openvino).",
+    )(command)
+
+
 def training_options(command: Command) -> Command:
     """The options that `run` and `train` share."""
-    for decorate in (experiment_option, recipe_options, data_options):
+    for decorate in (runtime_option, experiment_option, recipe_options, data_options):
         command = decorate(command)
     return click.option(
         "--variant",

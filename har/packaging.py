@@ -13,13 +13,14 @@ from mlflow.types.schema import Array, ColSpec, DataType, Object, Property, Sche
 
 from har.classifier import CLASSIFIER_FOLDER, Classifier
 from har.manifest import Manifest
+from har.runtimes import RUNTIMES
 
 MODEL_NAME = "model"
 # The first calls trace and allocate.
 WARM_UP_CALLS = 5
 TIMED_CALLS = 50
 PACKAGE = Path(__file__).parent
-# What har.serving imports, and no more.
+# What every served model imports, and no more; its runtime may add to it.
 SERVING_PACKAGES = ("mlflow", "tensorflow", "keras", "numpy", "pandas", "pillow")
 
 SIGNATURE = ModelSignature(
@@ -78,6 +79,7 @@ def log_classifier(folder: Path, classifier: Classifier) -> str:
     MLflow keeps the folder under its own name: it must be called CLASSIFIER_FOLDER.
     """
     assert folder.name == CLASSIFIER_FOLDER
+    packages = SERVING_PACKAGES + RUNTIMES[classifier.runtime].packages
     model = mlflow.pyfunc.log_model(
         name=MODEL_NAME,
         python_model=str(PACKAGE / "serving.py"),
@@ -85,7 +87,10 @@ def log_classifier(folder: Path, classifier: Classifier) -> str:
         code_paths=[str(PACKAGE)],
         signature=SIGNATURE,
         # the very versions that judged it; the CPU build, which also serves
-        pip_requirements=[f"{name}=={version(name)}" for name in SERVING_PACKAGES],
-        metadata={"class_names": list(classifier.class_names)},
+        pip_requirements=[f"{name}=={version(name)}" for name in packages],
+        metadata={
+            "class_names": list(classifier.class_names),
+            "runtime": classifier.runtime,
+        },
     )
     return str(model.model_id)

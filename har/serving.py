@@ -6,9 +6,6 @@ import base64
 import logging
 import math
 import re
-import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -17,24 +14,9 @@ import pandas as pd
 from mlflow.exceptions import MlflowException
 from mlflow.pyfunc import PythonModel, PythonModelContext
 
-
-@contextmanager
-def absent(*names: str) -> Iterator[None]:
-    """While this lasts, importing these fails, unless that was done before."""
-    hidden = [name for name in names if name not in sys.modules]
-    sys.modules.update(dict.fromkeys(hidden))  # type: ignore[arg-type]
-    try:
-        yield
-    finally:
-        for name in hidden:
-            del sys.modules[name]
-
-
-# Keras imports both where it finds them, for functions that no server calls: a second of CPU
-# time and 80 MB.
-with absent("matplotlib", "sklearn"):
-    from har.classifier import CLASSIFIER_FOLDER, Classifier, load_classifier
-    from har.images import MAX_BYTES, ImageError
+from har.classifier import CLASSIFIER_FOLDER, Classifier, load_classifier
+from har.images import MAX_BYTES, ImageError
+from har.runtimes import absent
 
 logger = logging.getLogger("har.serving")
 
@@ -81,7 +63,10 @@ class ServedClassifier(PythonModel):  # type: ignore[misc]
 
     def load_context(self, context: PythonModelContext) -> None:
         """Read the classifier once and warm it: the server is ready when it says so."""
-        self.classifier = load_classifier(Path(context.artifacts[CLASSIFIER_FOLDER]))
+        # Keras imports both where it finds them, for functions that no server calls: a second of
+        # CPU time and 80 MB.
+        with absent("matplotlib", "sklearn"):
+            self.classifier = load_classifier(Path(context.artifacts[CLASSIFIER_FOLDER]))
         self.classifier.warm()
 
     def predict(

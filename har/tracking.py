@@ -26,7 +26,10 @@ PLAIN_FIELDS = ("precision", "strategy", "backbone")
 
 @dataclass(frozen=True, kw_only=True)
 class Trial:
-    """One training as asked for and as it can run here: what a run is labelled with."""
+    """One training as asked for and as it can run here: what a run is labelled with.
+
+    `runtime` is what the logged model computes with.
+    """
 
     variant: str
     requested: Recipe
@@ -35,6 +38,7 @@ class Trial:
     replicas: int
     recipe_digest: str
     manifest: Manifest
+    runtime: str
 
     @property
     def hardware_tag(self) -> str:
@@ -62,6 +66,7 @@ def trial_params(trial: Trial) -> dict[str, Any]:
         **{name: asked.pop(name) for name in PLAIN_FIELDS},
         **{f"recipe.{name}": value for name, value in asked.items()},
         **{f"used.{name}": getattr(used, name) for name in (*PLAIN_FIELDS, "batch_size")},
+        "runtime": trial.runtime,
         "gpu_type": hardware.gpu_type,
         "num_gpus": hardware.num_gpus,
         "gpu_names": ", ".join(hardware.gpu_names) or "none",

@@ -5,27 +5,17 @@ import threading
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-import keras
 import numpy as np
 import pytest
 from conftest import tiny_recipe
 
-from har import classifier as module
-from har.classifier import (
-    BATCH_SIZE,
-    BUCKETS,
-    MODEL_FILE,
-    Classifier,
-    build_forward,
-    decoders,
-    load_classifier,
-    save_classifier,
-)
+from har.classifier import Classifier, decoders, load_classifier, save_classifier
 from har.errors import UserError
 from har.images import ImageError
 from har.manifest import Manifest
 from har.model import build_model
 from har.recipe import Recipe
+from har.runtimes import MODEL_FILE, OPENVINO_FILE, RUNTIMES
 
 
 @pytest.fixture
@@ -93,51 +83,6 @@ def test_nothing_in_nothing_out(classifier: Classifier) -> None:
     assert [row["label"] for row in classifier.classify([b"", b"x"])] == [None, None]
 
 
-def noise(count: int, size: int = 32) -> np.ndarray:
-    return np.random.default_rng(0).integers(0, 256, (count, size, size, 3)).astype(np.uint8)
-
-
-def test_no_batch_size_is_traced_anew(classifier: Classifier) -> None:
-    classifier.warm()
-    traced = classifier.forward.compiled.experimental_get_tracing_count()
-    for count in range(1, 71):
-        assert classifier.probabilities(noise(count)).shape == (count, 3)
-    assert classifier.forward.compiled.experimental_get_tracing_count() == traced == 1
-
-
-def test_only_the_buckets_shapes_are_run(classifier: Classifier) -> None:
-    shapes = set()
-
-    def compiled(images: np.ndarray) -> np.ndarray:
-        shapes.add(len(images))
-        return np.zeros((len(images), 3), np.float32)
-
-    forward = module.Forward(compiled=compiled)
-    for count in range(1, BATCH_SIZE + 1):
-        assert len(forward(noise(count))) == count
-    assert shapes == set(BUCKETS)
-
-
-def test_numbers_do_not_depend_on_the_bucket(classifier: Classifier) -> None:
-    images = noise(BATCH_SIZE)
-    whole = classifier.forward(images).numpy()
-    for count in range(1, BATCH_SIZE):
-        part = classifier.forward(images[:count]).numpy()
-        np.testing.assert_allclose(part, whole[:count], rtol=0, atol=1e-6)
-
-
-@pytest.mark.parametrize("most_constants", [0, 10**9])
-def test_forward_is_the_keras_model(
-    folder: Path, most_constants: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(module, "MOST_CONSTANTS", most_constants)
-    model = keras.models.load_model(folder / MODEL_FILE)
-    images = noise(5)
-    expected = np.asarray(model(images, training=False))
-    found = build_forward(model)(images).numpy()
-    np.testing.assert_allclose(found, expected, rtol=0, atol=1e-6)
-
-
 def test_images_are_decoded_side_by_side_and_keep_their_order(
     classifier: Classifier, files: list[bytes]
 ) -> None:
@@ -194,7 +139,9 @@ def test_numbers_that_are_none_are_an_error(classifier: Classifier) -> None:
 def test_folder_without_classifier_is_named(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="holds no classifier"):
         load_classifier(tmp_path)
-    (tmp_path / "classifier.json").write_text("{}")
-    (tmp_path / "model.keras").write_text("junk")
-    with pytest.raises(UserError, match="holds no classifier"):
-        load_classifier(tmp_path)
+    for facts in ({}, *({"runtime": name} for name in (*RUNTIMES, "gpu"))):
+        (tmp_path / "classifier.json").write_text(json.dumps(facts))
+        for name in (MODEL_FILE, OPENVINO_FILE):
+            (tmp_path / name).write_text("junk")
+        with pytest.raises(UserError, match="holds no classifier"):
+            load_classifier(tmp_path)

@@ -97,6 +97,12 @@ def test_a_run_is_repeated_with_equal_numbers(
     for name in ("variant", "recipe_digest", "dataset_digest", "test_digest", "changed"):
         assert again.data.tags[name] == first.data.tags[name]
 
+    # another runtime is no other recipe: only what was judged by it differs, in the last digits
+    faster = train("--like", first.info.run_id, "--runtime", "openvino")
+    assert faster.data.params["runtime"] == "openvino"
+    assert numbers(faster) == pytest.approx(numbers(first), abs=1e-5)
+    assert faster.data.tags["recipe_digest"] == first.data.tags["recipe_digest"]
+
     (raw / "train" / "Image_1.jpg").write_bytes((raw / "train" / "Image_2.jpg").read_bytes())
     result = cli("train", "--data", raw, "--like", first.info.run_id)
     assert result.exit_code == 2 and "its dataset_digest is" in result.stderr

@@ -23,6 +23,7 @@ ORDER = [
     "notebooks",
     "metrics",
     "progress",
+    "runtimes",
     "client",
     "images",
     "manifest",

@@ -6,7 +6,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import tensorflow as tf
 from conftest import TINY_SIZE, tiny_recipe
 from PIL import Image
 
@@ -26,6 +25,7 @@ from har.robustness import (
     shift,
     spread,
 )
+from har.runtimes import Forward
 
 IMAGES = np.random.default_rng(0).integers(0, 256, (4, 40, 40, 3)).astype(np.uint8)
 
@@ -93,9 +93,10 @@ def test_blur_widens_a_point_by_its_radius() -> None:
 
 def as_classifier(forward: Callable[[Pixels], np.ndarray]) -> Classifier:
     return Classifier(
-        forward=lambda images: tf.constant(forward(np.asarray(images)).astype(np.float32)),
+        forward=Forward(compiled=lambda images: forward(np.asarray(images))),
         class_names=("left", "right"),
         recipe=tiny_recipe(),
+        runtime="tensorflow",
     )
 
 

@@ -12,6 +12,7 @@ import sys
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -29,12 +30,13 @@ from PIL import Image
 
 from har import backbones
 from har.backbones import Backbone
-from har.classifier import Classifier, load_classifier, save_classifier
+from har.classifier import CLASSIFIER_FOLDER, Classifier, load_classifier, save_classifier
 from har.evaluation import Evaluation, evaluate
 from har.images import MAX_BYTES, ImageError
 from har.manifest import Manifest
 from har.model import build_model
 from har.packaging import SERVING_PACKAGES, log_classifier
+from har.runtimes import RUNTIMES
 from har.serving import UNEXPECTED, ServedClassifier, read_cell
 
 ROOT = Path(__file__).parents[1]
@@ -57,19 +59,25 @@ def classifier(
     store: str, manifest: Manifest, tmp_path_factory: pytest.TempPathFactory
 ) -> Classifier:
     """A classifier of the tiny backbone, logged and registered as the champion."""
-    folder = tmp_path_factory.mktemp("classifier") / "classifier"
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(backbones.BACKBONES, "efficientnet-lite0", Backbone(build_tiny, build_tiny))
-        recipe = tiny_recipe()
-        save_classifier(folder, build_model(recipe, 3), manifest.class_names, recipe)
-    classifier = load_classifier(folder)
     artifacts = tmp_path_factory.mktemp("artifacts")
-    experiment = MlflowClient().create_experiment("serving", artifacts.as_uri())
-    with mlflow.start_run(experiment_id=experiment):
-        model_id = log_classifier(folder, classifier)
-    version = mlflow.register_model(f"models:/{model_id}", "har").version
+    mlflow.set_experiment(
+        experiment_id=MlflowClient().create_experiment("serving", artifacts.as_uri())
+    )
+    classifier, uri = log_tiny(manifest, tmp_path_factory.mktemp("classifier"), "tensorflow")
+    version = mlflow.register_model(uri, "har").version
     MlflowClient().set_registered_model_alias("har", "champion", version)
     return classifier
+
+
+def log_tiny(manifest: Manifest, scratch: Path, runtime: str) -> tuple[Classifier, str]:
+    """A classifier of the tiny backbone, and the address of its logged model."""
+    folder, recipe = scratch / "classifier", tiny_recipe()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(backbones.BACKBONES, "efficientnet-lite0", Backbone(build_tiny, build_tiny))
+        save_classifier(folder, build_model(recipe, 3), manifest.class_names, recipe, runtime)
+    classifier = load_classifier(folder)
+    with mlflow.start_run():
+        return classifier, f"models:/{log_classifier(folder, classifier)}"
 
 
 @pytest.fixture(scope="module")
@@ -240,6 +248,20 @@ def test_every_body_equals_evaluate(
     assert_as_evaluated(rows_of(ask_in_process(model)(build(files), content_type)), evaluated)
 
 
+def test_a_model_of_openvino_serves_what_it_was_judged_with(
+    classifier: Classifier, manifest: Manifest, files: list[bytes], tmp_path: Path
+) -> None:
+    fast, uri = log_tiny(manifest, tmp_path, "openvino")
+    model = mlflow.pyfunc.load_model(uri)
+    build, content_type = BODIES["dataframe_split"]
+    rows = rows_of(ask_in_process(model)(build(files), content_type))
+    assert_as_evaluated(rows, evaluate(fast, manifest))
+    assert model.metadata.metadata["runtime"] == model.unwrap_python_model().classifier.runtime
+    needed = Path(mlflow.pyfunc.get_model_dependencies(uri)).read_text()
+    assert f"openvino=={version('openvino')}" in needed
+    assert "openvino" not in Path(mlflow.pyfunc.get_model_dependencies(URI)).read_text()
+
+
 @pytest.mark.parametrize("kind", BODIES)
 def test_a_bad_row_spoils_no_other(
     model: mlflow.pyfunc.PyFuncModel, files: list[bytes], kind: str
@@ -351,14 +373,21 @@ def har_imports(module: str, seen: dict[str, set[str]]) -> dict[str, set[str]]:
 
 def test_serving_needs_only_the_packages_it_pins() -> None:
     found = har_imports("serving", {})
-    assert set(found) == {"serving", "classifier", "images", "recipe", "errors"}
+    assert set(found) == {"serving", "classifier", "runtimes", "images", "recipe", "errors"}
     packages = {name.split(".")[0] for names in found.values() for name in names}
     pinned = {name.replace("pillow", "PIL") for name in SERVING_PACKAGES}
+    pinned |= {name for runtime in RUNTIMES.values() for name in runtime.packages}
     assert packages - set(sys.stdlib_module_names) - {"har"} <= pinned
 
 
-def test_serving_loads_no_more_than_it_needs() -> None:
-    code = "import sys, har.serving; print(*sys.modules)"
+def test_serving_loads_no_more_than_it_needs(classifier: Classifier) -> None:
+    model = mlflow.artifacts.download_artifacts(URI)
+    code = (
+        "import sys, types, har.serving as serving; served = serving.ServedClassifier()\n"
+        f"folder = {str(Path(model) / 'artifacts' / CLASSIFIER_FOLDER)!r}\n"
+        "served.load_context(types.SimpleNamespace(artifacts={'classifier': folder}))\n"
+        "print(*sys.modules)"
+    )
     done = subprocess.run(
         [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True
     )

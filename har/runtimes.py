@@ -1,0 +1,159 @@
+"""What computes a network's forward pass: TensorFlow, or OpenVINO where it is installed.
+
+Both run the same Keras model in float32 and take any number of images up to BATCH_SIZE, in few
+shapes. A framework is imported when it is used.
+"""
+
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, redirect_stdout
+from dataclasses import dataclass
+from io import StringIO
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from har.errors import UserError
+
+# The trained network in Keras' own format: every classifier's folder has it.
+MODEL_FILE = "model.keras"
+OPENVINO_FILE = "model.xml"
+# A batch is filled up to one of these: few shapes, for each of which a runtime prepares once.
+BUCKETS = (1, 2, 4, 8, 16, 32)
+BATCH_SIZE = BUCKETS[-1]
+# Weights as constants are a third faster, but take many times their size while it is done:
+# seconds for Lite0 (3 million), 40 seconds and 7 GB for B7 (64 million).
+MOST_CONSTANTS = 25_000_000
+
+
+@dataclass(frozen=True, kw_only=True)
+class Forward:
+    """(batch, size, size, 3) uint8, at most BATCH_SIZE images, to (batch, classes) float32
+    probabilities. `compiled` is run in the shapes of BUCKETS, by any number of threads at once.
+    """
+
+    compiled: Callable[[Any], Any]
+
+    def __call__(self, images: Any) -> npt.NDArray[np.float32]:
+        """Filled up with black images to a bucket; their rows are dropped."""
+        count = len(images)
+        bucket = next(each for each in BUCKETS if each >= count)
+        if bucket > count:
+            filled = np.zeros((bucket, *images.shape[1:]), np.uint8)
+            filled[:count] = images
+            images = filled
+        return np.asarray(self.compiled(images))[:count]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Runtime:
+    """How a model gets into a folder for this runtime, beside MODEL_FILE, and out again.
+
+    `check` raises a UserError if this is not installed; `packages` are what reading the model
+    needs beside what every served model needs.
+    """
+
+    save: Callable[[Any, Path], None]
+    load: Callable[[Path], Callable[[Any], Any]]
+    check: Callable[[], Any] = lambda: None
+    packages: tuple[str, ...] = ()
+
+
+@contextmanager
+def absent(*names: str) -> Iterator[None]:
+    """While this lasts, importing these fails, unless that was done before."""
+    hidden = [name for name in names if name not in sys.modules]
+    sys.modules.update(dict.fromkeys(hidden))  # type: ignore[arg-type]
+    try:
+        yield
+    finally:
+        for name in hidden:
+            del sys.modules[name]
+
+
+def load_tensorflow(folder: Path) -> Any:
+    """The folder's network as a compiled function; Keras' safe mode runs no code from the file."""
+    import keras
+
+    return compile_tensorflow(keras.models.load_model(folder / MODEL_FILE, compile=False))
+
+
+def compile_tensorflow(model: Any) -> Any:
+    """The model's inference, traced once; up to MOST_CONSTANTS weights become constants of the
+    graph, so that TensorFlow merges batch normalisation into convolutions.
+    """
+    import tensorflow as tf
+    from tensorflow.python.framework.convert_to_constants import convert_variables_to_constants_v2
+
+    size = model.input_shape[1]
+    signature = tf.TensorSpec((None, size, size, 3), tf.uint8)
+    compiled = tf.function(
+        lambda images: model(images, training=False), input_signature=[signature]
+    )
+    if model.count_params() > MOST_CONSTANTS:
+        return compiled
+    frozen = convert_variables_to_constants_v2(compiled.get_concrete_function())
+    return tf.function(lambda images: frozen(images)[0], input_signature=[signature])
+
+
+def import_openvino() -> Any:
+    """OpenVINO without its telemetry, which would report every import to its makers.
+
+    Raises:
+        UserError: it is not installed.
+    """
+    try:
+        with absent("openvino_telemetry"):
+            import openvino
+            import openvino.tools.ovc
+    except ImportError as error:
+        raise UserError(
+            "runtime openvino needs OpenVINO: pip install 'har[openvino]', or --runtime tensorflow"
+        ) from error
+    return openvino
+
+
+def save_openvino(model: Any, folder: Path) -> None:
+    """Keras' export: OPENVINO_FILE and its weights, a .bin beside it; uint8 images go in."""
+    import_openvino()
+    import keras
+
+    size = model.input_shape[1]
+    images = keras.InputSpec(shape=(None, size, size, 3), dtype="uint8")
+    # it prints what it traced
+    with redirect_stdout(StringIO()):
+        model.export(
+            str(folder / OPENVINO_FILE), format="openvino", verbose=False, input_signature=[images]
+        )
+
+
+def load_openvino(folder: Path) -> Any:
+    """What `save_openvino` wrote, compiled for this machine's CPU."""
+    openvino = import_openvino()
+    compiled = openvino.Core().compile_model(
+        folder / OPENVINO_FILE,
+        "CPU",
+        # Where the CPU has bfloat16 OpenVINO would use it: three digits, other answers.
+        {"INFERENCE_PRECISION_HINT": "f32", "PERFORMANCE_HINT": "LATENCY"},
+    )
+    request = compiled.create_infer_request()
+    # A request computes for one caller at a time, with every core.
+    lock = threading.Lock()
+
+    def run(images: Any) -> npt.NDArray[np.float32]:
+        with lock:
+            (found,) = request.infer([np.asarray(images)]).values()
+            return np.array(found)
+
+    return run
+
+
+RUNTIMES: dict[str, Runtime] = {
+    "tensorflow": Runtime(save=lambda model, folder: None, load=load_tensorflow),
+    "openvino": Runtime(
+        save=save_openvino, load=load_openvino, check=import_openvino, packages=("openvino",)
+    ),
+}

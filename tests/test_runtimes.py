@@ -1,0 +1,130 @@
+"""The runtimes: each computes what Keras computes, in few shapes, for many callers at once."""
+
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import keras
+import numpy as np
+import pytest
+from conftest import tiny_recipe
+
+from har import runtimes as module
+from har.cli import main
+from har.errors import UserError
+from har.model import build_model
+from har.runtimes import BATCH_SIZE, BUCKETS, MODEL_FILE, RUNTIMES, Forward, compile_tensorflow
+
+
+@pytest.fixture
+def model(tiny_backbone: None) -> keras.Model:
+    return build_model(tiny_recipe(), 3)
+
+
+@pytest.fixture(params=RUNTIMES)
+def forward(request: pytest.FixtureRequest, model: keras.Model, tmp_path: Path) -> Forward:
+    return load(request.param, model, tmp_path)
+
+
+def load(runtime: str, model: keras.Model, folder: Path) -> Forward:
+    """Through files, as a classifier does it."""
+    model.save(folder / MODEL_FILE)
+    RUNTIMES[runtime].save(model, folder)
+    return Forward(compiled=RUNTIMES[runtime].load(folder))
+
+
+def noise(count: int, size: int = 32) -> np.ndarray:
+    return np.random.default_rng(0).integers(0, 256, (count, size, size, 3)).astype(np.uint8)
+
+
+def test_every_runtime_computes_what_keras_does(forward: Forward, model: keras.Model) -> None:
+    images = noise(5)
+    found = forward(images)
+    assert found.dtype == np.float32
+    np.testing.assert_allclose(found, model(images, training=False), rtol=0, atol=1e-6)
+
+
+def test_numbers_do_not_depend_on_the_bucket(forward: Forward) -> None:
+    images = noise(BATCH_SIZE)
+    whole = forward(images)
+    for count in range(1, BATCH_SIZE):
+        np.testing.assert_allclose(forward(images[:count]), whole[:count], rtol=0, atol=1e-6)
+
+
+def test_callers_at_once_get_what_they_would_get_alone(forward: Forward) -> None:
+    asked = [noise(BATCH_SIZE)[start : start + 3 + start % 5] for start in range(24)]
+    alone = [forward(images) for images in asked]
+    with ThreadPoolExecutor(8) as callers:
+        together = list(callers.map(forward, asked * 4))
+    for found, expected in zip(together, alone * 4, strict=True):
+        np.testing.assert_allclose(found, expected, rtol=0, atol=1e-6)
+
+
+def test_an_answer_is_the_callers_to_keep(forward: Forward) -> None:
+    first = forward(noise(4))
+    kept = first.copy()
+    forward(255 - noise(4))
+    np.testing.assert_array_equal(first, kept)
+
+
+def test_only_the_buckets_shapes_are_run() -> None:
+    shapes = set()
+
+    def compiled(images: np.ndarray) -> np.ndarray:
+        shapes.add(len(images))
+        return np.zeros((len(images), 3), np.float32)
+
+    forward = Forward(compiled=compiled)
+    for count in range(1, BATCH_SIZE + 1):
+        assert len(forward(noise(count))) == count
+    assert shapes == set(BUCKETS)
+
+
+def test_no_batch_size_is_traced_anew(model: keras.Model) -> None:
+    compiled = compile_tensorflow(model)
+    forward = Forward(compiled=compiled)
+    for count in range(1, BATCH_SIZE + 1):
+        assert forward(noise(count)).shape == (count, 3)
+    assert compiled.experimental_get_tracing_count() == 1
+
+
+def test_weights_are_constants_only_up_to_a_limit(
+    model: keras.Model, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    images = noise(5)
+    expected = model(images, training=False)
+    for most in (0, 10**9):
+        monkeypatch.setattr(module, "MOST_CONSTANTS", most)
+        found = compile_tensorflow(model)
+        np.testing.assert_allclose(found(images), expected, rtol=0, atol=1e-6)
+        constants = len(found.get_concrete_function().variables) == 0
+        assert constants is (most > 0)
+
+
+def test_a_runtime_that_is_not_installed_is_named() -> None:
+    """In a process of its own: here it is loaded already."""
+    code = (
+        "import sys; sys.modules['openvino'] = None\n"
+        "from har.runtimes import RUNTIMES\n"
+        "RUNTIMES['tensorflow'].check()\n"
+        "try: RUNTIMES['openvino'].check()\n"
+        "except Exception as error: print(type(error).__name__, error)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.startswith(UserError.__name__)
+    assert "pip install 'har[openvino]'" in done.stdout
+
+
+def test_openvino_does_not_report_its_use() -> None:
+    code = (
+        "import sys; from har.runtimes import import_openvino; import_openvino()\n"
+        "print([name for name in sys.modules if name.startswith('openvino_telemetry')])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+
+
+def test_the_option_names_every_runtime() -> None:
+    (option,) = (each for each in main.commands["run"].params if each.name == "runtime")
+    assert list(option.type.choices) == list(RUNTIMES)
