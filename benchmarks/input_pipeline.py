@@ -17,22 +17,16 @@ Prints a table, writes it as JSON, and exits with 1 if one of the bars is missed
 
 import functools
 import itertools
-import json
 import logging
 import os
-import platform
 import statistics
-import sys
 import tempfile
 import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
-from importlib.metadata import version
-from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -41,13 +35,20 @@ import click
 import psutil
 from PIL import Image
 
-from har.errors import UserError
 from har.manifest import Manifest
-from har.prepare import load_manifest
-from har.progress import quiet_loading, say
+from har.progress import say
 from har.recipe import VARIANTS
+from measuring import (
+    RESULTS,
+    Bar,
+    bar_lines,
+    find_machine,
+    finish,
+    first_images,
+    in_fresh_process,
+    load_images,
+)
 
-RESULTS = Path(__file__).parent / "results"
 V3 = VARIANTS["v3"]
 SIZE, BATCH = V3.image_size, V3.batch_size
 MOST_IMAGES = 6000
@@ -58,21 +59,6 @@ STREAM_TO_PIL_LOOP = 2.5
 # keeping the files as they are at about 0.2; a path is 100 bytes to an image's 77,000.
 MEMORY_KEPT = 0.05
 CALLBACK_SHARE = 0.02
-
-
-@dataclass(frozen=True, kw_only=True)
-class Bar:
-    """A claim: `measured` is at least (`at_least`), or at most, `bound`."""
-
-    claim: str
-    measured: float
-    bound: float
-    at_least: bool
-
-    @property
-    def met(self) -> bool:
-        """Whether the claim holds."""
-        return self.measured >= self.bound if self.at_least else self.measured <= self.bound
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -126,19 +112,6 @@ class FitCost:
     def share(self) -> float:
         """Of fit's seconds, those in our callbacks and logging, the background included."""
         return (sum(self.inside_s.values()) + self.background_cpu_s) / self.fit_s
-
-
-def in_fresh_process(function: Callable[..., Any], *arguments: Any) -> Any:
-    """What `function` returns in a Python process started for this one call."""
-    with ProcessPoolExecutor(max_workers=1, mp_context=get_context("spawn")) as pool:
-        pool.submit(load_tensorflow).result()
-        return pool.submit(function, *arguments).result()
-
-
-def load_tensorflow() -> None:
-    """Import it without its greetings."""
-    with quiet_loading():
-        import tensorflow  # noqa: F401
 
 
 def bare_loop(manifest: Manifest, dct_method: str) -> Iterable[Any]:
@@ -469,23 +442,6 @@ def measure_callbacks(manifest: Manifest, epochs: int) -> FitCost:
     return cost
 
 
-def find_machine() -> dict[str, Any]:
-    """What the numbers were measured on."""
-    from har.devices import cpu_name
-
-    return {
-        "cpu": cpu_name(),
-        "cores": len(psutil.Process().cpu_affinity())
-        if sys.platform == "linux"
-        else os.cpu_count(),
-        "memory_gb": round(psutil.virtual_memory().total / 1e9, 1),
-        "load_average": os.getloadavg(),
-        "system": platform.platform(),
-        "python": platform.python_version(),
-        **{name: version(name) for name in ("tensorflow", "keras", "mlflow", "pillow", "har")},
-    }
-
-
 def build_bars(
     speeds: dict[str, list[Pass]], growths: dict[tuple[str, int], float], cost: FitCost
 ) -> list[Bar]:
@@ -557,24 +513,6 @@ def callback_lines(cost: FitCost) -> list[str]:
     return lines
 
 
-def bar_lines(bars: list[Bar]) -> list[str]:
-    """Each claim, measured and wanted."""
-    lines = ["", f"{'bar':<48}{'measured':>10}{'wanted':>9}{'met':>5}"]
-    for bar in bars:
-        wanted = f"{'>=' if bar.at_least else '<='} {bar.bound:g}"
-        met = "yes" if bar.met else "NO"
-        lines.append(f"{bar.claim:<48}{bar.measured:>10.4f}{wanted:>9}{met:>5}")
-    return lines
-
-
-def first_images(manifest: Manifest, count: int) -> Manifest:
-    """The manifest cut down to `count` images, drawn so that the splits keep their shares."""
-    if len(manifest.table) <= count:
-        return manifest
-    drawn = manifest.table.sample(count, random_state=0).sort_index().reset_index(drop=True)
-    return replace(manifest, table=drawn)
-
-
 def measure(manifest: Manifest, repetitions: int, epochs: int) -> tuple[dict[str, Any], list[Bar]]:
     """Run the three parts one after the other, print the tables; what to write, and the bars."""
     machine = find_machine()
@@ -597,7 +535,6 @@ def measure(manifest: Manifest, repetitions: int, epochs: int) -> tuple[dict[str
         "speed": {name: [asdict(each) for each in passes] for name, passes in speeds.items()},
         "memory": [asdict(each) for each in memories],
         "callbacks": asdict(cost) | {"share": cost.share},
-        "bars": [asdict(bar) | {"met": bar.met} for bar in bars],
     }
     return found, bars
 
@@ -609,15 +546,9 @@ def measure(manifest: Manifest, repetitions: int, epochs: int) -> tuple[dict[str
 @click.option("--epochs", type=click.IntRange(1), default=2, show_default=True)
 def main(data: str, out: Path, repetitions: int, epochs: int) -> None:
     """Measure, print, write, judge."""
-    try:
-        manifest = first_images(load_manifest(data), MOST_IMAGES)
-    except UserError as error:
-        raise click.UsageError(str(error)) from error
+    manifest = first_images(load_images(data), MOST_IMAGES)
     found, bars = measure(manifest, repetitions, epochs)
-    out.parent.mkdir(parents=True, exist_ok=True)
-    out.write_text(json.dumps(found, indent=1) + "\n")
-    click.echo(f"\nwritten: {out}")
-    sys.exit(0 if all(bar.met for bar in bars) else 1)
+    finish(out, found, bars)
 
 
 if __name__ == "__main__":

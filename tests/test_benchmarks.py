@@ -1,32 +1,20 @@
 """The benchmarks' arithmetic, and each command once on tiny data: that it runs, no more."""
 
 import ast
-import importlib.util
 import json
 import subprocess
 import sys
 import time
 from pathlib import Path
-from types import ModuleType
 
 import pytest
 from conftest import write_images
 
+import backbones
+import input_pipeline
+import measuring
+
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
-
-
-def load(name: str) -> ModuleType:
-    """A benchmark as a module; they are commands, not part of the package."""
-    spec = importlib.util.spec_from_file_location(name, BENCHMARKS / f"{name}.py")
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    # dataclasses look their module up by its name
-    sys.modules[name] = module
-    spec.loader.exec_module(module)
-    return module
-
-
-input_pipeline = load("input_pipeline")
 
 
 @pytest.mark.parametrize("path", sorted(BENCHMARKS.glob("*.py")), ids=lambda p: p.name)
@@ -42,9 +30,9 @@ def test_functions_are_short(path: Path) -> None:
     [(0.9, True, True), (0.89, True, False), (0.9, False, True), (0.91, False, False)],
 )
 def test_a_bar_is_met_from_its_bound_on(measured: float, at_least: bool, met: bool) -> None:
-    bar = input_pipeline.Bar(claim="c", measured=measured, bound=0.9, at_least=at_least)
+    bar = measuring.Bar(claim="c", measured=measured, bound=0.9, at_least=at_least)
     assert bar.met is met
-    assert ("yes" if met else "NO") in input_pipeline.bar_lines([bar])[-1]
+    assert ("yes" if met else "NO") in measuring.bar_lines([bar])[-1]
 
 
 def passes(*rates: float) -> list:
@@ -195,9 +183,6 @@ def test_input_pipeline_names_a_wrong_folder(tmp_path: Path) -> None:
     )
     assert ran.returncode == 2
     assert "none" in ran.stderr and "Traceback" not in ran.stderr
-
-
-backbones = load("backbones")
 
 
 def test_backbones_names_every_backbone() -> None:
