@@ -19,6 +19,7 @@ from har.errors import UserError
 from har.manifest import Manifest
 from har.prepare import load_manifest
 from har.progress import quiet_loading
+from har.runtimes import available_cpus
 
 RESULTS = Path(__file__).parent / "results"
 
@@ -77,9 +78,7 @@ def find_machine() -> dict[str, Any]:
 
     return {
         "cpu": cpu_name(),
-        "cores": len(psutil.Process().cpu_affinity())
-        if sys.platform == "linux"
-        else os.cpu_count(),
+        "cores": available_cpus(),
         "memory_gb": round(psutil.virtual_memory().total / 1e9, 1),
         "load_average": os.getloadavg(),
         "system": platform.platform(),

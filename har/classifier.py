@@ -7,7 +7,6 @@ training did and to name what it shows.
 
 import functools
 import json
-import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
@@ -20,7 +19,7 @@ import numpy.typing as npt
 from har.errors import UserError, first_line
 from har.images import RESIZERS, ImageError, Pixels, decode
 from har.recipe import Recipe
-from har.runtimes import BATCH_SIZE, BUCKETS, MODEL_FILE, RUNTIMES, Forward
+from har.runtimes import BATCH_SIZE, BUCKETS, MODEL_FILE, RUNTIMES, Forward, available_cpus
 
 CLASSIFIER_FOLDER = "classifier"
 FACTS_FILE = "classifier.json"
@@ -32,8 +31,7 @@ def decoders() -> ThreadPoolExecutor:
     """The threads that decode, one a processor, for all callers together: that many images at
     most lie decoded in full size. Pillow lets other threads run while it decodes.
     """
-    cpus = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    return ThreadPoolExecutor(cpus, thread_name_prefix="decode")
+    return ThreadPoolExecutor(available_cpus(), thread_name_prefix="decode")
 
 
 def expect_bytes(data: Any) -> bytes:

@@ -16,6 +16,7 @@ from typing import Any
 import psutil
 
 from har.recipe import Recipe
+from har.runtimes import available_cpus
 
 CPU_BACKBONE = "efficientnet-lite0"
 # What a container may take, where it has a limit (control groups, version 2).
@@ -69,9 +70,7 @@ def find_hardware() -> Hardware:
         compute_capabilities=tuple(".".join(map(str, c)) or "unknown" for c in capabilities),
         driver=nvidia_driver() or "none",
         cpu=cpu_name(),
-        cpu_count=len(os.sched_getaffinity(0))
-        if hasattr(os, "sched_getaffinity")
-        else os.cpu_count() or 1,
+        cpu_count=available_cpus(),
         memory_gb=round(psutil.virtual_memory().total / 1e9, 1),
     )
 

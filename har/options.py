@@ -120,7 +120,7 @@ def runtime_option(command: Command) -> Command:
         default="tensorflow",
         show_default=True,
         help="What computes the logged model's forward pass, here and where it is served; openvino"
-        " is faster on CPUs and must be installed (the extra openvino).",
+        " is faster on CPUs and must be installed (pip install openvino).",
     )(command)
 
 

