@@ -36,6 +36,7 @@ from har.backbones import Backbone
 from har.classifier import CLASSIFIER_FOLDER, Classifier, load_classifier, save_classifier
 from har.model import build_model
 from har.packaging import SERVING_PACKAGES, log_classifier
+from har.runtimes import RUNTIMES
 
 ROOT = Path(__file__).parents[1]
 DOCKER = ROOT / "docker"
@@ -137,8 +138,8 @@ def test_packages_come_before_the_code() -> None:
 
 def test_pinned_versions_are_those_pyproject_allows() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    pinned = lock()
-    for line in (*project["dependencies"], *project["optional-dependencies"]["cuda"]):
+    pinned, extras = lock(), project["optional-dependencies"]
+    for line in (*project["dependencies"], *extras["cuda"], *extras["openvino"]):
         needed = Requirement(line)
         version = pinned.get(needed.name, "none")
         assert version != "none" and needed.specifier.contains(version), (
@@ -149,7 +150,8 @@ def test_pinned_versions_are_those_pyproject_allows() -> None:
 
 def test_serving_image_installs_just_what_a_model_pins() -> None:
     (line,) = (rest for kind, rest in instructions("Dockerfile.serve") if rest.startswith("pip "))
-    assert line.split("requirements.txt ")[1].split() == list(SERVING_PACKAGES)
+    runtimes = [name for runtime in RUNTIMES.values() for name in runtime.packages]
+    assert line.split("requirements.txt ")[1].split() == [*SERVING_PACKAGES, *runtimes]
     assert "--constraint requirements.txt" in line
 
 
