@@ -115,7 +115,7 @@ def build_models(manifest: Manifest, folder: Path) -> dict[str, str]:
     """Train once, log each way into a store in `folder`; name to model address."""
     import mlflow
 
-    from har.classifier import CLASSIFIER_FOLDER, load_classifier, save_classifier
+    from har.classifier import CLASSIFIER_FOLDER, save_classifier
     from har.packaging import log_classifier
     from har.training import train
 
@@ -128,7 +128,7 @@ def build_models(manifest: Manifest, folder: Path) -> dict[str, str]:
         for runtime in ("tensorflow", "openvino"):
             saved = folder / runtime / CLASSIFIER_FOLDER
             save_classifier(saved, result.model, result.class_names, RECIPE, runtime)
-            models[runtime] = f"models:/{log_classifier(saved, load_classifier(saved))}"
+            models[runtime] = f"models:/{log_classifier(saved)}"
         models["no-op"] = log_no_op(folder)
         stock = mlflow.tensorflow.log_model(result.model, name="stock", pip_requirements=[])
         models["stock"] = f"models:/{stock.model_id}"

@@ -140,6 +140,12 @@ def save_classifier(
     (folder / FACTS_FILE).write_text(json.dumps(facts, indent=2), encoding="utf-8")
 
 
+def read_facts(folder: Path) -> dict[str, Any]:
+    """class_names, recipe and runtime, as `save_classifier` wrote them."""
+    facts: dict[str, Any] = json.loads((folder / FACTS_FILE).read_text(encoding="utf-8"))
+    return facts
+
+
 def load_classifier(folder: Path) -> Classifier:
     """Read what `save_classifier` wrote.
 
@@ -147,7 +153,7 @@ def load_classifier(folder: Path) -> Classifier:
         UserError: the folder does not hold a classifier, or its runtime is not installed.
     """
     try:
-        facts = json.loads((folder / FACTS_FILE).read_text(encoding="utf-8"))
+        facts = read_facts(folder)
         return Classifier(
             forward=Forward(compiled=RUNTIMES[facts["runtime"]].load(folder)),
             class_names=tuple(facts["class_names"]),

@@ -373,5 +373,20 @@ def champion() -> None:
     click.echo(describe_champion())
 
 
+@main.command()
+@click.option("--clear", is_flag=True, help="Delete every entry that no process is at work on.")
+def cache(clear: bool) -> None:
+    """List the features kept on disk, the last used first; or delete them.
+
+    They lie in $HAR_CACHE/features (~/.cache/har) and take at most $HAR_CACHE_GB gigabytes (20);
+    what was not used for longest goes first.
+    """
+    from har import feature_cache
+
+    if clear:
+        click.echo(f"freed {feature_cache.clear() / 1e6:,.1f} MB")
+    click.echo(feature_cache.describe_cache())
+
+
 if __name__ == "__main__":
     sys.exit(main())

@@ -1,6 +1,7 @@
 """A classifier judged on a split: numbers and tables; har.figures draws them."""
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -15,6 +16,9 @@ from har.manifest import Manifest
 from har.pipeline import build_stream_loader
 from har.progress import progress
 from har.runtimes import BATCH_SIZE
+
+# Of probabilities: two float32 forward passes, on a GPU perhaps in TensorFloat-32.
+MOST_DIFFERENCE = 0.01
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,6 +90,34 @@ def evaluate(classifier: Classifier, manifest: Manifest) -> Evaluation:
         paths=rows["path"].tolist(),
         label_ids=rows["label_id"].to_numpy(),
         probabilities=np.concatenate(parts),
+    )
+
+
+def judge_features(
+    classifier: Classifier, manifest: Manifest, head: Any, features: npt.NDArray[np.float32]
+) -> Evaluation:
+    """`evaluate`, from the test split's features: `head` maps (batch, features) to probabilities.
+
+    Raises:
+        UserError: as `judged_rows`; or the classifier says otherwise of the first images.
+    """
+    rows = judged_rows(classifier, manifest)
+    parts = [np.asarray(head(features[i : i + 1024])) for i in range(0, len(rows), 1024)]
+    probabilities = np.concatenate(parts)
+    images, indices = next(iter(read_batches(classifier, manifest, rows)))
+    difference = float(
+        np.abs(classifier.forward(images.numpy()) - probabilities[indices.numpy()]).max()
+    )
+    if not difference <= MOST_DIFFERENCE:
+        raise UserError(
+            f"the logged model's probabilities differ by {difference:.2g} from those computed from"
+            " features: `har cache --clear`, and try again"
+        )
+    return Evaluation(
+        class_names=classifier.class_names,
+        paths=rows["path"].tolist(),
+        label_ids=rows["label_id"].to_numpy(),
+        probabilities=probabilities,
     )
 
 

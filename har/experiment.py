@@ -13,7 +13,7 @@ import pandas as pd
 from har import descriptions, store, tracking
 from har import manifest as manifests
 from har.backbones import with_weights_by_content
-from har.classifier import CLASSIFIER_FOLDER, load_classifier, save_classifier
+from har.classifier import CLASSIFIER_FOLDER, save_classifier
 from har.data_report import REPORT_FILE, render_report
 from har.devices import (
     STRATEGIES,
@@ -22,16 +22,17 @@ from har.devices import (
     peak_memory_mb,
     warn_of_unused_gpu,
 )
-from har.evaluation import Evaluation, evaluate
+from har.evaluation import Evaluation, evaluate, judge_features
 from har.manifest import Manifest
 from har.metrics import Scores
-from har.packaging import log_classifier, measure_latency
+from har.model import build_head_of
+from har.packaging import load_served, log_classifier, measure_latency
 from har.prepare import choose_split, load_manifest, prepare
 from har.progress import say, warn
 from har.recipe import Recipe, digest
 from har.recorded import Logged, check_unseen
 from har.robustness import MOST_IMAGES, measure_robustness
-from har.runtimes import RUNTIMES
+from har.runtimes import AUTO, choose_runtime
 from har.sources import find_source
 from har.tracking import Trial
 from har.training import DIAGNOSTICS, Result, train
@@ -87,14 +88,13 @@ def build_trial(
     requested: Recipe,
     typed: Collection[str],
     manifest: Manifest,
-    runtime: str = "tensorflow",
+    runtime: str = AUTO,
 ) -> Trial:
     """Find the hardware, fit the recipe to it, and warn of what had to give way.
 
     Raises:
         UserError: there is no such weights file, or the runtime is not installed.
     """
-    RUNTIMES[runtime].check()
     hardware = find_hardware()
     used, warnings = fit_to_hardware(requested, typed, hardware)
     for message in warn_of_unused_gpu(hardware) + warnings:
@@ -108,6 +108,7 @@ def build_trial(
         recipe_digest=digest(with_weights_by_content(used)),
         manifest=manifest,
         runtime=runtime,
+        feature_runtime=choose_runtime(runtime, hardware.num_gpus),
     )
 
 
@@ -122,7 +123,7 @@ def run_trial(trial: Trial, experiment: str, started: float) -> Outcome:
         if exploration := DIAGNOSTICS[trial.used.diagnostics](trial.manifest, trial.hardware):
             say(exploration)
             mlflow.log_text(exploration, "exploration.txt")
-        result = train(trial.used, trial.manifest, [tracking.log_epoch])
+        result = train(trial.used, trial.manifest, [tracking.log_epoch], trial.feature_runtime)
         tracking.log_result(trial, result)
         evaluation = log_and_judge(trial, result)
         store.set_description(descriptions.describe_training(run_id, trial, result, evaluation))
@@ -146,17 +147,23 @@ def where_to_see(run_id: str) -> str:
 
 
 def log_and_judge(trial: Trial, result: Result) -> Evaluation | None:
-    """Save the model, judge what was saved, log both. None without a test split."""
+    """Save and log the model, judge what was logged, log that. None without a test split."""
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch) / CLASSIFIER_FOLDER
-        save_classifier(folder, result.model, result.class_names, result.recipe, trial.runtime)
-        classifier = load_classifier(folder)
+        runtime = trial.serving_runtime
+        save_classifier(folder, result.model, result.class_names, result.recipe, runtime)
         say("logging the model")
-        model_id = log_classifier(folder, classifier)
+        model_id = log_classifier(folder)
     if trial.manifest.rows("test").empty:
         return None
-    evaluation = evaluate(classifier, trial.manifest)
-    latency = measure_latency(f"models:/{model_id}", trial.manifest)
+    served, classifier = load_served(f"models:/{model_id}")
+    if result.extracted is None:
+        evaluation = evaluate(classifier, trial.manifest)
+    else:
+        head = build_head_of(result.model, result.recipe)
+        features = result.extracted.test_features
+        evaluation = judge_features(classifier, trial.manifest, head, features)
+    latency = measure_latency(served, trial.manifest)
     tracking.log_evaluation(evaluation, latency, trial.manifest, model_id)
     return evaluation
 
@@ -176,7 +183,7 @@ def evaluate_logged(
     robustness = None
     if robustness_images:
         robustness = measure_robustness(logged.classifier, manifest, robustness_images)
-    latency = measure_latency(logged.uri, manifest)
+    latency = measure_latency(load_served(logged.uri)[0], manifest)
     tags = tracking.evaluation_tags(logged.uri, logged.run, manifest)
     with store.open_run(experiment, tags) as run_id:
         tracking.log_evaluation(evaluation, latency, manifest, model_id=None)

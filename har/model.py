@@ -54,16 +54,62 @@ def build_model(recipe: Recipe, num_classes: int) -> keras.Model:
     with precision_policy(recipe.precision):
         backbone = build_backbone(recipe)
         inputs = layers.Input((recipe.image_size, recipe.image_size, 3), name="image")
-        x = HEADS[recipe.head](backbone(inputs))
-        # softmax over 16-bit logits loses the small probabilities
-        outputs = layers.Dense(num_classes, activation="softmax", dtype="float32", name="label")(x)
-        model = keras.Model(inputs, outputs)
+        model = keras.Model(inputs, classify(backbone(inputs), recipe, num_classes))
+    compile_model(model, recipe)
+    return model
+
+
+def classify(features: Any, recipe: Recipe, num_classes: int) -> Any:
+    """The head and the output layer on (batch, features)."""
+    x = HEADS[recipe.head](features)
+    # softmax over 16-bit logits loses the small probabilities
+    return layers.Dense(num_classes, activation="softmax", dtype="float32", name="label")(x)
+
+
+def compile_model(model: keras.Model, recipe: Recipe, steps_per_execution: int = 1) -> None:
+    """Adam, the recipe's loss, and both metrics."""
     model.compile(
         optimizer=keras.optimizers.Adam(recipe.learning_rate),
         loss=recipe.loss,
         metrics=LOSSES[recipe.loss](),
+        steps_per_execution=steps_per_execution,
     )
-    return model
+
+
+def build_head(
+    recipe: Recipe, num_features: int, num_classes: int, steps_per_execution: int = 1
+) -> keras.Model:
+    """The part of `build_model` behind the backbone by itself, compiled: (batch, features)
+    float32 to (batch, classes) float32 probabilities.
+    """
+    with precision_policy(recipe.precision):
+        inputs = layers.Input((num_features,), name="features")
+        head = keras.Model(inputs, classify(inputs, recipe, num_classes))
+    compile_model(head, recipe, steps_per_execution)
+    return head
+
+
+def backbone_of(model: keras.Model) -> keras.Model:
+    """The backbone inside what `build_model` returns."""
+    (backbone,) = (layer for layer in model.layers if isinstance(layer, keras.Model))
+    return backbone
+
+
+def copy_head(model: keras.Model, head: keras.Model, *, back: bool = False) -> None:
+    """The weights behind the backbone from `model` into `head`; `back`: the other way round."""
+    inner = model.layers[model.layers.index(backbone_of(model)) + 1 :]
+    outer = [layer for layer in head.layers if not isinstance(layer, layers.InputLayer)]
+    for one, other in zip(inner, outer, strict=True):
+        source, target = (other, one) if back else (one, other)
+        target.set_weights(source.get_weights())
+
+
+def build_head_of(model: keras.Model, recipe: Recipe) -> keras.Model:
+    """What is behind the backbone of a float32 model, by itself."""
+    num_features, num_classes = backbone_of(model).output_shape[-1], model.output_shape[-1]
+    head = build_head(replace(recipe, precision="float32"), num_features, num_classes)
+    copy_head(model, head)
+    return head
 
 
 def build_float32_copy(model: keras.Model, recipe: Recipe, num_classes: int) -> keras.Model:

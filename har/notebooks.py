@@ -64,8 +64,12 @@ def describe_variants() -> str:
     """The chain of variants as text: each one's notebook and what it changes."""
     lines = []
     for name, recipe in VARIANTS.items():
-        notebook, parent = NOTEBOOKS[name], parent_of(name)
-        lines.append(f"{name:<8} {notebook.minutes} min on {notebook.hardware}, {notebook.file}")
+        notebook, parent = NOTEBOOKS.get(name), parent_of(name)
+        if notebook is None:
+            lines.append(f"{name:<8} ours, no notebook's")
+        else:
+            where = f"{notebook.minutes} min on {notebook.hardware}"
+            lines.append(f"{name:<8} {where}, {notebook.file}")
         if parent is None:
             resolved = ", ".join(f"{f.name}={getattr(recipe, f.name)}" for f in fields(recipe))
             lines += wrap(resolved)

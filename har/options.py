@@ -113,14 +113,15 @@ def experiment_option(command: Command) -> Command:
 
 
 def runtime_option(command: Command) -> Command:
-    """What the logged model computes with."""
+    """What computes forward passes."""
     return click.option(
         "--runtime",
-        type=Spelled(["tensorflow", "openvino"]),
-        default="tensorflow",
+        type=Spelled(["auto", "tensorflow", "openvino"]),
+        default="auto",
         show_default=True,
-        help="What computes the logged model's forward pass, here and where it is served; openvino"
-        " is faster on CPUs and must be installed (pip install openvino).",
+        help="What computes the logged model's forward pass, here and where it is served, and the"
+        " loader features'. openvino is faster on CPUs (pip install openvino). auto: tensorflow"
+        " serves; features are computed by openvino on a CPU where it is installed.",
     )(command)
 
 

@@ -4,6 +4,7 @@ import time
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 import mlflow
 import numpy as np
@@ -11,7 +12,7 @@ import pandas as pd
 from mlflow.models import ModelSignature
 from mlflow.types.schema import Array, ColSpec, DataType, Object, Property, Schema
 
-from har.classifier import CLASSIFIER_FOLDER, Classifier
+from har.classifier import CLASSIFIER_FOLDER, Classifier, read_facts
 from har.manifest import Manifest
 from har.runtimes import RUNTIMES
 
@@ -56,11 +57,16 @@ class Latency:
     latency_p95_ms: float
 
 
-def measure_latency(uri: str, manifest: Manifest) -> Latency:
-    """Median and 95th percentile over test images, each in a call of its own, of the model as
-    it was logged: read back from the store and called as a server calls it, without HTTP.
-    """
+def load_served(uri: str) -> tuple[Any, Classifier]:
+    """The model as a server has it, read back from the store, and the classifier inside."""
     model = mlflow.pyfunc.load_model(uri)
+    return model, model.unwrap_python_model().classifier
+
+
+def measure_latency(model: Any, manifest: Manifest) -> Latency:
+    """Median and 95th percentile over test images, each in a call of its own, of a served model
+    called as a server calls it, without HTTP.
+    """
     times = []
     for path in manifest.rows("test")["path"].head(WARM_UP_CALLS + TIMED_CALLS):
         request = pd.DataFrame({"image": [(manifest.root / path).read_bytes()]})
@@ -73,13 +79,14 @@ def measure_latency(uri: str, manifest: Manifest) -> Latency:
     return Latency(latency_ms=float(median), latency_p95_ms=float(p95))
 
 
-def log_classifier(folder: Path, classifier: Classifier) -> str:
+def log_classifier(folder: Path) -> str:
     """The classifier in `folder` as a model for `mlflow models serve`; returns its model id.
 
     MLflow keeps the folder under its own name: it must be called CLASSIFIER_FOLDER.
     """
     assert folder.name == CLASSIFIER_FOLDER
-    packages = SERVING_PACKAGES + RUNTIMES[classifier.runtime].packages
+    facts = read_facts(folder)
+    packages = SERVING_PACKAGES + RUNTIMES[facts["runtime"]].packages
     model = mlflow.pyfunc.log_model(
         name=MODEL_NAME,
         python_model=str(PACKAGE / "serving.py"),
@@ -89,8 +96,8 @@ def log_classifier(folder: Path, classifier: Classifier) -> str:
         # the very versions that judged it; the CPU build, which also serves
         pip_requirements=[f"{name}=={version(name)}" for name in packages],
         metadata={
-            "class_names": list(classifier.class_names),
-            "runtime": classifier.runtime,
+            "class_names": facts["class_names"],
+            "runtime": facts["runtime"],
         },
     )
     return str(model.model_id)

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import pandas as pd
 import tensorflow as tf
 
@@ -245,8 +246,14 @@ def build_validation_dataset(
     """(images, labels) batches of every row once, in order, never augmented; None for no rows."""
     if rows.empty:
         return None
+    return deal(LOADERS[recipe.loader](manifest, rows, recipe), manifest, rows, recipe, replicas)
+
+
+def deal(
+    load: Loader, manifest: Manifest, rows: pd.DataFrame, recipe: Recipe, replicas: int
+) -> tf.data.Dataset:
+    """(inputs, labels) of every row once, in order, dealt out to every replica."""
     encode = build_label_encoder(manifest, rows, recipe)
-    load = LOADERS[recipe.loader](manifest, rows, recipe)
     size, last = deal_out(len(rows), recipe.batch_size, replicas)
     batches = load(tf.data.Dataset.range(len(rows) - last), size, False)
     if last:
@@ -279,6 +286,50 @@ def deal_out(images: int, batch_size: int, replicas: int) -> tuple[int, int]:
         f"{images} validation images cannot be dealt out to {replicas} devices:"
         " change batch_size or validation_fraction"
     )
+
+
+def build_feature_training_dataset(
+    features: npt.NDArray[np.float32], manifest: Manifest, rows: pd.DataFrame, recipe: Recipe
+) -> tf.data.Dataset:
+    """`build_training_dataset` for features computed before: (views, rows, features) float32.
+
+    The same rows in the same order; of each image one of its views, drawn anew each epoch.
+    """
+    views, count, _ = features.shape
+    steps = steps_per_epoch(count, recipe)
+    encode = build_label_encoder(manifest, rows, recipe)
+    with tf.device("CPU:0"):
+        # one row a view of an image
+        flat = tf.convert_to_tensor(features.reshape(views * count, -1))
+
+    def finish(step: Any, indices: Any) -> tuple[Any, Any]:
+        seed = tf.stack([tf.cast(recipe.seed, tf.int64), step])
+        drawn = tf.random.stateless_uniform(tf.shape(indices), seed, 0, views, tf.int64)
+        return tf.gather(flat, drawn * count + indices), encode(indices)
+
+    indices = shuffled_indices(count, steps * recipe.batch_size, recipe, 0)
+    batches = indices.batch(recipe.batch_size, drop_remainder=True).enumerate()
+    return finished(batches.map(finish))
+
+
+def build_feature_validation_dataset(
+    features: npt.NDArray[np.float32],
+    manifest: Manifest,
+    rows: pd.DataFrame,
+    recipe: Recipe,
+    replicas: int,
+) -> tf.data.Dataset | None:
+    """`build_validation_dataset` for features computed before: (rows, features) float32."""
+    if rows.empty:
+        return None
+    with tf.device("CPU:0"):
+        kept = tf.convert_to_tensor(features)
+
+    def load(indices: tf.data.Dataset, batch_size: int, drop: bool) -> tf.data.Dataset:
+        batches = indices.batch(batch_size, drop_remainder=drop)
+        return batches.map(lambda batch: (tf.gather(kept, batch), batch))
+
+    return deal(load, manifest, rows, recipe, replicas)
 
 
 def build_label_encoder(

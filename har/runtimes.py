@@ -4,7 +4,9 @@ Both run the same Keras model in float32 and take any number of images up to BAT
 shapes. A framework is imported when it is used.
 """
 
+import importlib.util
 import os
+import re
 import sys
 import threading
 from collections.abc import Callable, Iterator
@@ -12,6 +14,7 @@ from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass
 from io import StringIO
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
@@ -21,6 +24,8 @@ from har.errors import UserError
 
 # The trained network in Keras' own format: every classifier's folder has it.
 MODEL_FILE = "model.keras"
+# As an option: what serves is TensorFlow then, and features are computed by what is fastest here.
+AUTO = "auto"
 OPENVINO_FILE = "model.xml"
 # A batch is filled up to one of these: few shapes, for each of which a runtime prepares once.
 BUCKETS = (1, 2, 4, 8, 16, 32)
@@ -72,6 +77,28 @@ def available_cpus() -> int:
     return len(allowed) or os.cpu_count() or 1
 
 
+def has_bfloat16() -> bool:
+    """Whether this CPU multiplies bfloat16 by itself. Only Linux is asked."""
+    info = Path("/proc/cpuinfo")
+    if not info.is_file():
+        return False
+    flags = re.search(r"^(?:flags|Features)\s*:(.*)$", info.read_text(), re.MULTILINE)
+    return flags is not None and bool({"avx512_bf16", "amx_bf16"} & set(flags[1].split()))
+
+
+def choose_runtime(asked: str, num_gpus: int) -> str:
+    """For features: OpenVINO on a CPU where it is installed, unless one was asked for.
+
+    Raises:
+        UserError: what was asked for is not installed.
+    """
+    if asked == AUTO:
+        on_cpu = not num_gpus and importlib.util.find_spec("openvino") is not None
+        return "openvino" if on_cpu else "tensorflow"
+    RUNTIMES[asked].check()
+    return asked
+
+
 @contextmanager
 def absent(*names: str) -> Iterator[None]:
     """While this lasts, importing these fails, unless that was done before."""
@@ -91,19 +118,21 @@ def load_tensorflow(folder: Path) -> Any:
     return compile_tensorflow(keras.models.load_model(folder / MODEL_FILE, compile=False))
 
 
-def compile_tensorflow(model: Any) -> Any:
-    """The model's inference, traced once; up to MOST_CONSTANTS weights become constants of the
-    graph, so that TensorFlow merges batch normalisation into convolutions.
+def compile_tensorflow(
+    model: Any, dtype: str = "uint8", most_constants: int = MOST_CONSTANTS
+) -> Any:
+    """The model's inference on images of `dtype`, traced once; up to so many weights become
+    constants of the graph, so that TensorFlow merges batch normalisation into convolutions.
     """
     import tensorflow as tf
     from tensorflow.python.framework.convert_to_constants import convert_variables_to_constants_v2
 
     size = model.input_shape[1]
-    signature = tf.TensorSpec((None, size, size, 3), tf.uint8)
+    signature = tf.TensorSpec((None, size, size, 3), dtype)
     compiled = tf.function(
         lambda images: model(images, training=False), input_signature=[signature]
     )
-    if model.count_params() > MOST_CONSTANTS:
+    if model.count_params() > most_constants:
         return compiled
     frozen = convert_variables_to_constants_v2(compiled.get_concrete_function())
     return tf.function(lambda images: frozen(images)[0], input_signature=[signature])
@@ -126,18 +155,22 @@ def import_openvino() -> Any:
     return openvino
 
 
-def save_openvino(model: Any, folder: Path) -> None:
-    """Keras' export: OPENVINO_FILE and its weights, a .bin beside it; uint8 images go in."""
-    import_openvino()
+def save_openvino(model: Any, folder: Path, dtype: str = "uint8") -> None:
+    """Keras' export: OPENVINO_FILE and its weights, a .bin beside it; images of `dtype` go in."""
+    openvino = import_openvino()
     import keras
 
     size = model.input_shape[1]
-    images = keras.InputSpec(shape=(None, size, size, 3), dtype="uint8")
-    # it prints what it traced
-    with redirect_stdout(StringIO()):
-        model.export(
-            str(folder / OPENVINO_FILE), format="openvino", verbose=False, input_signature=[images]
-        )
+    images = keras.InputSpec(shape=(None, size, size, 3), dtype=dtype)
+    with TemporaryDirectory() as scratch:
+        exported = str(Path(scratch) / OPENVINO_FILE)
+        # it prints what it traced
+        with redirect_stdout(StringIO()):
+            model.export(exported, format="openvino", verbose=False, input_signature=[images])
+        network = openvino.Core().read_model(exported)
+        # Keras 3.15 exports each swish as one more output: half the speed for what nobody reads.
+        network = openvino.Model(network.outputs[:1], network.get_parameters())
+        openvino.save_model(network, folder / OPENVINO_FILE, compress_to_fp16=False)
 
 
 def load_openvino(folder: Path) -> Any:

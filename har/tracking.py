@@ -15,6 +15,7 @@ from har.evaluation import Evaluation, compare_siblings
 from har.manifest import SUMMARY_FILE, TABLE_FILE, Manifest
 from har.packaging import Latency
 from har.recipe import VARIANTS, Recipe, describe_changes, items
+from har.runtimes import AUTO
 from har.splits import Split
 from har.store import log_missing_params, log_table_file
 from har.training import Result
@@ -28,7 +29,7 @@ PLAIN_FIELDS = ("precision", "strategy", "backbone")
 class Trial:
     """One training as asked for and as it can run here: what a run is labelled with.
 
-    `runtime` is what the logged model computes with.
+    `runtime` is what was asked for; `feature_runtime` computes features, if the recipe wants any.
     """
 
     variant: str
@@ -39,6 +40,12 @@ class Trial:
     recipe_digest: str
     manifest: Manifest
     runtime: str
+    feature_runtime: str
+
+    @property
+    def serving_runtime(self) -> str:
+        """What the logged model computes with."""
+        return "tensorflow" if self.runtime == AUTO else self.runtime
 
     @property
     def hardware_tag(self) -> str:
@@ -67,6 +74,7 @@ def trial_params(trial: Trial) -> dict[str, Any]:
         **{f"recipe.{name}": value for name, value in asked.items()},
         **{f"used.{name}": getattr(used, name) for name in (*PLAIN_FIELDS, "batch_size")},
         "runtime": trial.runtime,
+        "used.serving_runtime": trial.serving_runtime,
         "gpu_type": hardware.gpu_type,
         "num_gpus": hardware.num_gpus,
         "gpu_names": ", ".join(hardware.gpu_names) or "none",
@@ -185,6 +193,16 @@ def log_result(trial: Trial, result: Result) -> None:
     if result.best_epoch is not None:
         best = result.history[result.best_epoch - 1]
         numbers |= {"best_epoch": result.best_epoch, "best_val_accuracy": best["val_accuracy"]}
+    if result.extracted is not None:
+        numbers["extraction_time_s"] = result.extracted.seconds
+        # quoted beside others only if nothing was there already
+        mlflow.set_tag("features", result.extracted.state)
+        mlflow.log_params(
+            {
+                "used.feature_runtime": result.extracted.runtime,
+                "used.feature_arithmetic": result.extracted.arithmetic,
+            }
+        )
     mlflow.log_metrics(numbers)
     recipes = {"requested": asdict(trial.requested), "used": asdict(trial.used)}
     mlflow.log_dict({"variant": trial.variant, **recipes}, RECIPE_ARTIFACT)

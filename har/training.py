@@ -3,17 +3,23 @@
 import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import keras
+import numpy as np
+import numpy.typing as npt
 
 from har.devices import STRATEGIES, Hardware, make_deterministic
 from har.errors import UserError
+from har.extraction import extract_splits
 from har.interrupts import interrupts_at_checkpoints
 from har.manifest import Manifest
-from har.model import build_float32_copy, build_model
+from har.model import backbone_of, build_float32_copy, build_head, build_model, copy_head
 from har.pipeline import (
+    Splits,
+    build_feature_training_dataset,
+    build_feature_validation_dataset,
     build_training_dataset,
     build_validation_dataset,
     split_training,
@@ -27,10 +33,24 @@ OnEpoch = Callable[[int, dict[str, float]], None]
 
 
 @dataclass(frozen=True, kw_only=True)
+class Extracted:
+    """Of a training on features: those of the test split, (images, features) float32, computed
+    as the model itself computes them; how; in how many seconds; and whether some were there.
+    """
+
+    test_features: npt.NDArray[np.float32]
+    runtime: str
+    arithmetic: str
+    state: str
+    seconds: float
+
+
+@dataclass(frozen=True, kw_only=True)
 class Result:
     """What a training leaves behind.
 
-    `model` is float32 on one device, with the weights that `recipe.checkpoint` keeps;
+    `model` is float32 on one device, with the weights that `recipe.checkpoint` keeps; `extracted`
+    is what the loader features leaves behind, and None for the others;
     `history` has one dict of metrics an epoch; `best_epoch` counts from 1 and is None
     where there was nothing to validate on.
     """
@@ -42,6 +62,7 @@ class Result:
     train_images: int
     validation_images: int
     train_time_s: float
+    extracted: Extracted | None = None
 
     @property
     def best_epoch(self) -> int | None:
@@ -51,8 +72,91 @@ class Result:
         return accuracies.index(max(known)) + 1 if known else None
 
 
-def train(recipe: Recipe, manifest: Manifest, callbacks: Sequence[OnEpoch] = ()) -> Result:
-    """Train `recipe` on the manifest's train split.
+@dataclass(frozen=True, kw_only=True)
+class Lesson:
+    """What `fit` is given, and how the whole model is had from `learner` afterwards."""
+
+    learner: keras.Model
+    train_data: Any
+    validation_data: Any
+    finish: Callable[[], keras.Model]
+    extracted: Extracted | None = None
+
+
+def prepare_images(recipe: Recipe, manifest: Manifest, splits: Splits, runtime: str) -> Lesson:
+    """Every image through the whole model, every epoch: what the notebooks do."""
+    strategy, classes = STRATEGIES[recipe.strategy](), len(manifest.class_names)
+    replicas = strategy.num_replicas_in_sync
+    train_data = build_training_dataset(manifest, splits.train, recipe)
+    validation_data = build_validation_dataset(manifest, splits.validation, recipe, replicas)
+    with strategy.scope():
+        model = build_model(recipe, classes)
+
+    def finish() -> keras.Model:
+        plain = recipe.precision == "float32" and replicas == 1
+        return model if plain else build_float32_copy(model, recipe, classes)
+
+    return Lesson(
+        learner=model, train_data=train_data, validation_data=validation_data, finish=finish
+    )
+
+
+def prepare_features(recipe: Recipe, manifest: Manifest, splits: Splits, runtime: str) -> Lesson:
+    """The frozen backbone once over every image, by `runtime`; the head learns from its output.
+
+    The head starts from the weights that it would have in the whole model, and sees the same
+    images in the same order.
+    """
+    strategy, classes = STRATEGIES[recipe.strategy](), len(manifest.class_names)
+    replicas = strategy.num_replicas_in_sync
+    model = build_model(replace(recipe, precision="float32"), classes)
+    started = time.monotonic()
+    found = extract_splits(backbone_of(model), manifest, recipe, runtime, splits)
+    seconds = time.monotonic() - started
+    num_features = found.test.shape[-1]
+    with strategy.scope():
+        # An epoch without a line of Python in between; on several devices Keras 3.15 cannot.
+        steps = steps_per_epoch(len(splits.train), recipe) if replicas == 1 else 1
+        head = build_head(recipe, num_features, classes, steps_per_execution=steps)
+    copy_head(model, head)
+    validation_data = build_feature_validation_dataset(
+        found.validation, manifest, splits.validation, recipe, replicas
+    )
+
+    def finish() -> keras.Model:
+        copy_head(model, head, back=True)
+        return model
+
+    return Lesson(
+        learner=head,
+        train_data=build_feature_training_dataset(found.train, manifest, splits.train, recipe),
+        validation_data=validation_data,
+        finish=finish,
+        extracted=Extracted(
+            test_features=found.test,
+            runtime=runtime,
+            arithmetic=found.arithmetic,
+            state=found.state,
+            seconds=seconds,
+        ),
+    )
+
+
+# Each value of the recipe's axis `loader`.
+LESSONS: dict[str, Callable[[Recipe, Manifest, Splits, str], Lesson]] = {
+    "memory": prepare_images,
+    "stream": prepare_images,
+    "features": prepare_features,
+}
+
+
+def train(
+    recipe: Recipe,
+    manifest: Manifest,
+    callbacks: Sequence[OnEpoch] = (),
+    runtime: str = "tensorflow",
+) -> Result:
+    """Train `recipe` on the manifest's train split; `runtime` computes features, if any.
 
     The seed fixes weights, order, augmentation and dropout: on a CPU a repeated training gives
     the same numbers. On GPUs sums may be taken in another order.
@@ -64,42 +168,35 @@ def train(recipe: Recipe, manifest: Manifest, callbacks: Sequence[OnEpoch] = ())
     make_deterministic()
     keras.utils.set_random_seed(recipe.seed)
     splits = split_training(manifest, recipe)
-    strategy = STRATEGIES[recipe.strategy]()
-    check_batch(recipe, strategy.num_replicas_in_sync)
-    # decoding into memory is part of training, or the loaders could not be compared
+    check_batch(recipe, STRATEGIES[recipe.strategy]().num_replicas_in_sync)
+    # decoding into memory and extraction are part of training, or the loaders could not be compared
     started = time.monotonic()
-    train_data = build_training_dataset(manifest, splits.train, recipe)
-    validation_data = build_validation_dataset(
-        manifest, splits.validation, recipe, strategy.num_replicas_in_sync
-    )
-    with strategy.scope():
-        model = build_model(recipe, len(manifest.class_names))
+    lesson = LESSONS[recipe.loader](recipe, manifest, splits, runtime)
     steps = steps_per_epoch(len(splits.train), recipe)
     with interrupts_at_checkpoints() as checkpoint:
         report = EpochReport(recipe, steps, callbacks, checkpoint)
-        fit(model, train_data, validation_data, report)
+        fit(lesson, report)
         checkpoint()
     train_time_s = time.monotonic() - started
-    if recipe.precision != "float32" or strategy.num_replicas_in_sync > 1:
-        model = build_float32_copy(model, recipe, len(manifest.class_names))
     return Result(
         recipe=recipe,
-        model=model,
+        model=lesson.finish(),
         class_names=manifest.class_names,
         history=report.history,
         train_images=len(splits.train),
         validation_images=len(splits.validation),
         train_time_s=train_time_s,
+        extracted=lesson.extracted,
     )
 
 
-def fit(model: keras.Model, train_data: Any, validation_data: Any, report: "EpochReport") -> None:
+def fit(lesson: Lesson, report: "EpochReport") -> None:
     """Keras' fit as every variant uses it; the progress bar is closed however it ends."""
     recipe = report.recipe
     try:
-        model.fit(
-            train_data,
-            validation_data=validation_data,
+        lesson.learner.fit(
+            lesson.train_data,
+            validation_data=lesson.validation_data,
             epochs=recipe.epochs,
             steps_per_epoch=report.steps,
             callbacks=[report, *build_stopping(recipe)],
@@ -153,13 +250,14 @@ class EpochReport(keras.callbacks.Callback):
     def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:
         """Start the clock and the bar."""
         self.started = time.monotonic()
-        self.validation_s = 0.0
+        self.validation_s, self.done = 0.0, 0
         label = f"epoch {epoch + 1}/{self.recipe.epochs}"
         self.advance = self.bar.enter_context(progress(label, self.steps, brief=True))
 
     def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
-        """One step further."""
-        self.advance(1)
+        """`batch` is the last one done; there may be several between two calls."""
+        self.advance(batch + 1 - self.done)
+        self.done = batch + 1
         self.checkpoint()
 
     def on_test_batch_end(self, batch: int, logs: Any = None) -> None:

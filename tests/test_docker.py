@@ -479,7 +479,7 @@ def register_champion(store: str, folder: Path) -> Served:
     before = mlflow.get_tracking_uri()
     mlflow.set_tracking_uri(store)
     with mlflow.start_run():
-        model_id = log_classifier(folder / CLASSIFIER_FOLDER, classifier)
+        model_id = log_classifier(folder / CLASSIFIER_FOLDER)
     version = mlflow.register_model(f"models:/{model_id}", "har").version
     mlflow.MlflowClient().set_registered_model_alias("har", "champion", version)
     mlflow.set_tracking_uri(before)

@@ -252,7 +252,7 @@ class Lab:
                     metadata={"class_names": list(CLASSES)},
                 )
             else:
-                log_classifier(self.folder, self.classifier)
+                log_classifier(self.folder)
         return run_id
 
     def evaluate(self, hits: str, digest: str, **tags: str) -> None:

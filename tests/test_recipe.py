@@ -25,7 +25,7 @@ from har.recipe import (
 
 GOLDEN = Path(__file__).parent / "goldens" / "variants.txt"
 TABLES = {
-    "loader": pipeline.LOADERS,
+    "loader": training.LESSONS,
     "resize": images.RESIZERS,
     "augmentation": pipeline.AUGMENTATIONS,
     "backbone": backbones.BACKBONES,
@@ -70,9 +70,10 @@ def test_every_field_has_help() -> None:
 def test_differences_of_the_notebooks() -> None:
     assert changes(ORIGINAL, VARIANTS["v1"]) == {"diagnostics": ("none", "explore")}
     assert V2 == V3
+    assert changes(V4, VARIANTS["v5"]) == {"loader": ("stream", "features")}
     assert changes(V3, V4) == {"precision": ("float32", "mixed_float16")}
     assert describe_changes(V3, replace(V4, epochs=3)) == "epochs=3, precision=mixed_float16"
-    assert [parent_of(name) for name in VARIANTS] == [None, "original", "v1", "v2", "v3"]
+    assert [parent_of(name) for name in VARIANTS] == [None, "original", "v1", "v2", "v3", "v4"]
 
 
 @pytest.mark.parametrize("field", fields(Recipe), ids=lambda f: f.name)

@@ -10,11 +10,18 @@ import numpy as np
 import pytest
 from conftest import tiny_recipe
 
-from har import runtimes as module
 from har.cli import main
 from har.errors import UserError
 from har.model import build_model
-from har.runtimes import BATCH_SIZE, BUCKETS, MODEL_FILE, RUNTIMES, Forward, compile_tensorflow
+from har.runtimes import (
+    AUTO,
+    BATCH_SIZE,
+    BUCKETS,
+    MODEL_FILE,
+    RUNTIMES,
+    Forward,
+    compile_tensorflow,
+)
 
 
 @pytest.fixture
@@ -89,14 +96,11 @@ def test_no_batch_size_is_traced_anew(model: keras.Model) -> None:
     assert compiled.experimental_get_tracing_count() == 1
 
 
-def test_weights_are_constants_only_up_to_a_limit(
-    model: keras.Model, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_weights_are_constants_only_up_to_a_limit(model: keras.Model) -> None:
     images = noise(5)
     expected = model(images, training=False)
     for most in (0, 10**9):
-        monkeypatch.setattr(module, "MOST_CONSTANTS", most)
-        found = compile_tensorflow(model)
+        found = compile_tensorflow(model, most_constants=most)
         np.testing.assert_allclose(found(images), expected, rtol=0, atol=1e-6)
         constants = len(found.get_concrete_function().variables) == 0
         assert constants is (most > 0)
@@ -127,4 +131,4 @@ def test_openvino_does_not_report_its_use() -> None:
 
 def test_the_option_names_every_runtime() -> None:
     (option,) = (each for each in main.commands["run"].params if each.name == "runtime")
-    assert list(option.type.choices) == list(RUNTIMES)
+    assert list(option.type.choices) == [AUTO, *RUNTIMES]

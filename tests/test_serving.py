@@ -77,7 +77,7 @@ def log_tiny(manifest: Manifest, scratch: Path, runtime: str) -> tuple[Classifie
         save_classifier(folder, build_model(recipe, 3), manifest.class_names, recipe, runtime)
     classifier = load_classifier(folder)
     with mlflow.start_run():
-        return classifier, f"models:/{log_classifier(folder, classifier)}"
+        return classifier, f"models:/{log_classifier(folder)}"
 
 
 @pytest.fixture(scope="module")

@@ -98,7 +98,7 @@ def test_params_say_requested_used_and_found(run: mlflow.entities.Run) -> None:
     assert params["precision"] == params["used.precision"] == "float32"
     assert params["strategy"] == params["used.strategy"] == "mirrored"
     assert params["backbone"] == params["used.backbone"] == "efficientnet-lite0"
-    assert params["used.batch_size"] == "4" and params["runtime"] == "tensorflow"
+    assert params["used.batch_size"] == "4" and params["runtime"] == "auto"
     assert (params["gpu_type"], params["num_gpus"], params["num_replicas"]) == ("none", "0", "2")
     assert params["test_fraction"] == "0.25" and params["split_seed"] == "0"
     assert (params["duplicates"], params["test_file"]) == ("near", "none")

@@ -1,0 +1,355 @@
+"""The frozen backbone over many images: each image in once, its features out, kept on disk.
+
+Training and validation images may be computed in the CPU's bfloat16, which costs a hundredth of
+precision and halves the time. Test images never: their features are those that the logged model
+itself computes, in float32, so that the accuracy judged on them is the served model's.
+"""
+
+import hashlib
+import threading
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+import tensorflow as tf
+
+from har.backbones import build_backbone, copy_weights
+from har.devices import free_memory, precision_policy
+from har.errors import UserError
+from har.feature_cache import Features, Key, load_or_compute
+from har.interrupts import interrupts_at_checkpoints
+from har.manifest import Manifest
+from har.pipeline import AUGMENTATIONS, Splits, build_stream_loader
+from har.progress import progress, say
+from har.recipe import Recipe
+from har.runtimes import (
+    OPENVINO_FILE,
+    available_cpus,
+    compile_tensorflow,
+    has_bfloat16,
+    import_openvino,
+    save_openvino,
+)
+
+# Rows after which what is done is kept on disk: what an interruption can lose.
+CHUNK = 512
+# Of a runtime's features against Keras' own, as a relative distance.
+TOLERANCE = {"float32": 1e-3, "bfloat16": 0.1, "float16": 0.1}
+CHECKED_IMAGES = 8
+
+Images = npt.NDArray[np.float32]
+Sink = Callable[[int, npt.NDArray[Any]], None]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Extractor:
+    """A network compiled for going over many images.
+
+    `run(batches, sink)` takes (first row, (batch, size, size, 3) float32 of 0..255) and gives
+    (first row, (batch, features)), in any order and from any thread.
+    """
+
+    runtime: str
+    arithmetic: str
+    batch_size: int
+    run: Callable[[Iterable[tuple[int, Images]], Sink], None]
+
+
+# A runtime prepares a network once; then it compiles it for an arithmetic.
+Compile = Callable[[str], Extractor]
+
+
+def choose_arithmetic(runtime: str, recipe: Recipe, exact: bool) -> str:
+    """float32 if exact; else the recipe's precision on a GPU, and bfloat16 where a CPU has it."""
+    if exact:
+        return "float32"
+    if runtime == "tensorflow" and has_gpu():
+        return recipe.precision.removeprefix("mixed_")
+    return "bfloat16" if has_bfloat16() else "float32"
+
+
+def has_gpu() -> bool:
+    """Whether TensorFlow sees one."""
+    return bool(tf.config.list_physical_devices("GPU"))
+
+
+def prepare_tensorflow(network: Any, recipe: Recipe) -> Compile:
+    """By Keras' policies on a GPU; on a CPU float32, or a frozen graph that oneDNN computes in
+    bfloat16.
+    """
+
+    def compile_network(arithmetic: str) -> Extractor:
+        rewrite = arithmetic == "bfloat16" and not has_gpu()
+        policy = {"float32": "float32", "bfloat16": "mixed_bfloat16", "float16": "mixed_float16"}
+        model = network if rewrite else under_policy(network, recipe, policy[arithmetic])
+        # constants take thirty times the weights' size while they are made
+        roomy = free_memory() > 30 * 4 * model.count_params()
+        constants = {"most_constants": model.count_params()} if rewrite and roomy else {}
+        forward = compile_tensorflow(model, "float32", **constants)
+
+        def run(batches: Iterable[tuple[int, Images]], sink: Sink) -> None:
+            # at every call: without the option a function that was rewritten runs as it was
+            with onednn_bfloat16(rewrite):
+                for start, images in batches:
+                    sink(start, forward(images).numpy())
+
+        return Extractor(runtime="tensorflow", arithmetic=arithmetic, batch_size=32, run=run)
+
+    return compile_network
+
+
+def under_policy(network: Any, recipe: Recipe, policy: str) -> Any:
+    """The float32 network, or one that computes by another Keras policy with the same weights."""
+    if policy == "float32":
+        return network
+    with precision_policy(policy):
+        # the weights are copied: no need to read them again
+        copy = build_backbone(replace(recipe, weights="random"))
+    copy_weights(network, copy)
+    return copy
+
+
+@contextmanager
+def onednn_bfloat16(wanted: bool) -> Iterator[None]:
+    """Meanwhile TensorFlow may run graphs rewritten to bfloat16."""
+    option = "auto_mixed_precision_onednn_bfloat16"
+    tf.config.optimizer.set_experimental_options({option: wanted})
+    try:
+        yield
+    finally:
+        tf.config.optimizer.set_experimental_options({option: False})
+
+
+def prepare_openvino(network: Any, recipe: Recipe) -> Compile:
+    """Keras' export, read back; as many requests at once as the CPU has use for."""
+    openvino = import_openvino()
+    core = openvino.Core()
+    with TemporaryDirectory() as scratch:
+        save_openvino(network, Path(scratch), "float32")
+        # read whole, not mapped: the files go away
+        core.set_property({"ENABLE_MMAP": False})
+        model = core.read_model(Path(scratch) / OPENVINO_FILE)
+
+    def compile_network(arithmetic: str) -> Extractor:
+        options = {
+            "INFERENCE_PRECISION_HINT": {"bfloat16": "bf16", "float32": "f32"}[arithmetic],
+            "PERFORMANCE_HINT": "THROUGHPUT",
+            "NUM_STREAMS": str(available_cpus()),
+        }
+        compiled = core.compile_model(model, "CPU", options)
+
+        def run(batches: Iterable[tuple[int, Images]], sink: Sink) -> None:
+            requests = openvino.AsyncInferQueue(compiled, available_cpus())
+            requests.set_callback(
+                lambda request, start: sink(start, request.get_output_tensor(0).data)
+            )
+            for start, images in batches:
+                requests.start_async([images], start, share_inputs=True)
+            requests.wait_all()
+
+        return Extractor(runtime="openvino", arithmetic=arithmetic, batch_size=8, run=run)
+
+    return compile_network
+
+
+PREPARE: dict[str, Callable[[Any, Recipe], Compile]] = {
+    "tensorflow": prepare_tensorflow,
+    "openvino": prepare_openvino,
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class FeatureSplits:
+    """Features of every split: train (views, images, features), the others (images, features).
+
+    `arithmetic` is that of the first two; `computed` of `needed` rows were not in the cache.
+    """
+
+    train: Features
+    validation: Features
+    test: Features
+    arithmetic: str
+    computed: int
+    needed: int
+
+    @property
+    def state(self) -> str:
+        """`cold`: all was computed; `warm`: some or all was there."""
+        return "cold" if self.computed == self.needed else "warm"
+
+
+class Extraction:
+    """One network over the images of one manifest. Nothing is compiled for what is cached."""
+
+    def __init__(self, network: Any, manifest: Manifest, recipe: Recipe, runtime: str) -> None:
+        """`network` maps images to features in float32; `runtime` is a key of PREPARE."""
+        self.network, self.manifest, self.recipe = network, manifest, recipe
+        self.runtime = runtime
+        self.weights = digest_weights(network)
+        self.prepared: Compile | None = None
+        self.compiled: dict[str, Extractor] = {}
+        self.computed = self.needed = 0
+
+    def features(
+        self, rows: pd.DataFrame, *, view: int | None = None, exact: bool = False
+    ) -> Features:
+        """(rows, features) float32 of the images as they are, or of an augmented view of them."""
+        augmented, recipe = view is not None, self.recipe
+        arithmetic = choose_arithmetic(self.runtime, recipe, exact)
+        key = Key(
+            images=hashlib.sha256("\n".join(rows["sha256"]).encode()).hexdigest(),
+            backbone=recipe.backbone,
+            weights=self.weights,
+            image_size=recipe.image_size,
+            resize=recipe.resize,
+            augmentation=recipe.augmentation if augmented else "none",
+            view=view or 0,
+            seed=recipe.seed if augmented else 0,
+            runtime=self.runtime,
+            arithmetic=arithmetic,
+        )
+        shape = (len(rows), int(self.network.output_shape[-1]))
+        if rows.empty:
+            return np.empty(shape, np.float32)
+        self.needed += len(rows)
+
+        def compute(array: Features, done: int, keep: Callable[[int], None]) -> None:
+            self.extract(rows, view, self.extractor(arithmetic, rows), array, done, keep)
+
+        array, computed = load_or_compute(key, shape, compute)
+        self.computed += computed
+        return array
+
+    def extractor(self, arithmetic: str, rows: pd.DataFrame) -> Extractor:
+        """Compiled at its first use, and then compared with Keras on the first of `rows`."""
+        if self.prepared is None:
+            say(f"compiling {self.recipe.backbone} for {self.runtime}")
+            self.prepared = PREPARE[self.runtime](self.network, self.recipe)
+        if arithmetic not in self.compiled:
+            self.compiled[arithmetic] = self.prepared(arithmetic)
+            _, images = next(self.batches(rows, None, CHECKED_IMAGES, 0))
+            check_extractor(self.compiled[arithmetic], self.network, images)
+        return self.compiled[arithmetic]
+
+    def extract(
+        self,
+        rows: pd.DataFrame,
+        view: int | None,
+        extractor: Extractor,
+        array: Features,
+        done: int,
+        keep: Callable[[int], None],
+    ) -> None:
+        """Fill `array` from row `done` on, a chunk after the other; Ctrl-C between batches."""
+        name = f"features, {extractor.runtime} {extractor.arithmetic}"
+        label = name if view is None else f"{name}, view {view + 1}"
+        lock = threading.Lock()
+        with progress(label, len(rows)) as advance, interrupts_at_checkpoints() as checkpoint:
+            advance(done)
+
+            def sink(start: int, found: npt.NDArray[Any]) -> None:
+                array[start : start + len(found)] = found
+                with lock:
+                    advance(len(found))
+
+            batches = self.batches(rows, view, extractor.batch_size, done)
+            for end in range(done + CHUNK, len(rows) + CHUNK, CHUNK):
+                extractor.run(until(batches, min(end, len(rows)), checkpoint), sink)
+                keep(min(end, len(rows)))
+
+    def batches(
+        self, rows: pd.DataFrame, view: int | None, size: int, first: int
+    ) -> Iterator[tuple[int, Images]]:
+        """(first row, images) from row `first` on, decoded ahead of time."""
+        change = AUGMENTATIONS["none" if view is None else self.recipe.augmentation]
+        load = build_stream_loader(self.manifest, rows, self.recipe)
+        drawn = tf.constant((view or 0) * len(rows), tf.int64)
+
+        def finish(images: Any, indices: Any) -> tuple[Any, Any]:
+            # what is drawn for a batch depends on where it starts, not on where the work began
+            seed = tf.stack([tf.cast(self.recipe.seed, tf.int64), drawn + indices[0]])
+            return tf.cast(change(images, seed), tf.float32), indices[0]
+
+        dataset = load(tf.data.Dataset.range(first, len(rows)), size, False)
+        finished = dataset.map(finish, num_parallel_calls=tf.data.AUTOTUNE)
+        for images, start in finished.prefetch(4).as_numpy_iterator():
+            yield int(start), images
+
+
+def until(
+    batches: Iterator[tuple[int, Images]], end: int, checkpoint: Callable[[], None]
+) -> Iterator[tuple[int, Images]]:
+    """Batches up to row `end`."""
+    for start, images in batches:
+        checkpoint()
+        yield start, images
+        if start + len(images) >= end:
+            return
+
+
+def extract_splits(
+    network: Any,
+    manifest: Manifest,
+    recipe: Recipe,
+    runtime: str,
+    splits: Splits,
+) -> FeatureSplits:
+    """Features of train and validation as fast as can be, and of the test split exactly.
+
+    Raises:
+        UserError: the runtime is not installed or disagrees with Keras; as `load_or_compute`.
+    """
+    extraction = Extraction(network, manifest, recipe, runtime)
+    train, validation = splits.train, splits.validation
+    if recipe.augmentation == "none":
+        # both at once, so that another validation fraction finds them too
+        both = manifest.rows("train")
+        found = extraction.features(both)
+        row_of = pd.Series(np.arange(len(both)), index=both["path"])
+        train_features = found[row_of[train["path"]].to_numpy()][None]
+        validation_features = found[row_of[validation["path"]].to_numpy()]
+    else:
+        views = [extraction.features(train, view=v) for v in range(recipe.feature_views)]
+        train_features = np.stack(views)
+        validation_features = np.asarray(extraction.features(validation))
+    test = extraction.features(manifest.rows("test"), exact=True)
+    return FeatureSplits(
+        train=train_features,
+        validation=validation_features,
+        test=test,
+        arithmetic=choose_arithmetic(runtime, recipe, exact=False),
+        computed=extraction.computed,
+        needed=extraction.needed,
+    )
+
+
+def digest_weights(network: Any) -> str:
+    """SHA-256 of every weight's values."""
+    found = hashlib.sha256()
+    for weight in network.get_weights():
+        found.update(np.ascontiguousarray(weight).data)
+    return found.hexdigest()
+
+
+def check_extractor(extractor: Extractor, network: Any, images: Images) -> None:
+    """Raise a UserError unless it computes what Keras does with the float32 network."""
+    expected = np.asarray(network(images, training=False))
+    found = np.empty_like(expected)
+
+    def sink(start: int, features: npt.NDArray[Any]) -> None:
+        found[start : start + len(features)] = features
+
+    extractor.run([(0, images)], sink)
+    distance = float(np.linalg.norm(found - expected) / np.linalg.norm(expected))
+    if not distance <= (allowed := TOLERANCE[extractor.arithmetic]):
+        raise UserError(
+            f"runtime {extractor.runtime} ({extractor.arithmetic}) differs from Keras by"
+            f" {distance:.2g} of the features' length, more than {allowed:g}: use --runtime"
+            " tensorflow"
+        )

@@ -1,0 +1,281 @@
+"""Arrays of features on disk, each made once: memory-mapped, resumable, checked, bounded.
+
+An entry is a folder named by the digest of what it was made from. It holds `features.npy`, an
+array of (rows, features) float32, and `about.json`, which says what it is, how many rows are
+there, and, once all are, the array's SHA-256. An array that is cut, changed or of something else
+is never used.
+"""
+
+import hashlib
+import json
+import os
+import shutil
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from filelock import FileLock, Timeout
+
+from har.errors import UserError
+from har.manifest import replace_text
+from har.progress import say
+from har.sources import cache_folder
+
+Features = npt.NDArray[np.float32]
+# Compute rows from `start` on into the array given; call the other argument with how many are done
+# whenever they can be kept.
+Compute = Callable[[Features, int, Callable[[int], None]], None]
+
+ARRAY_FILE = "features.npy"
+ABOUT_FILE = "about.json"
+# Raise it when the same key would mean other numbers.
+VERSION = 1
+DEFAULT_LIMIT_GB = 20.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Key:
+    """What features depend on: of nothing else may they be reused.
+
+    `images` and `weights` are digests; `view` counts augmented views from 0 and is 0 without
+    augmentation; `arithmetic` is what the runtime computed with, such as bfloat16.
+    """
+
+    images: str
+    backbone: str
+    weights: str
+    image_size: int
+    resize: str
+    augmentation: str
+    view: int
+    seed: int
+    runtime: str
+    arithmetic: str
+
+    @property
+    def digest(self) -> str:
+        """32 hexadecimal digits: the entry's name."""
+        text = json.dumps({"version": VERSION, **asdict(self)}, sort_keys=True)
+        return hashlib.sha256(text.encode()).hexdigest()[:32]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Entry:
+    """What lies in the cache."""
+
+    folder: Path
+    about: dict[str, Any]
+
+    @property
+    def bytes(self) -> int:
+        """On disk."""
+        return sum(each.stat().st_size for each in self.folder.iterdir())
+
+    @property
+    def used(self) -> float:
+        """When it was last used, in seconds since the epoch."""
+        return (self.folder / ABOUT_FILE).stat().st_mtime
+
+    @property
+    def complete(self) -> bool:
+        """Whether every row is there."""
+        return "sha256" in self.about
+
+
+def store() -> Path:
+    """The folder of all entries."""
+    return cache_folder() / "features"
+
+
+def limit_bytes() -> int:
+    """How large the cache may grow: $HAR_CACHE_GB, else 20 GB.
+
+    Raises:
+        UserError: that is no number.
+    """
+    text = os.environ.get("HAR_CACHE_GB", str(DEFAULT_LIMIT_GB))
+    try:
+        return int(float(text) * 1e9)
+    except ValueError as error:
+        raise UserError(f"HAR_CACHE_GB must be a number of gigabytes; received {text!r}") from error
+
+
+def load_or_compute(key: Key, shape: tuple[int, int], compute: Compute) -> tuple[Features, int]:
+    """The entry's array, read only, and how many of its rows had to be computed now.
+
+    A computation that was interrupted goes on where it stood; one at work in another process is
+    waited for.
+
+    Raises:
+        UserError: the cache cannot be written, or has no room.
+    """
+    folder = store() / key.digest
+    try:
+        with entry_lock(folder):
+            done = rows_done(folder, key, shape)
+            if done < shape[0]:
+                make_room(folder, shape)
+                complete(folder, key, shape, done, compute)
+            os.utime(folder / ABOUT_FILE)
+            return np.load(folder / ARRAY_FILE, mmap_mode="r"), shape[0] - done
+    except OSError as error:
+        raise UserError(
+            f"the feature cache {store()} cannot be used: {error}; set HAR_CACHE to another folder"
+        ) from error
+
+
+@contextmanager
+def entry_lock(folder: Path) -> Iterator[None]:
+    """Held by one process at a time; freed when it ends, however."""
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(f"{folder}.lock")
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        say("waiting for another process that computes the same features")
+        lock.acquire()
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def rows_done(folder: Path, key: Key, shape: tuple[int, int]) -> int:
+    """How many of an entry's rows can be used; 0, and nothing left of it, if it is not sound."""
+    about = read_about(folder)
+    expected = {"key": asdict(key), "version": VERSION, "shape": list(shape)}
+    sound = about is not None and all(about.get(name) == want for name, want in expected.items())
+    if sound and about is not None:
+        array = read_array(folder, shape)
+        if array is not None and about.get("sha256", "") in ("", digest_of(folder)):
+            return shape[0] if "sha256" in about else int(about["done"])
+    if folder.exists():
+        say(f"not usable, made anew: {folder}")
+        shutil.rmtree(folder)
+    return 0
+
+
+def read_about(folder: Path) -> dict[str, Any] | None:
+    """An entry's description; None if there is none, or it is no JSON."""
+    try:
+        found = json.loads((folder / ABOUT_FILE).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    return found if isinstance(found, dict) else None
+
+
+def read_array(folder: Path, shape: tuple[int, int]) -> Features | None:
+    """The array if it is one of that shape; never a pickle."""
+    try:
+        array = np.load(folder / ARRAY_FILE, mmap_mode="r", allow_pickle=False)
+    except (OSError, ValueError):
+        return None
+    return array if array.shape == shape and array.dtype == np.float32 else None
+
+
+def digest_of(folder: Path) -> str:
+    """SHA-256 of the array's file."""
+    with (folder / ARRAY_FILE).open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def complete(folder: Path, key: Key, shape: tuple[int, int], done: int, compute: Compute) -> None:
+    """Compute the rows from `done` on; what is done is on disk before about.json says so."""
+    folder.mkdir(exist_ok=True)
+    about: dict[str, Any] = {"key": asdict(key), "version": VERSION, "shape": list(shape)}
+    array = np.lib.format.open_memmap(  # type: ignore[no-untyped-call]
+        folder / ARRAY_FILE, mode="r+" if done else "w+", dtype=np.float32, shape=shape
+    )
+
+    def keep(rows: int) -> None:
+        array.flush()
+        replace_text(folder / ABOUT_FILE, json.dumps({**about, "done": rows}))
+
+    keep(done)
+    compute(array, done, keep)
+    if not np.isfinite(array).all():
+        raise UserError("the backbone's output is not finite: check its weights and its precision")
+    array.flush()
+    about |= {"done": shape[0], "sha256": digest_of(folder)}
+    replace_text(folder / ABOUT_FILE, json.dumps(about))
+
+
+def make_room(folder: Path, shape: tuple[int, int]) -> None:
+    """Drop what was not used for longest until the new array fits under the limit.
+
+    Raises:
+        UserError: it is larger than the limit, or than what is free on the disk.
+    """
+    needed, limit = shape[0] * shape[1] * 4, limit_bytes()
+    if needed > limit:
+        raise UserError(
+            f"the features need {needed / 1e9:.1f} GB and the cache may hold {limit / 1e9:.1f} GB:"
+            " raise HAR_CACHE_GB, or use another loader"
+        )
+    others = [each for each in list_entries() if each.folder != folder]
+    while sum(each.bytes for each in others) + needed > limit:
+        oldest = min(others, key=lambda each: each.used)
+        say(f"the feature cache is full: dropping {oldest.folder.name}")
+        others.remove(oldest)
+        remove(oldest)
+    if needed > (free := shutil.disk_usage(store()).free):
+        raise UserError(
+            f"the features need {needed / 1e9:.1f} GB, but {free / 1e9:.1f} GB are free in"
+            f" {store()}: set HAR_CACHE to another folder"
+        )
+
+
+def list_entries() -> list[Entry]:
+    """Every entry, the last used first; folders without a description are none."""
+    if not store().is_dir():
+        return []
+    folders = [each for each in store().iterdir() if each.is_dir()]
+    entries = [Entry(folder=each, about=about) for each in folders if (about := read_about(each))]
+    return sorted(entries, key=lambda each: -each.used)
+
+
+def remove(entry: Entry) -> bool:
+    """Delete an entry, unless a process is at work on it; whether it was deleted.
+
+    Who has mapped the array keeps what it has.
+    """
+    lock = FileLock(f"{entry.folder}.lock")
+    try:
+        with lock.acquire(timeout=0):
+            shutil.rmtree(entry.folder, ignore_errors=True)
+    except Timeout:
+        return False
+    return True
+
+
+def clear() -> int:
+    """Delete every entry that no process is at work on; how many bytes that frees."""
+    sizes = [(each.bytes, remove(each)) for each in list_entries()]
+    return sum(size for size, removed in sizes if removed)
+
+
+def describe_cache() -> str:
+    """A line an entry, and the whole."""
+    entries = list_entries()
+    lines = [describe_entry(each) for each in entries]
+    total = sum(each.bytes for each in entries)
+    head = f"{store()}: {len(entries)} entries, {total / 1e6:,.1f} MB of {limit_bytes() / 1e6:,.0f}"
+    return "\n".join([head, *lines])
+
+
+def describe_entry(entry: Entry) -> str:
+    """What it is, in one line."""
+    key, (rows, features) = entry.about["key"], entry.about["shape"]
+    state = "complete" if entry.complete else f"{entry.about['done']:,} done"
+    view = f" view {key['view']}" if key["augmentation"] != "none" else ""
+    used = time.strftime("%Y-%m-%d %H:%M", time.localtime(entry.used))
+    return (
+        f"{entry.folder.name[:12]}  {used}  {entry.bytes / 1e6:>9,.1f} MB  {rows:,} x {features}"
+        f"  {key['backbone']} {key['image_size']} px, {key['runtime']} {key['arithmetic']}"
+        f"{view}, {state}"
+    )
