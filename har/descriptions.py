@@ -36,6 +36,11 @@ def describe_training(
         f"{len(result.history)} epochs of {result.train_images:,} images,"
         f" {result.history[-1]['images_per_second']:.0f} images/s in the last",
     ]
+    if (found := result.extracted) is not None:
+        lines.append(
+            f"features by {found.runtime} in {found.arithmetic}, {found.seconds:.0f} s"
+            + (", some or all found in the cache" if found.state == "warm" else "")
+        )
     if evaluation is None:
         return join(*lines, "no test split: no accuracy", learning_curves(run_id))
     return join(*lines, scored(evaluation), learning_curves(run_id), judged(run_id))

@@ -124,6 +124,8 @@ def run_trial(trial: Trial, experiment: str, started: float) -> Outcome:
             say(exploration)
             mlflow.log_text(exploration, "exploration.txt")
         result = train(trial.used, trial.manifest, [tracking.log_epoch], trial.feature_runtime)
+        if result.extracted is not None and result.extracted.state == "warm":
+            say("features were found in the cache: wall time is not that of the whole job")
         tracking.log_result(trial, result)
         evaluation = log_and_judge(trial, result)
         store.set_description(descriptions.describe_training(run_id, trial, result, evaluation))

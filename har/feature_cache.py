@@ -223,6 +223,7 @@ def make_room(folder: Path, shape: tuple[int, int]) -> None:
         say(f"the feature cache is full: dropping {oldest.folder.name}")
         others.remove(oldest)
         remove(oldest)
+    say(f"features: {shape[0]:,} x {shape[1]:,} float32, {needed / 1e6:,.1f} MB in {store()}")
     if needed > (free := shutil.disk_usage(store()).free):
         raise UserError(
             f"the features need {needed / 1e9:.1f} GB, but {free / 1e9:.1f} GB are free in"

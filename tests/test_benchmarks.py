@@ -5,15 +5,18 @@ import json
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from conftest import write_images
 
 import backbones
+import feature_extraction
 import input_pipeline
 import measuring
 import serving
+import time_to_accuracy
 
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 
@@ -252,3 +255,72 @@ def test_serving_runs_and_writes_what_it_prints(tmp_path: Path) -> None:
     for bar in found["bars"]:
         assert bar["claim"] in ran.stdout
     assert {path.name for path in tmp_path.iterdir()} == {"images", "out.json"}
+
+
+def test_the_loop_is_extrapolated_from_its_median_epoch() -> None:
+    loop = time_to_accuracy.Loop(images=4000, decode_s=4.0, epoch_s=[200.0, 100.0, 110.0])
+    assert loop.extrapolate(4000, 40) == pytest.approx(4 + 40 * 110)
+    assert loop.extrapolate(12_600, 40) == pytest.approx(3.15 * (4 + 40 * 110))
+
+
+def test_images_are_repeated_under_other_names(manifest, tmp_path: Path) -> None:
+    count = 2 * len(manifest.table) + 3
+    folder = time_to_accuracy.repeat_images(manifest, count, tmp_path / "many")
+    lines = (folder / "Training_set.csv").read_text().splitlines()
+    assert lines[0] == "filename,label" and len(set(lines)) == count + 1
+    assert len(list((folder / "train").iterdir())) == count
+    by_content = {path.read_bytes() for path in (folder / "train").iterdir()}
+    assert len(by_content) == len(manifest.table)
+
+
+def test_the_notebooks_loop_runs_as_it_stands(manifest, tmp_path: Path) -> None:
+    folder = time_to_accuracy.repeat_images(manifest, 70, tmp_path / "many")
+    loop = time_to_accuracy.notebook_loop(folder, 64, 2, "efficientnet-lite0")
+    assert loop.images == 64 and len(loop.epoch_s) == 2 and min(loop.epoch_s) > 0
+
+
+def test_time_to_accuracy_bars(monkeypatch: pytest.MonkeyPatch) -> None:
+    from har import runtimes
+
+    scale = time_to_accuracy.Scale(
+        backbone="b", loop_images=100, loop_epochs=3, variant_images=100, job_images=1000
+    )
+    speed = {
+        "loop": time_to_accuracy.Loop(images=100, decode_s=0.0, epoch_s=[10.0]),
+        "v5": {"tensorflow": {"wall_time_s": 80.0}, "openvino": {"wall_time_s": 50.0}},
+        "bare": {"tensorflow": 20.0, "openvino": 40.0},
+    }
+    accuracy = {
+        "v3": {"accuracy": 0.58, "wall_time_s": 600.0},
+        "v5": {"accuracy": 0.6, "wall_time_s": 60.0},
+    }
+    for has, bounds in ((True, (40, 45, 40, 75, 0, 5)), (False, (40, 30, 40, 30, 0, 5))):
+        monkeypatch.setattr(runtimes, "has_bfloat16", lambda has=has: has)
+        bars = time_to_accuracy.build_bars(speed, accuracy, scale)
+        assert [bar.bound for bar in bars] == list(bounds)
+        measured = [17.5, 50.0, 18.75, 80.0, 0.02, 10.0]
+        assert [bar.measured for bar in bars] == pytest.approx(measured)
+        assert all(bar.met for bar in bars)
+
+
+def test_feature_extraction_bars() -> None:
+    turns = [
+        feature_extraction.Turn(extraction=95.0, bare=100.0),
+        feature_extraction.Turn(extraction=9.4, bare=10.0),  # disturbed, both alike
+        feature_extraction.Turn(extraction=93.0, bare=100.0),
+    ]
+    growths = [
+        feature_extraction.Growth(images=n, seconds=n / 100, features_mb=n / 200, growth_mb=m)
+        for n, m in ((1000, 65.0), (4000, 80.0))
+    ]
+    bars = feature_extraction.build_bars({"b0": turns}, growths)
+    assert [bar.measured for bar in bars] == pytest.approx([0.94, 1.0, 0.0])
+    keeps_all = [growths[0], replace(growths[1], growth_mb=80 + 3000 * 160 * 160 * 3 / 1e6)]
+    assert feature_extraction.build_bars({}, keeps_all)[-1].measured == pytest.approx(1.0)
+
+
+def test_memory_is_watched_while_it_is_taken() -> None:
+    with feature_extraction.watch_memory() as highest:
+        taken = bytearray(b"x") * 50_000_000
+        time.sleep(0.1)
+    assert 40_000_000 < highest[0] < 80_000_000 and taken

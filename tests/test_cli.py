@@ -108,6 +108,37 @@ def test_a_run_is_repeated_with_equal_numbers(
     assert result.exit_code == 2 and "its dataset_digest is" in result.stderr
 
 
+def test_a_second_run_on_the_same_images_finds_their_features(
+    cli, tiny_backbone: None, raw: Path, store: str
+) -> None:
+    def run(*arguments: object) -> tuple[mlflow.entities.Run, str]:
+        result = cli("run", "--variant", "v5", "--data", raw, *TINY_RUN, *arguments)
+        assert result.exit_code == 0, result.output
+        return mlflow.get_run(result.stdout.splitlines()[1].split()[-1]), result.stderr
+
+    cold, said = run()
+    assert "compiling efficientnet-lite0 for openvino" in said
+    assert cold.data.tags["features"] == "cold"
+    assert cold.data.params["used.feature_runtime"] == "openvino"
+    assert cold.data.params["used.feature_arithmetic"] in ("float32", "bfloat16")
+    numbers = cold.data.metrics
+    assert 0 < numbers["extraction_time_s"] < numbers["train_time_s"] < numbers["wall_time_s"]
+    warm, said = run("--head", "flatten_dense512")
+    assert warm.data.tags["features"] == "warm" and "compiling" not in said
+    assert "wall time is not that of the whole job" in said
+    # the logged model is an ordinary one, and says of the raw images what was logged
+    judged = cli("evaluate", "--run-id", cold.info.run_id, "--data", raw)
+    assert judged.exit_code == 0, judged.output
+    assert f"accuracy           {numbers['accuracy']:.4f}" in judged.stdout
+
+    listed = cli("cache")
+    assert listed.exit_code == 0 and "2 entries" in listed.stdout
+    assert "efficientnet-lite0 32 px, openvino float32, complete" in listed.stdout
+    cleared = cli("cache", "--clear")
+    assert cleared.stdout.startswith("freed 0.0 MB") and "0 entries" in cleared.stdout
+    assert run()[0].data.tags["features"] == "cold"
+
+
 def test_what_gives_way_is_said(cli, tiny_backbone: None, raw: Path, store: str) -> None:
     result = cli("train", "--variant", "v4", "--data", raw, *TINY_RUN)
     assert result.exit_code == 0, result.output
@@ -125,7 +156,7 @@ def test_underscores_are_dashes(cli) -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("run", "--variant", "v9"), "'v9' is not one of 'original', 'v1', 'v2', 'v3', 'v4'"),
+        (("run", "--variant", "v9"), "'v9' is not one of 'original', 'v1', 'v2', 'v3', 'v4', 'v5'"),
         (("run", "--epochs", "many"), "'many' is not a valid integer"),
         (("run", "--epochs", "0"), "0 is not in the range"),
         (("run", "--learning-rate", "nan"), "learning_rate must be a number"),
@@ -136,6 +167,9 @@ def test_underscores_are_dashes(cli) -> None:
         (("run", "--validation-fraction", "0"), "watches validation accuracy, but"),
         (("train", "--like", "x", "--epochs", "3", "--seed", "1"), "leave out --epochs, --seed"),
         (("train", "--like", "nosuchrun"), "run nosuchrun cannot be repeated"),
+        (("run", "--fine-tune", "all", "--variant", "v5"), "fine_tune=all changes it"),
+        (("run", "--variant", "v5", "--feature-views", "3"), "feature_views=3 are augmented views"),
+        (("run", "--runtime", "tpu"), "'tpu' is not one of 'auto', 'tensorflow', 'openvino'"),
         (("evaluate",), "either --run-id ID or --model URI"),
         (("evaluate", "--run-id", "a", "--model", "b"), "either --run-id ID or --model URI"),
         (("sample", "--out", "x", "--per-class", "1"), "1 is not in the range x>=2"),

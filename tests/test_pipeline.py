@@ -13,6 +13,8 @@ from har.manifest import Manifest
 from har.pipeline import (
     AUGMENTATIONS,
     LOADERS,
+    build_feature_training_dataset,
+    build_feature_validation_dataset,
     build_training_dataset,
     build_validation_dataset,
     change_contrast,
@@ -36,6 +38,33 @@ def assert_equal(first: Batches, second: Batches) -> None:
     for (images, labels), (other_images, other_labels) in zip(first, second, strict=True):
         np.testing.assert_array_equal(images, other_images)
         np.testing.assert_array_equal(labels, other_labels)
+
+
+def test_features_come_in_the_order_of_their_images(manifest: Manifest) -> None:
+    recipe = tiny_recipe("v5", epochs=3)
+    rows = split_training(manifest, recipe).train
+    # a feature that says which row and which view it is of
+    count = np.arange(len(rows), dtype=np.float32)
+    views = np.stack([np.stack([count, np.full_like(count, view)], axis=1) for view in range(3)])
+    found = list(build_feature_training_dataset(views, manifest, rows, recipe).as_numpy_iterator())
+    images = batches(manifest, augmentation="none", epochs=3)
+    assert len(found) == len(images)
+    label_ids = rows["label_id"].to_numpy()
+    for (features, labels), (_, image_labels) in zip(found, images, strict=True):
+        np.testing.assert_array_equal(labels, image_labels)
+        np.testing.assert_array_equal(labels, label_ids[features[:, 0].astype(int)])
+    assert {view for features, _ in found for view in features[:, 1]} == {0, 1, 2}
+
+
+def test_validation_features_come_once_and_in_order(manifest: Manifest) -> None:
+    rows = manifest.rows("train").reset_index(drop=True)
+    features = np.arange(len(rows), dtype=np.float32)[:, None]
+    found = build_feature_validation_dataset(features, manifest, rows, tiny_recipe("v5"), 2)
+    pairs = [(x, y) for batch in found.as_numpy_iterator() for x, y in zip(*batch, strict=True)]
+    assert [int(x[0]) for x, _ in pairs] == list(range(len(rows)))
+    assert [y for _, y in pairs] == rows["label_id"].tolist()
+    empty = build_feature_validation_dataset(features[:0], manifest, rows[:0], tiny_recipe(), 2)
+    assert empty is None
 
 
 def test_validation_comes_from_train_and_never_meets_it(manifest: Manifest) -> None:

@@ -70,7 +70,10 @@ def test_every_field_has_help() -> None:
 def test_differences_of_the_notebooks() -> None:
     assert changes(ORIGINAL, VARIANTS["v1"]) == {"diagnostics": ("none", "explore")}
     assert V2 == V3
-    assert changes(V4, VARIANTS["v5"]) == {"loader": ("stream", "features")}
+    assert changes(V4, VARIANTS["v5"]) == {
+        "loader": ("stream", "features"),
+        "augmentation": ("flip_rotate_zoom_contrast", "none"),
+    }
     assert changes(V3, V4) == {"precision": ("float32", "mixed_float16")}
     assert describe_changes(V3, replace(V4, epochs=3)) == "epochs=3, precision=mixed_float16"
     assert [parent_of(name) for name in VARIANTS] == [None, "original", "v1", "v2", "v3", "v4"]
@@ -104,6 +107,18 @@ def test_literals_name_every_allowed_value() -> None:
 def test_watching_validation_needs_validation(name: str, value: object) -> None:
     with pytest.raises(UserError, match=f"{name}={value} .*validation_fraction is 0"):
         replace(ORIGINAL, **{name: value})
+
+
+def test_features_are_of_a_backbone_that_stays_as_it_is() -> None:
+    with pytest.raises(UserError, match="fine_tune=top changes it: set fine_tune=frozen"):
+        replace(V4, loader="features", fine_tune="top")
+    for refused in (
+        {"loader": "stream", "feature_views": 2},
+        {"loader": "features", "augmentation": "none", "feature_views": 2},
+    ):
+        with pytest.raises(UserError, match="feature_views=2 are augmented views"):
+            replace(V4, **refused)
+    assert replace(V4, loader="features", feature_views=2).augmentation != "none"
 
 
 def test_digest_is_of_the_values_alone() -> None:

@@ -1,5 +1,6 @@
 """The runtimes: each computes what Keras computes, in few shapes, for many callers at once."""
 
+import importlib.util
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
@@ -10,6 +11,7 @@ import numpy as np
 import pytest
 from conftest import tiny_recipe
 
+from har import runtimes
 from har.cli import main
 from har.errors import UserError
 from har.model import build_model
@@ -18,9 +20,13 @@ from har.runtimes import (
     BATCH_SIZE,
     BUCKETS,
     MODEL_FILE,
+    OPENVINO_FILE,
     RUNTIMES,
     Forward,
+    choose_runtime,
     compile_tensorflow,
+    has_bfloat16,
+    import_openvino,
 )
 
 
@@ -104,6 +110,61 @@ def test_weights_are_constants_only_up_to_a_limit(model: keras.Model) -> None:
         np.testing.assert_allclose(found(images), expected, rtol=0, atol=1e-6)
         constants = len(found.get_concrete_function().variables) == 0
         assert constants is (most > 0)
+
+
+def test_openvino_gives_the_probabilities_alone_of_a_network_with_swish(tmp_path: Path) -> None:
+    """Keras 3.15 exports each swish as an output too, which halves the speed of B0 to B7."""
+    inputs = keras.Input((32, 32, 3))
+    x = keras.layers.Conv2D(4, 3, activation="swish")(inputs)
+    x = keras.layers.GlobalAveragePooling2D()(x)
+    model = keras.Model(inputs, keras.layers.Dense(3, activation="softmax")(x))
+    forward = load("openvino", model, tmp_path)
+    images = noise(3)
+    np.testing.assert_allclose(forward(images), model(images, training=False), atol=1e-6)
+    network = import_openvino().Core().read_model(tmp_path / OPENVINO_FILE)
+    assert len(network.outputs) == 1
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        "model.bin",
+        MODEL_FILE,
+        "model.xml",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("asked", "num_gpus", "installed", "chosen"),
+    [
+        ("auto", 0, True, "openvino"),
+        ("auto", 0, False, "tensorflow"),
+        ("auto", 1, True, "tensorflow"),
+        ("tensorflow", 0, True, "tensorflow"),
+        ("openvino", 1, True, "openvino"),
+    ],
+)
+def test_features_are_computed_by_what_is_fastest_here(
+    asked: str, num_gpus: int, installed: bool, chosen: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spec = importlib.util.find_spec("numpy") if installed else None
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: spec)
+    assert choose_runtime(asked, num_gpus) == chosen
+
+
+@pytest.mark.parametrize(
+    ("flags", "has"),
+    [
+        ("flags\t\t: fpu avx512_bf16 sse", True),
+        ("flags\t\t: fpu amx_bf16", True),
+        ("flags\t\t: fpu avx512f", False),
+        ("processor\t: 0", False),
+    ],
+)
+def test_bfloat16_is_read_from_the_cpus_flags(
+    flags: str, has: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "cpuinfo").write_text(f"model name\t: x\n{flags}\n")
+    monkeypatch.setattr(runtimes, "CPU_INFO", tmp_path / "cpuinfo")
+    assert has_bfloat16() is has
+    monkeypatch.setattr(runtimes, "CPU_INFO", tmp_path / "none")
+    assert has_bfloat16() is False
 
 
 def test_a_runtime_that_is_not_installed_is_named() -> None:

@@ -4,10 +4,12 @@ import json
 import re
 import shutil
 from dataclasses import asdict, replace
+from io import StringIO
 from pathlib import Path
 from urllib.parse import parse_qs
 
 import mlflow
+import numpy as np
 import pandas as pd
 import pytest
 from conftest import read_csv, tiny_recipe, write_csv
@@ -15,7 +17,7 @@ from mlflow import MlflowClient
 
 from har import store as mlflow_store
 from har.errors import UserError
-from har.evaluation import compare_siblings, evaluate
+from har.evaluation import compare_siblings, evaluate, judge_features
 from har.experiment import Outcome, build_trial, evaluate_logged, run_trial
 from har.manifest import Manifest
 from har.recipe import Recipe, digest
@@ -175,6 +177,29 @@ def test_model_answers_bytes(run: mlflow.entities.Run, manifest: Manifest) -> No
     requirements = mlflow.pyfunc.get_model_dependencies(f"runs:/{run.info.run_id}/model")
     pinned = Path(requirements).read_text().split()
     assert all("==" in line for line in pinned) and "har" not in {p.split("==")[0] for p in pinned}
+
+
+def test_a_model_trained_on_features_answers_images_as_was_logged(
+    manifest: Manifest, store: str, tiny_backbone: None
+) -> None:
+    outcome = run_tiny(tiny_recipe("v5"), manifest, "v5")
+    logged = load_logged(f"runs:/{outcome.run_id}/model")
+    found = evaluate(logged.classifier, manifest)
+    text = mlflow.artifacts.load_text(f"runs:/{outcome.run_id}/evaluation/predictions.csv")
+    before = pd.read_csv(StringIO(text))
+    assert found.predictions["predicted"].tolist() == before["predicted"].tolist()
+    np.testing.assert_allclose(found.predictions["probability"], before["probability"], atol=1e-5)
+    assert found.scores.accuracy == outcome.scores.accuracy
+
+
+def test_a_model_that_disagrees_with_the_features_is_not_judged(
+    manifest: Manifest, store: str, tiny_backbone: None
+) -> None:
+    outcome = run_tiny(tiny_recipe("v5"), manifest, "v5")
+    classifier = load_logged(f"runs:/{outcome.run_id}/model").classifier
+    features = np.zeros((len(manifest.rows("test")), 8), np.float32)
+    with pytest.raises(UserError, match=r"differ by .* from those computed from features"):
+        judge_features(classifier, manifest, lambda x: np.eye(3)[[0] * len(x)], features)
 
 
 def test_evaluate_gives_the_numbers_that_training_logged(

@@ -1,10 +1,13 @@
 """Every variant trains; what must hold for each."""
 
+from dataclasses import replace
+
 import keras
 import numpy as np
 import pytest
 from conftest import tiny_recipe
 
+from har import extraction
 from har.backbones import FINE_TUNES, build_backbone
 from har.errors import UserError
 from har.manifest import Manifest
@@ -43,12 +46,50 @@ def losses(result: Result) -> list[float]:
     ]
 
 
-@pytest.mark.parametrize("variant", ["original", "v3"])
+@pytest.mark.parametrize("variant", ["original", "v3", "v5"])
 def test_same_seed_same_numbers(variant: str, manifest: Manifest) -> None:
     first, again, other = (
         losses(train(tiny_recipe(variant, **ONE_DEVICE, seed=seed), manifest)) for seed in (3, 3, 4)
     )
     assert first == again != other
+
+
+@pytest.mark.parametrize("validation_fraction", [0.0, 0.3])
+def test_a_head_trained_on_features_is_the_one_trained_on_images(
+    validation_fraction: float, manifest: Manifest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The same order, the same first weights, the same numbers: only the time differs."""
+    monkeypatch.setattr(extraction, "has_bfloat16", lambda: False)
+    same = {"validation_fraction": validation_fraction, "epochs": 3, "seed": 5}
+    images = train(tiny_recipe("original", **same), manifest)
+    for runtime in ("tensorflow", "openvino"):
+        features = train(tiny_recipe("original", **same, loader="features"), manifest, (), runtime)
+        np.testing.assert_allclose(losses(features), losses(images), rtol=1e-4, atol=1e-5)
+        pairs = zip(images.model.get_weights(), features.model.get_weights(), strict=True)
+        for weight, other in pairs:
+            np.testing.assert_allclose(weight, other, rtol=1e-3, atol=1e-4)
+        assert features.extracted is not None and features.extracted.runtime == runtime
+    assert images.extracted is None
+
+
+def test_views_are_drawn_anew_each_epoch(manifest: Manifest) -> None:
+    """Eight views of an image teach something else than one; the same seed the same."""
+    recipe = tiny_recipe("v5", augmentation="flip_rotate_zoom_contrast", head="flatten_dense512")
+    one, eight, again = (
+        losses(train(replace(recipe, feature_views=views), manifest)) for views in (1, 8, 8)
+    )
+    assert one != eight == again
+
+
+def test_features_train_on_two_devices_as_on_one(manifest: Manifest) -> None:
+    recipe = tiny_recipe("v5", head="flatten_dense512", validation_fraction=0.3, epochs=3)
+    one, two = (
+        train(replace(recipe, strategy=strategy), manifest)
+        for strategy in ("one_device", "mirrored")
+    )
+    np.testing.assert_allclose(losses(one), losses(two), rtol=1e-4, atol=1e-5)
+    for weight, other in zip(one.model.get_weights(), two.model.get_weights(), strict=True):
+        np.testing.assert_allclose(weight, other, rtol=1e-3, atol=1e-4)
 
 
 @pytest.mark.parametrize(("fraction", "last_batch"), [(0.35, 3), (0.28, 1)])

@@ -1,0 +1,254 @@
+"""Features: what Keras computes, in order, whatever interrupts; wrong ones are never trained on."""
+
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import keras
+import numpy as np
+import pytest
+from conftest import build_tiny, tiny_recipe
+
+from har import extraction
+from har.errors import UserError
+from har.extraction import (
+    PREPARE,
+    Extraction,
+    Extractor,
+    choose_arithmetic,
+    digest_weights,
+    extract_splits,
+)
+from har.images import decode
+from har.manifest import Manifest
+from har.pipeline import split_training
+from har.recipe import Recipe
+
+AUGMENTED = "flip_rotate_zoom_contrast"
+
+
+@pytest.fixture
+def recipe() -> Recipe:
+    return tiny_recipe("v5")
+
+
+@pytest.fixture
+def network() -> keras.Model:
+    keras.utils.set_random_seed(0)
+    return build_tiny(32)
+
+
+@pytest.fixture
+def plain_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A CPU without bfloat16: every number is float32."""
+    monkeypatch.setattr(extraction, "has_bfloat16", lambda: False)
+
+
+def expected(network: keras.Model, manifest: Manifest, paths: list[str]) -> np.ndarray:
+    """By Keras, from images decoded one by one."""
+    files = [(manifest.root / path).read_bytes() for path in paths]
+    images = np.stack([decode(data, "bilinear", 32) for data in files])
+    return np.asarray(network(images, training=False))
+
+
+@pytest.mark.parametrize("runtime", PREPARE)
+def test_every_split_has_what_keras_computes(
+    runtime: str, network: keras.Model, manifest: Manifest, recipe: Recipe, plain_cpu: None
+) -> None:
+    splits = split_training(manifest, recipe)
+    found = extract_splits(network, manifest, recipe, runtime, splits)
+    rows = {"train": splits.train, "validation": splits.validation, "test": manifest.rows("test")}
+    for name, features in (
+        ("train", found.train[0]),
+        ("validation", found.validation),
+        ("test", found.test),
+    ):
+        wanted = expected(network, manifest, rows[name]["path"].tolist())
+        np.testing.assert_allclose(features, wanted, rtol=0, atol=1e-5)
+    assert (found.arithmetic, found.state) == ("float32", "cold")
+
+
+@pytest.mark.parametrize("runtime", PREPARE)
+def test_only_test_images_are_exact_where_the_cpu_has_bfloat16(
+    runtime: str,
+    network: keras.Model,
+    manifest: Manifest,
+    recipe: Recipe,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(extraction, "has_bfloat16", lambda: True)
+    splits = split_training(manifest, recipe)
+    found = extract_splits(network, manifest, recipe, runtime, splits)
+    assert found.arithmetic == "bfloat16"
+    wanted = expected(network, manifest, splits.train["path"].tolist())
+    # oneDNN may keep so small a network in float32
+    np.testing.assert_allclose(found.train[0], wanted, rtol=0, atol=0.05 * np.abs(wanted).max())
+    wanted = expected(network, manifest, manifest.rows("test")["path"].tolist())
+    np.testing.assert_allclose(found.test, wanted, rtol=0, atol=1e-5)
+
+
+def test_a_second_time_nothing_is_computed(
+    network: keras.Model, manifest: Manifest, recipe: Recipe, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    splits = split_training(manifest, recipe)
+    first = extract_splits(network, manifest, recipe, "tensorflow", splits)
+    monkeypatch.setitem(PREPARE, "tensorflow", None)
+    # other heads, losses and rates have the same features
+    other = replace(recipe, head="flatten_dense512", learning_rate=0.1, epochs=1)
+    again = extract_splits(network, manifest, other, "tensorflow", splits)
+    assert (again.state, again.computed) == ("warm", 0)
+    for name in ("train", "validation", "test"):
+        np.testing.assert_array_equal(getattr(again, name), getattr(first, name))
+    # and so has another share of validation
+    less = replace(recipe, validation_fraction=0.4)
+    fewer = extract_splits(network, manifest, less, "tensorflow", split_training(manifest, less))
+    assert fewer.state == "warm" and len(fewer.train[0]) < len(first.train[0])
+
+
+def test_other_weights_are_other_features(
+    network: keras.Model, manifest: Manifest, recipe: Recipe
+) -> None:
+    rows = manifest.rows("test")
+    first = Extraction(network, manifest, recipe, "tensorflow").features(rows)
+    other = build_tiny(32)
+    assert digest_weights(other) != digest_weights(network)
+    found = Extraction(other, manifest, recipe, "tensorflow")
+    assert not np.array_equal(found.features(rows), first)
+    assert found.computed == len(rows)
+
+
+def test_views_are_augmented_each_its_own_way(
+    network: keras.Model, manifest: Manifest, plain_cpu: None
+) -> None:
+    recipe = tiny_recipe("v5", augmentation=AUGMENTED, feature_views=2)
+    splits = split_training(manifest, recipe)
+    found = extract_splits(network, manifest, recipe, "tensorflow", splits)
+    plain = expected(network, manifest, splits.train["path"].tolist())
+    assert found.train.shape == (2, *plain.shape)
+    for one, other in (
+        (found.train[0], found.train[1]),
+        (found.train[0], plain),
+        (found.train[1], plain),
+    ):
+        assert (np.abs(one - other).max(axis=1) > 1e-4).all()
+    # validation is judged as it is
+    wanted = expected(network, manifest, splits.validation["path"].tolist())
+    np.testing.assert_allclose(found.validation, wanted, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("runtime", PREPARE)
+@pytest.mark.parametrize("view", [None, 1])
+def test_interrupted_extraction_ends_as_an_uninterrupted_one(
+    runtime: str,
+    view: int | None,
+    network: keras.Model,
+    manifest: Manifest,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    recipe = tiny_recipe("v5", augmentation=AUGMENTED, feature_views=2)
+    rows = manifest.rows("train")
+    whole = np.array(Extraction(network, manifest, recipe, runtime).features(rows, view=view))
+
+    monkeypatch.setenv("HAR_CACHE", str(tmp_path))
+    monkeypatch.setattr(extraction, "CHUNK", 8)
+    # the first chunks, and no more
+    monkeypatch.setattr(extraction, "until", stop_after(extraction.until, chunks=2))
+    with pytest.raises(KeyboardInterrupt):
+        Extraction(network, manifest, recipe, runtime).features(rows, view=view)
+    monkeypatch.undo()
+    monkeypatch.setenv("HAR_CACHE", str(tmp_path))
+    again = Extraction(network, manifest, recipe, runtime)
+    np.testing.assert_array_equal(again.features(rows, view=view), whole)
+    assert 0 < again.computed < again.needed == len(rows)
+
+
+def stop_after(until: object, chunks: int) -> object:
+    calls = []
+
+    def stopping(*arguments: object) -> Iterator[object]:
+        calls.append(1)
+        if len(calls) > chunks:
+            raise KeyboardInterrupt
+        return until(*arguments)  # type: ignore[operator]
+
+    return stopping
+
+
+@pytest.mark.parametrize("wrong", [0.0, np.nan, 3.0])
+def test_a_runtime_that_disagrees_with_keras_stops_it(
+    wrong: float,
+    network: keras.Model,
+    manifest: Manifest,
+    recipe: Recipe,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def run(batches, sink) -> None:
+        for start, images in batches:
+            sink(start, np.full((len(images), 8), wrong, np.float32))
+
+    monkeypatch.setitem(
+        PREPARE,
+        "tensorflow",
+        lambda *_: (
+            lambda arithmetic: Extractor(
+                runtime="tensorflow", arithmetic=arithmetic, batch_size=8, run=run
+            )
+        ),
+    )
+    with pytest.raises(UserError, match="differs from Keras by"):
+        Extraction(network, manifest, recipe, "tensorflow").features(manifest.rows("test"))
+
+
+def test_no_rows_are_no_features(network: keras.Model, manifest: Manifest, recipe: Recipe) -> None:
+    nothing = Extraction(network, manifest, recipe, "tensorflow").features(manifest.table[:0])
+    assert nothing.shape == (0, 8)
+
+
+@pytest.mark.parametrize(
+    ("gpu", "bfloat16", "precision", "exact", "arithmetic"),
+    [
+        (False, False, "float32", False, "float32"),
+        (False, True, "float32", False, "bfloat16"),
+        (False, True, "float32", True, "float32"),
+        (True, True, "float32", False, "float32"),
+        (True, False, "mixed_float16", False, "float16"),
+        (True, False, "mixed_float16", True, "float32"),
+        (True, False, "mixed_bfloat16", False, "bfloat16"),
+    ],
+)
+def test_arithmetic_is_the_machines_best_but_for_test_images(
+    gpu: bool,
+    bfloat16: bool,
+    precision: str,
+    exact: bool,
+    arithmetic: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(extraction, "has_gpu", lambda: gpu)
+    monkeypatch.setattr(extraction, "has_bfloat16", lambda: bfloat16)
+    recipe = tiny_recipe("v5", precision=precision)
+    assert choose_arithmetic("tensorflow", recipe, exact) == arithmetic
+
+
+@pytest.mark.parametrize("precision", ["mixed_float16", "mixed_bfloat16"])
+def test_a_gpus_precision_is_computed_by_keras_policy(
+    precision: str,
+    network: keras.Model,
+    tiny_backbone: None,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """On a CPU here: that the weights are carried over, and the precision is as asked for."""
+    monkeypatch.setattr(extraction, "has_gpu", lambda: True)
+    recipe = tiny_recipe("v5", precision=precision)
+    images = np.random.default_rng(0).integers(0, 256, (6, 32, 32, 3)).astype(np.float32)
+    extractor = PREPARE["tensorflow"](network, recipe)(precision.removeprefix("mixed_"))
+    found = np.zeros((6, 8), np.float32)
+
+    def sink(start: int, features: np.ndarray) -> None:
+        assert features.dtype.name == precision.removeprefix("mixed_")
+        found[start : start + len(features)] = features
+
+    extractor.run([(0, images)], sink)
+    wanted = np.asarray(network(images, training=False))
+    np.testing.assert_allclose(found, wanted, rtol=0, atol=0.05 * np.abs(wanted).max())
