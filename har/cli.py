@@ -139,12 +139,15 @@ def repeat_and_report(
         from har.experiment import build_trial, run_trial
         from har.prepare import load_manifest
         from har.recorded import check_same_data, load_past
+        from har.runtimes import AUTO
 
     past = load_past(like)
     manifest = load_manifest(data, default=past.split, images=images)
     check_same_data(past, manifest)
     every_field = [each.name for each in fields(Recipe)]
-    trial = build_trial(past.variant, past.recipe, every_field, manifest, runtime)
+    # the features it was trained on, unless another runtime was typed
+    features = past.feature_runtime if runtime == AUTO else None
+    trial = build_trial(past.variant, past.recipe, every_field, manifest, runtime, features)
     click.echo(describe_outcome(run_trial(trial, experiment, started_at())))
 
 
@@ -199,7 +202,7 @@ def describe_outcome(outcome: Any) -> str:
         "hardware": outcome.hardware,
         "accuracy (95 % interval)": accuracy,
         "top-3": top_3,
-        "wall time": f"{minutes} min {seconds:02} s",
+        "wall time": f"{minutes} min {seconds:02} s" + (" (warm)" if outcome.warm else ""),
         "run id": outcome.run_id,
     }
     widths = [max(len(name), len(value)) for name, value in row.items()]
@@ -207,6 +210,8 @@ def describe_outcome(outcome: Any) -> str:
         "  ".join(text.ljust(width) for text, width in zip(texts, widths, strict=True)).rstrip()
         for texts in (row.keys(), row.values())
     ]
+    if outcome.warm:
+        lines.append("warm: features were found in the cache, so this is not the whole job's time")
     return "\n".join(
         [
             *lines,

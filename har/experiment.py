@@ -41,7 +41,9 @@ from har.ui import describe_ui
 
 @dataclass(frozen=True, kw_only=True)
 class Outcome:
-    """What is told at the end; `scores` is None without a test split."""
+    """What is told at the end; `scores` is None without a test split. `warm`: some of the work was
+    found done, so that the wall time is not that of the whole job.
+    """
 
     run_id: str
     variant: str
@@ -49,6 +51,7 @@ class Outcome:
     hardware: str
     scores: Scores | None
     wall_time_s: float
+    warm: bool
     see: str
 
 
@@ -89,8 +92,11 @@ def build_trial(
     typed: Collection[str],
     manifest: Manifest,
     runtime: str = AUTO,
+    feature_runtime: str | None = None,
 ) -> Trial:
     """Find the hardware, fit the recipe to it, and warn of what had to give way.
+
+    `feature_runtime`, if given, is obeyed whatever `runtime` says.
 
     Raises:
         UserError: there is no such weights file, or the runtime is not installed.
@@ -108,7 +114,7 @@ def build_trial(
         recipe_digest=digest(with_weights_by_content(used)),
         manifest=manifest,
         runtime=runtime,
-        feature_runtime=choose_runtime(runtime, hardware.num_gpus),
+        feature_runtime=choose_runtime(feature_runtime or runtime, hardware.num_gpus),
     )
 
 
@@ -124,8 +130,6 @@ def run_trial(trial: Trial, experiment: str, started: float) -> Outcome:
             say(exploration)
             mlflow.log_text(exploration, "exploration.txt")
         result = train(trial.used, trial.manifest, [tracking.log_epoch], trial.feature_runtime)
-        if result.extracted is not None and result.extracted.state == "warm":
-            say("features were found in the cache: wall time is not that of the whole job")
         tracking.log_result(trial, result)
         evaluation = log_and_judge(trial, result)
         store.set_description(descriptions.describe_training(run_id, trial, result, evaluation))
@@ -138,6 +142,7 @@ def run_trial(trial: Trial, experiment: str, started: float) -> Outcome:
         hardware=trial.hardware_tag,
         scores=evaluation.scores if evaluation else None,
         wall_time_s=wall_time_s,
+        warm=result.extracted is not None and result.extracted.state == "warm",
         see=where_to_see(run_id),
     )
 

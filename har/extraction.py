@@ -10,8 +10,9 @@ import threading
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from importlib.metadata import version
 from pathlib import Path
-from tempfile import TemporaryDirectory
+from tempfile import TemporaryDirectory, gettempdir
 from typing import Any
 
 import numpy as np
@@ -21,8 +22,8 @@ import tensorflow as tf
 
 from har.backbones import build_backbone, copy_weights
 from har.devices import free_memory, precision_policy
-from har.errors import UserError
-from har.feature_cache import Features, Key, load_or_compute
+from har.errors import UserError, first_line
+from har.feature_cache import Features, Key, check_limit, load_or_compute
 from har.interrupts import interrupts_at_checkpoints
 from har.manifest import Manifest
 from har.pipeline import AUGMENTATIONS, Splits, build_stream_loader
@@ -149,9 +150,12 @@ def prepare_openvino(network: Any, recipe: Recipe) -> Compile:
             requests.set_callback(
                 lambda request, start: sink(start, request.get_output_tensor(0).data)
             )
-            for start, images in batches:
-                requests.start_async([images], start, share_inputs=True)
-            requests.wait_all()
+            try:
+                for start, images in batches:
+                    requests.start_async([images], start, share_inputs=True)
+            finally:
+                # also when it was interrupted: nothing may be written after the end
+                requests.wait_all()
 
         return Extractor(runtime="openvino", arithmetic=arithmetic, batch_size=8, run=run)
 
@@ -211,7 +215,8 @@ class Extraction:
             augmentation=recipe.augmentation if augmented else "none",
             view=view or 0,
             seed=recipe.seed if augmented else 0,
-            runtime=self.runtime,
+            runtime=f"{self.runtime} {version(self.runtime)}",
+            device="GPU" if self.runtime == "tensorflow" and has_gpu() else "CPU",
             arithmetic=arithmetic,
         )
         shape = (len(rows), int(self.network.output_shape[-1]))
@@ -230,7 +235,14 @@ class Extraction:
         """Compiled at its first use, and then compared with Keras on the first of `rows`."""
         if self.prepared is None:
             say(f"compiling {self.recipe.backbone} for {self.runtime}")
-            self.prepared = PREPARE[self.runtime](self.network, self.recipe)
+            try:
+                self.prepared = PREPARE[self.runtime](self.network, self.recipe)
+            # OpenVINO says RuntimeError where it cannot write the scratch file
+            except (OSError, RuntimeError) as error:
+                raise UserError(
+                    f"{self.recipe.backbone} cannot be compiled for {self.runtime}:"
+                    f" {first_line(error)}; is there room in {gettempdir()}?"
+                ) from error
         if arithmetic not in self.compiled:
             self.compiled[arithmetic] = self.prepared(arithmetic)
             _, images = next(self.batches(rows, None, CHECKED_IMAGES, 0))
@@ -262,6 +274,7 @@ class Extraction:
             for end in range(done + CHUNK, len(rows) + CHUNK, CHUNK):
                 extractor.run(until(batches, min(end, len(rows)), checkpoint), sink)
                 keep(min(end, len(rows)))
+                checkpoint()
 
     def batches(
         self, rows: pd.DataFrame, view: int | None, size: int, first: int
@@ -278,8 +291,13 @@ class Extraction:
 
         dataset = load(tf.data.Dataset.range(first, len(rows)), size, False)
         finished = dataset.map(finish, num_parallel_calls=tf.data.AUTOTUNE)
-        for images, start in finished.prefetch(4).as_numpy_iterator():
-            yield int(start), images
+        try:
+            for images, start in finished.prefetch(4).as_numpy_iterator():
+                yield int(start), images
+        except tf.errors.OpError as error:
+            raise UserError(
+                f"an image cannot be read any more: {first_line(error)}; what is done is kept"
+            ) from error
 
 
 def until(
@@ -307,6 +325,9 @@ def extract_splits(
     """
     extraction = Extraction(network, manifest, recipe, runtime)
     train, validation = splits.train, splits.validation
+    images = len(manifest.rows("test")) + len(validation) + recipe.feature_views * len(train)
+    # or the views would push each other out
+    check_limit(images * int(network.output_shape[-1]) * 4)
     if recipe.augmentation == "none":
         # both at once, so that another validation fraction finds them too
         both = manifest.rows("train")

@@ -27,6 +27,7 @@ from har.progress import say
 from har.sources import cache_folder
 
 Features = npt.NDArray[np.float32]
+Mapped = np.memmap[Any, np.dtype[np.float32]]
 # Compute rows from `start` on into the array given; call the other argument with how many are done
 # whenever they can be kept.
 Compute = Callable[[Features, int, Callable[[int], None]], None]
@@ -43,7 +44,8 @@ class Key:
     """What features depend on: of nothing else may they be reused.
 
     `images` and `weights` are digests; `view` counts augmented views from 0 and is 0 without
-    augmentation; `arithmetic` is what the runtime computed with, such as bfloat16.
+    augmentation; `runtime` is a name and a version, `device` CPU or GPU, and `arithmetic` what was
+    computed with, such as bfloat16.
     """
 
     images: str
@@ -55,6 +57,7 @@ class Key:
     view: int
     seed: int
     runtime: str
+    device: str
     arithmetic: str
 
     @property
@@ -73,18 +76,29 @@ class Entry:
 
     @property
     def bytes(self) -> int:
-        """On disk."""
-        return sum(each.stat().st_size for each in self.folder.iterdir())
+        """On disk; files that another process takes away meanwhile count nothing."""
+        return sum(size_of(each) for each in self.folder.glob("*"))
 
     @property
     def used(self) -> float:
-        """When it was last used, in seconds since the epoch."""
-        return (self.folder / ABOUT_FILE).stat().st_mtime
+        """When it was last used, in seconds since the epoch; 0 if it is gone."""
+        try:
+            return (self.folder / ABOUT_FILE).stat().st_mtime
+        except OSError:
+            return 0.0
 
     @property
     def complete(self) -> bool:
         """Whether every row is there."""
         return "sha256" in self.about
+
+
+def size_of(path: Path) -> int:
+    """In bytes; 0 if it is gone."""
+    try:
+        return path.stat().st_size
+    except OSError:
+        return 0
 
 
 def store() -> Path:
@@ -101,7 +115,7 @@ def limit_bytes() -> int:
     text = os.environ.get("HAR_CACHE_GB", str(DEFAULT_LIMIT_GB))
     try:
         return int(float(text) * 1e9)
-    except ValueError as error:
+    except (ValueError, OverflowError) as error:
         raise UserError(f"HAR_CACHE_GB must be a number of gigabytes; received {text!r}") from error
 
 
@@ -115,14 +129,33 @@ def load_or_compute(key: Key, shape: tuple[int, int], compute: Compute) -> tuple
         UserError: the cache cannot be written, or has no room.
     """
     folder = store() / key.digest
-    try:
-        with entry_lock(folder):
-            done = rows_done(folder, key, shape)
+    with writing():
+        folder.parent.mkdir(parents=True, exist_ok=True)
+    with entry_lock(folder):
+        with writing():
+            done, sealed = sound_rows(folder, key, shape)
+        if not sealed:
+            about = {"key": asdict(key), "version": VERSION, "shape": list(shape)}
+            with writing():
+                array = open_array(folder, shape, done)
             if done < shape[0]:
-                make_room(folder, shape)
-                complete(folder, key, shape, done, compute)
+                fill(folder, about, array, done, compute)
+            with writing():
+                seal(folder, about, array)
+        with writing():
             os.utime(folder / ABOUT_FILE)
             return np.load(folder / ARRAY_FILE, mmap_mode="r"), shape[0] - done
+
+
+@contextmanager
+def writing() -> Iterator[None]:
+    """Meanwhile what the system refuses is the cache's fault, and not of what is computed.
+
+    Raises:
+        UserError: no room, no permission.
+    """
+    try:
+        yield
     except OSError as error:
         raise UserError(
             f"the feature cache {store()} cannot be used: {error}; set HAR_CACHE to another folder"
@@ -132,32 +165,36 @@ def load_or_compute(key: Key, shape: tuple[int, int], compute: Compute) -> tuple
 @contextmanager
 def entry_lock(folder: Path) -> Iterator[None]:
     """Held by one process at a time; freed when it ends, however."""
-    folder.parent.mkdir(parents=True, exist_ok=True)
     lock = FileLock(f"{folder}.lock")
-    try:
-        lock.acquire(timeout=0)
-    except Timeout:
-        say("waiting for another process that computes the same features")
-        lock.acquire()
+    with writing():
+        try:
+            lock.acquire(timeout=0)
+        except Timeout:
+            say("waiting for another process that computes the same features")
+            lock.acquire()
     try:
         yield
     finally:
         lock.release()
 
 
-def rows_done(folder: Path, key: Key, shape: tuple[int, int]) -> int:
-    """How many of an entry's rows can be used; 0, and nothing left of it, if it is not sound."""
+def sound_rows(folder: Path, key: Key, shape: tuple[int, int]) -> tuple[int, bool]:
+    """How many of an entry's rows can be used, and whether it is whole and was sealed.
+
+    (0, False), and nothing left of it, if it is not sound.
+    """
     about = read_about(folder)
     expected = {"key": asdict(key), "version": VERSION, "shape": list(shape)}
-    sound = about is not None and all(about.get(name) == want for name, want in expected.items())
-    if sound and about is not None:
-        array = read_array(folder, shape)
-        if array is not None and about.get("sha256", "") in ("", digest_of(folder)):
-            return shape[0] if "sha256" in about else int(about["done"])
+    known = about is not None and all(about.get(name) == want for name, want in expected.items())
+    if known and about is not None and read_array(folder, shape) is not None:
+        if "sha256" not in about:
+            return int(about["done"]), False
+        if about["sha256"] == digest_of(folder):
+            return shape[0], True
     if folder.exists():
         say(f"not usable, made anew: {folder}")
         shutil.rmtree(folder)
-    return 0
+    return 0, False
 
 
 def read_about(folder: Path) -> dict[str, Any] | None:
@@ -173,7 +210,8 @@ def read_array(folder: Path, shape: tuple[int, int]) -> Features | None:
     """The array if it is one of that shape; never a pickle."""
     try:
         array = np.load(folder / ARRAY_FILE, mmap_mode="r", allow_pickle=False)
-    except (OSError, ValueError):
+    # an empty file is an EOFError
+    except (OSError, ValueError, EOFError):
         return None
     return array if array.shape == shape and array.dtype == np.float32 else None
 
@@ -184,25 +222,54 @@ def digest_of(folder: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def complete(folder: Path, key: Key, shape: tuple[int, int], done: int, compute: Compute) -> None:
-    """Compute the rows from `done` on; what is done is on disk before about.json says so."""
+def open_array(folder: Path, shape: tuple[int, int], done: int) -> Mapped:
+    """The entry's file, mapped for writing; made with room for every row where none is done."""
     folder.mkdir(exist_ok=True)
-    about: dict[str, Any] = {"key": asdict(key), "version": VERSION, "shape": list(shape)}
-    array = np.lib.format.open_memmap(  # type: ignore[no-untyped-call]
+    if not done:
+        make_room(folder, shape)
+    array: Mapped = np.lib.format.open_memmap(  # type: ignore[no-untyped-call]
         folder / ARRAY_FILE, mode="r+" if done else "w+", dtype=np.float32, shape=shape
     )
+    if not done and hasattr(os, "posix_fallocate"):
+        # a full disk is an error now, and no crash when a page is written
+        with (folder / ARRAY_FILE).open("r+b") as file:
+            os.posix_fallocate(file.fileno(), 0, os.fstat(file.fileno()).st_size)
+    return array
+
+
+def fill(folder: Path, about: dict[str, Any], array: Mapped, done: int, compute: Compute) -> None:
+    """Compute the rows from `done` on; what is done is on disk before about.json says so."""
 
     def keep(rows: int) -> None:
-        array.flush()
-        replace_text(folder / ABOUT_FILE, json.dumps({**about, "done": rows}))
+        with writing():
+            array.flush()
+            replace_text(folder / ABOUT_FILE, json.dumps({**about, "done": rows}))
 
     keep(done)
     compute(array, done, keep)
+    keep(len(array))
+
+
+def seal(folder: Path, about: dict[str, Any], array: Features) -> None:
+    """Check every row, and write down the file's digest.
+
+    Raises:
+        UserError: a number is none; nothing of the entry is left.
+    """
     if not np.isfinite(array).all():
+        shutil.rmtree(folder)
         raise UserError("the backbone's output is not finite: check its weights and its precision")
-    array.flush()
-    about |= {"done": shape[0], "sha256": digest_of(folder)}
-    replace_text(folder / ABOUT_FILE, json.dumps(about))
+    digest = {"done": len(array), "sha256": digest_of(folder)}
+    replace_text(folder / ABOUT_FILE, json.dumps(about | digest))
+
+
+def check_limit(needed: int) -> None:
+    """Raise a UserError if so many bytes would not fit even an empty cache."""
+    if needed > (limit := limit_bytes()):
+        raise UserError(
+            f"the features need {needed / 1e9:.1f} GB and the cache may hold {limit / 1e9:.1f} GB:"
+            " raise HAR_CACHE_GB, or use another loader"
+        )
 
 
 def make_room(folder: Path, shape: tuple[int, int]) -> None:
@@ -212,17 +279,17 @@ def make_room(folder: Path, shape: tuple[int, int]) -> None:
         UserError: it is larger than the limit, or than what is free on the disk.
     """
     needed, limit = shape[0] * shape[1] * 4, limit_bytes()
-    if needed > limit:
-        raise UserError(
-            f"the features need {needed / 1e9:.1f} GB and the cache may hold {limit / 1e9:.1f} GB:"
-            " raise HAR_CACHE_GB, or use another loader"
-        )
-    others = [each for each in list_entries() if each.folder != folder]
-    while sum(each.bytes for each in others) + needed > limit:
-        oldest = min(others, key=lambda each: each.used)
-        say(f"the feature cache is full: dropping {oldest.folder.name}")
-        others.remove(oldest)
-        remove(oldest)
+    check_limit(needed)
+    entries = [each for each in list_entries() if each.folder != folder]
+    total = sum(each.bytes for each in entries)
+    for oldest in sorted(entries, key=lambda each: each.used):
+        if total + needed <= limit:
+            break
+        size = oldest.bytes
+        # one at work stays, and the cache is larger than the limit until that is done
+        if remove(oldest):
+            say(f"the feature cache is full: dropped {oldest.folder.name}")
+            total -= size
     say(f"features: {shape[0]:,} x {shape[1]:,} float32, {needed / 1e6:,.1f} MB in {store()}")
     if needed > (free := shutil.disk_usage(store()).free):
         raise UserError(
@@ -232,11 +299,14 @@ def make_room(folder: Path, shape: tuple[int, int]) -> None:
 
 
 def list_entries() -> list[Entry]:
-    """Every entry, the last used first; folders without a description are none."""
-    if not store().is_dir():
-        return []
-    folders = [each for each in store().iterdir() if each.is_dir()]
-    entries = [Entry(folder=each, about=about) for each in folders if (about := read_about(each))]
+    """Every entry, the last used first; folders that do not say what they hold are none."""
+    with writing():
+        folders = [each for each in store().glob("*") if each.is_dir()]
+    entries = [
+        Entry(folder=each, about=about)
+        for each in folders
+        if (about := read_about(each)) and {"key", "shape", "done"} <= set(about)
+    ]
     return sorted(entries, key=lambda each: -each.used)
 
 
@@ -249,9 +319,9 @@ def remove(entry: Entry) -> bool:
     try:
         with lock.acquire(timeout=0):
             shutil.rmtree(entry.folder, ignore_errors=True)
-    except Timeout:
+    except (Timeout, OSError):
         return False
-    return True
+    return not entry.folder.exists()
 
 
 def clear() -> int:

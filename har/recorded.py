@@ -53,6 +53,7 @@ class Past:
     recipe: Recipe
     split: Split
     digests: dict[str, str]
+    feature_runtime: str | None
 
 
 def load_past(run_id: str) -> Past:
@@ -70,6 +71,7 @@ def load_past(run_id: str) -> Past:
             variant=recipe["variant"],
             recipe=Recipe(**recipe["used"]),
             split=split_of(run),
+            feature_runtime=run.data.params.get("used.feature_runtime"),
             digests={name: run.data.tags[name] for name in ("dataset_digest", "test_digest")},
         )
     except (MlflowException, OSError, KeyError, TypeError) as error:

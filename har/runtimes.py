@@ -24,9 +24,9 @@ from har.errors import UserError
 
 # The trained network in Keras' own format: every classifier's folder has it.
 MODEL_FILE = "model.keras"
+OPENVINO_FILE = "model.xml"
 # As an option: what serves is TensorFlow then, and features are computed by what is fastest here.
 AUTO = "auto"
-OPENVINO_FILE = "model.xml"
 # A batch is filled up to one of these: few shapes, for each of which a runtime prepares once.
 BUCKETS = (1, 2, 4, 8, 16, 32)
 BATCH_SIZE = BUCKETS[-1]

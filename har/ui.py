@@ -19,6 +19,7 @@ COLUMNS = (
     "metrics.`accuracy_high`",
     "metrics.`top_3_accuracy`",
     "metrics.`wall_time_s`",
+    "tags.`features`",
     "tags.`hardware`",
     "tags.`changed`",
     "tags.`test_digest`",
@@ -27,7 +28,8 @@ NOTE = f"""Choose Views > {VIEW} (top right) for the columns to compare.
 
 `accuracy` is of held-out test images, with its 95 % interval from `accuracy_low` to
 `accuracy_high`; runs compare only where `test_digest` is equal. `changed` says what ran other than
-in the notebook. `tags.job = 'train'` finds the trainings (or `prepare`, `evaluate`)."""
+in the notebook. `features` is warm where some were found on disk: that run's wall time is not the
+whole job's. `tags.job = 'train'` finds the trainings (or `prepare`, `evaluate`)."""
 
 
 def set_up_experiment(experiment_id: str) -> None:

@@ -22,7 +22,10 @@ from har.extraction import (
 from har.images import decode
 from har.manifest import Manifest
 from har.pipeline import split_training
+from har.prepare import prepare
 from har.recipe import Recipe
+from har.sources import folder_source
+from har.splits import Split
 
 AUGMENTED = "flip_rotate_zoom_contrast"
 
@@ -198,6 +201,31 @@ def test_a_runtime_that_disagrees_with_keras_stops_it(
     )
     with pytest.raises(UserError, match="differs from Keras by"):
         Extraction(network, manifest, recipe, "tensorflow").features(manifest.rows("test"))
+
+
+def test_an_image_that_vanished_is_named_and_what_is_done_is_kept(
+    network: keras.Model, raw: Path, tmp_path: Path, recipe: Recipe
+) -> None:
+    source = folder_source(raw, why="a test")
+    manifest = prepare(source, tmp_path / "prepared", Split(test_fraction=0.25))
+    rows = manifest.rows("train")
+    gone = manifest.root / rows["path"].iloc[-1]
+    data = gone.read_bytes()
+    gone.unlink()
+    with pytest.raises(UserError, match=f"{gone.name}.*what is done is kept"):
+        Extraction(network, manifest, recipe, "openvino").features(rows)
+    gone.write_bytes(data)
+    assert len(Extraction(network, manifest, recipe, "openvino").features(rows)) == len(rows)
+
+
+def test_views_that_would_push_each_other_out_are_refused(
+    network: keras.Model, manifest: Manifest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipe = tiny_recipe("v5", augmentation=AUGMENTED, feature_views=100)
+    monkeypatch.setenv("HAR_CACHE_GB", "0.00005")
+    splits = split_training(manifest, recipe)
+    with pytest.raises(UserError, match="raise HAR_CACHE_GB"):
+        extract_splits(network, manifest, recipe, "tensorflow", splits)
 
 
 def test_no_rows_are_no_features(network: keras.Model, manifest: Manifest, recipe: Recipe) -> None:

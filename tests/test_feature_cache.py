@@ -2,6 +2,7 @@
 
 import json
 import threading
+import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -33,7 +34,8 @@ KEY = Key(
     augmentation="none",
     view=0,
     seed=0,
-    runtime="tensorflow",
+    runtime="tensorflow 2",
+    device="CPU",
     arithmetic="float32",
 )
 SHAPE = (10, 4)
@@ -89,7 +91,8 @@ def test_made_once_then_only_read() -> None:
         {"augmentation": "flip_rotate_zoom_contrast"},
         {"view": 1},
         {"seed": 1},
-        {"runtime": "openvino"},
+        {"runtime": "openvino 2"},
+        {"device": "GPU"},
         {"arithmetic": "bfloat16"},
     ],
     ids=lambda change: next(iter(change)),
@@ -130,6 +133,7 @@ def edit_about(folder: Path, **changes: object) -> None:
 DAMAGES: dict[str, Callable[[Path], object]] = {
     "a bit of the array": damage_array,
     "the array cut": cut_array,
+    "the array emptied": lambda folder: (folder / ARRAY_FILE).write_bytes(b""),
     "the array gone": lambda folder: (folder / ARRAY_FILE).unlink(),
     "the array of another shape": lambda folder: np.save(
         folder / ARRAY_FILE, np.zeros((10, 5), np.float32)
@@ -166,11 +170,52 @@ def test_a_cut_array_is_not_gone_on_with() -> None:
 
 def test_numbers_that_are_none_are_refused_and_not_kept() -> None:
     def compute(array: Features, done: int, keep: Callable[[int], None]) -> None:
-        array[:] = np.nan
+        array[:] = np.inf
+        keep(len(array))
 
+    for _ in range(2):
+        with pytest.raises(UserError, match="not finite"):
+            load_or_compute(KEY, SHAPE, compute)
+        assert list_entries() == []
+
+
+def test_rows_that_were_never_sealed_are_checked_before_use() -> None:
+    """As after a kill between the last row and the digest."""
+    load(Work())
+    about = json.loads((folder_of() / ABOUT_FILE).read_text())
+    del about["sha256"]
+    (folder_of() / ABOUT_FILE).write_text(json.dumps(about))
+    work = Work()
+    assert_whole(load(work), 0)
+    assert work.asked == [] and list_entries()[0].complete
+    del about["done"]
+    array = np.load(folder_of() / ARRAY_FILE)
+    array[3, 1] = np.nan
+    np.save(folder_of() / ARRAY_FILE, array)
+    (folder_of() / ABOUT_FILE).write_text(json.dumps({**about, "done": 10}))
     with pytest.raises(UserError, match="not finite"):
+        load(Work())
+    assert_whole(load(Work()), 10)
+
+
+def test_a_full_disk_is_said_before_the_work(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("os.posix_fallocate", refuse)
+    work = Work()
+    with pytest.raises(UserError, match="No space left on device; set HAR_CACHE"):
+        load(work)
+    assert work.asked == []
+    monkeypatch.undo()
+
+
+def test_errors_of_the_work_are_not_the_caches() -> None:
+    def compute(array: Features, done: int, keep: Callable[[int], None]) -> None:
+        raise FileNotFoundError("an image")
+
+    with pytest.raises(FileNotFoundError, match="an image"):
         load_or_compute(KEY, SHAPE, compute)
-    assert not list_entries()[0].complete
 
 
 def test_two_at_once_compute_once() -> None:
@@ -188,13 +233,16 @@ def test_two_at_once_compute_once() -> None:
 
 
 def test_the_oldest_gives_way_under_the_limit(monkeypatch: pytest.MonkeyPatch) -> None:
+    def use(key: Key) -> None:
+        load_or_compute(key, (1000, 16), lambda array, done, keep: array.fill(1))
+        time.sleep(0.02)  # what file systems tell apart
+
     keys = [replace(KEY, seed=seed) for seed in range(3)]
-    for key in keys[:2]:
-        load(Work(), key)
-    load(Work(), keys[0])  # used again: now the second is the oldest
+    for key in (*keys[:2], keys[0]):  # used again: now the second is the oldest
+        use(key)
     each = list_entries()[0].bytes
     monkeypatch.setenv("HAR_CACHE_GB", str(2.5 * each / 1e9))
-    load(Work(), keys[2])
+    use(keys[2])
     assert [folder_of(key).exists() for key in keys] == [True, False, True]
 
 
@@ -202,9 +250,10 @@ def test_more_than_the_limit_is_refused(monkeypatch: pytest.MonkeyPatch) -> None
     monkeypatch.setenv("HAR_CACHE_GB", "0.0000001")
     with pytest.raises(UserError, match="raise HAR_CACHE_GB"):
         load(Work())
-    monkeypatch.setenv("HAR_CACHE_GB", "many")
-    with pytest.raises(UserError, match="HAR_CACHE_GB must be a number of gigabytes; received"):
-        load(Work())
+    for text in ("many", "inf", "nan"):
+        monkeypatch.setenv("HAR_CACHE_GB", text)
+        with pytest.raises(UserError, match="HAR_CACHE_GB must be a number of gigabytes; received"):
+            load(Work())
 
 
 def test_a_cache_that_cannot_be_written_is_named(
@@ -228,4 +277,6 @@ def test_listed_and_cleared_but_for_what_is_at_work() -> None:
         (left,) = list_entries()
     assert left.folder == folder_of()
     clear()
+    (feature_cache.store() / "foreign").mkdir()
+    (feature_cache.store() / "foreign" / ABOUT_FILE).write_text('{"x": 1}')
     assert list_entries() == [] and "0 entries" in describe_cache()
