@@ -38,7 +38,10 @@ from har.runtimes import (
     save_openvino,
 )
 
-# Rows after which what is done is kept on disk: what an interruption can lose.
+# OpenVINO computes several batches at once; small ones stay in the processor's caches.
+BATCH_SIZES = {"tensorflow": 32, "openvino": 8}
+# Rows after which what is done is kept on disk: what an interruption can lose. Whole batches, or
+# augmented views would not come out equal after one.
 CHUNK = 512
 # Of a runtime's features against Keras' own, as a relative distance.
 TOLERANCE = {"float32": 1e-3, "bfloat16": 0.1, "float16": 0.1}
@@ -100,7 +103,12 @@ def prepare_tensorflow(network: Any, recipe: Recipe) -> Compile:
                 for start, images in batches:
                     sink(start, forward(images).numpy())
 
-        return Extractor(runtime="tensorflow", arithmetic=arithmetic, batch_size=32, run=run)
+        return Extractor(
+            runtime="tensorflow",
+            arithmetic=arithmetic,
+            batch_size=BATCH_SIZES["tensorflow"],
+            run=run,
+        )
 
     return compile_network
 
@@ -157,7 +165,12 @@ def prepare_openvino(network: Any, recipe: Recipe) -> Compile:
                 # also when it was interrupted: nothing may be written after the end
                 requests.wait_all()
 
-        return Extractor(runtime="openvino", arithmetic=arithmetic, batch_size=8, run=run)
+        return Extractor(
+            runtime="openvino",
+            arithmetic=arithmetic,
+            batch_size=BATCH_SIZES["openvino"],
+            run=run,
+        )
 
     return compile_network
 
@@ -259,6 +272,7 @@ class Extraction:
         keep: Callable[[int], None],
     ) -> None:
         """Fill `array` from row `done` on, a chunk after the other; Ctrl-C between batches."""
+        assert CHUNK % extractor.batch_size == 0
         name = f"features, {extractor.runtime} {extractor.arithmetic}"
         label = name if view is None else f"{name}, view {view + 1}"
         lock = threading.Lock()

@@ -561,7 +561,9 @@ class Image:
     environment: dict[str, str]
 
     def run(self, *command: str) -> subprocess.CompletedProcess:
-        return run(*command, cwd=self.folder, env={**os.environ, **self.environment})
+        # an earlier test's store is none of the image's
+        around = {k: v for k, v in os.environ.items() if not k.startswith("MLFLOW_")}
+        return run(*command, cwd=self.folder, env={**around, **self.environment})
 
 
 # These need root and touch the machine: they are read here, not run.

@@ -151,16 +151,16 @@ def test_interrupted_extraction_ends_as_an_uninterrupted_one(
 ) -> None:
     recipe = tiny_recipe("v5", augmentation=AUGMENTED, feature_views=2)
     rows = manifest.rows("train")
+    monkeypatch.setitem(extraction.BATCH_SIZES, runtime, 4)
     whole = np.array(Extraction(network, manifest, recipe, runtime).features(rows, view=view))
 
     monkeypatch.setenv("HAR_CACHE", str(tmp_path))
     monkeypatch.setattr(extraction, "CHUNK", 8)
-    # the first chunks, and no more
-    monkeypatch.setattr(extraction, "until", stop_after(extraction.until, chunks=2))
-    with pytest.raises(KeyboardInterrupt):
-        Extraction(network, manifest, recipe, runtime).features(rows, view=view)
-    monkeypatch.undo()
-    monkeypatch.setenv("HAR_CACHE", str(tmp_path))
+    with monkeypatch.context() as patch:
+        # the first chunks, and no more
+        patch.setattr(extraction, "until", stop_after(extraction.until, chunks=2))
+        with pytest.raises(KeyboardInterrupt):
+            Extraction(network, manifest, recipe, runtime).features(rows, view=view)
     again = Extraction(network, manifest, recipe, runtime)
     np.testing.assert_array_equal(again.features(rows, view=view), whole)
     assert 0 < again.computed < again.needed == len(rows)
