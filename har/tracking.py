@@ -193,10 +193,10 @@ def log_result(trial: Trial, result: Result) -> None:
     if result.best_epoch is not None:
         best = result.history[result.best_epoch - 1]
         numbers |= {"best_epoch": result.best_epoch, "best_val_accuracy": best["val_accuracy"]}
+    # a warm run's times are not quoted beside others
+    mlflow.set_tag("features", result.extracted.state if result.extracted else "none")
     if result.extracted is not None:
         numbers["extraction_time_s"] = result.extracted.seconds
-        # quoted beside others only if nothing was there already
-        mlflow.set_tag("features", result.extracted.state)
         mlflow.log_params(
             {
                 "used.feature_runtime": result.extracted.runtime,

@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Callable, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, nullcontext
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -114,7 +114,8 @@ def prepare_features(recipe: Recipe, manifest: Manifest, splits: Splits, runtime
     found = extract_splits(backbone_of(model), manifest, recipe, runtime, splits)
     seconds = time.monotonic() - started
     num_features = found.test.shape[-1]
-    with strategy.scope():
+    # one replica needs no strategy, which would cost more than a step of so small a model
+    with strategy.scope() if replicas > 1 else nullcontext():
         # An epoch without a line of Python in between; on several devices Keras 3.15 cannot.
         steps = steps_per_epoch(len(splits.train), recipe) if replicas == 1 else 1
         head = build_head(recipe, num_features, classes, steps_per_execution=steps)

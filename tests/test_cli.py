@@ -140,7 +140,8 @@ def test_a_second_run_on_the_same_images_finds_their_features(
 
     listed = cli("cache")
     assert listed.exit_code == 0 and "2 entries" in listed.stdout
-    assert "efficientnet-lite0 32 px, openvino float32, complete" in listed.stdout
+    assert "efficientnet-lite0 32 px, openvino 2" in listed.stdout
+    assert listed.stdout.count("float32, complete") >= 1
     cleared = cli("cache", "--clear")
     assert cleared.stdout.startswith("freed 0.0 MB") and "0 entries" in cleared.stdout
     assert run()[0].data.tags["features"] == "cold"
