@@ -64,6 +64,7 @@ def draw(found: dict[str, Any]) -> Figure:
     axes.set_ylim(len(rows) - 0.5, -0.5)
     axes.set_xscale("log")
     axes.set_xlim(1, 2000)
+    axes.xaxis.set_major_formatter("{x:.0f}")
     axes.set_xlabel("minutes, logarithmic")
     axes.grid(axis="x", color="#eeeeee")
     cores = f"{machine['cores']} CPU cores ({machine['cpu']})"
