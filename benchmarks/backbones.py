@@ -100,10 +100,10 @@ def read_batches(manifest: Any, rows: pd.DataFrame, recipe: Recipe) -> Iterator[
     """(batch, size, size, 3) uint8 of every row in order."""
     import tensorflow as tf
 
-    from har.pipeline import LOADERS
+    from har.pipeline import LOADERS, ahead
 
     load = LOADERS["stream"](manifest, rows, recipe)
-    for images, _ in load(tf.data.Dataset.range(len(rows)), BATCH, False).prefetch(2):
+    for images, _ in ahead(load(tf.data.Dataset.range(len(rows)), BATCH, False)):
         yield images
 
 

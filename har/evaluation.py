@@ -13,7 +13,7 @@ from har.classifier import Classifier
 from har.duplicates import has_copy
 from har.errors import UserError
 from har.manifest import Manifest
-from har.pipeline import build_stream_loader
+from har.pipeline import ahead, build_stream_loader
 from har.progress import progress
 from har.runtimes import BATCH_SIZE
 
@@ -164,4 +164,4 @@ def read_batches(classifier: Classifier, manifest: Manifest, rows: pd.DataFrame)
     (batch, size, size, 3) uint8 and (batch,) int64.
     """
     load = build_stream_loader(manifest, rows, classifier.recipe)
-    return load(tf.data.Dataset.range(len(rows)), BATCH_SIZE, False).prefetch(2)
+    return ahead(load(tf.data.Dataset.range(len(rows)), BATCH_SIZE, False))

@@ -26,7 +26,7 @@ from har.errors import UserError, first_line
 from har.feature_cache import Features, Key, check_limit, load_or_compute
 from har.interrupts import interrupts_at_checkpoints
 from har.manifest import Manifest
-from har.pipeline import AUGMENTATIONS, Splits, build_stream_loader
+from har.pipeline import AUGMENTATIONS, Splits, ahead, build_stream_loader
 from har.progress import progress, say
 from har.recipe import Recipe
 from har.runtimes import (
@@ -154,7 +154,8 @@ def prepare_openvino(network: Any, recipe: Recipe) -> Compile:
         compiled = core.compile_model(model, "CPU", options)
 
         def run(batches: Iterable[tuple[int, Images]], sink: Sink) -> None:
-            requests = openvino.AsyncInferQueue(compiled, available_cpus())
+            # one more than compute at once: none waits for Python to hand over images
+            requests = openvino.AsyncInferQueue(compiled, available_cpus() + 1)
             requests.set_callback(
                 lambda request, start: sink(start, request.get_output_tensor(0).data)
             )
@@ -304,9 +305,9 @@ class Extraction:
             return tf.cast(change(images, seed), tf.float32), indices[0]
 
         dataset = load(tf.data.Dataset.range(first, len(rows)), size, False)
-        finished = dataset.map(finish, num_parallel_calls=tf.data.AUTOTUNE)
+        finished = ahead(dataset.map(finish, num_parallel_calls=available_cpus()))
         try:
-            for images, start in finished.prefetch(4).as_numpy_iterator():
+            for images, start in finished.as_numpy_iterator():
                 yield int(start), images
         except tf.errors.OpError as error:
             raise UserError(

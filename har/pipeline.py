@@ -20,9 +20,11 @@ from har.images import decode_in_graph
 from har.manifest import Manifest
 from har.progress import progress
 from har.recipe import Recipe
+from har.runtimes import available_cpus
 from har.splits import hold_out
 
 EVALUATION_BATCH = 32
+BATCHES_AHEAD = 4
 # The share of free memory that the decoded images may take.
 MAX_MEMORY_SHARE = 0.8
 
@@ -74,7 +76,7 @@ def build_stream_loader(manifest: Manifest, rows: pd.DataFrame, recipe: Recipe) 
     decode_row = build_decoder(manifest, rows, recipe)
 
     def load(indices: tf.data.Dataset, batch_size: int, drop: bool) -> tf.data.Dataset:
-        images = indices.map(decode_row, num_parallel_calls=tf.data.AUTOTUNE)
+        images = indices.map(decode_row, num_parallel_calls=available_cpus())
         return images.batch(batch_size, drop_remainder=drop)
 
     return load
@@ -122,13 +124,10 @@ def read_images(manifest: Manifest, rows: pd.DataFrame, recipe: Recipe) -> tf.Te
     size = recipe.image_size
     check_memory(len(rows), size)
     images = np.empty((len(rows), size, size, 3), np.uint8)
-    batches = (
-        tf.data.Dataset.range(len(rows))
-        .map(build_decoder(manifest, rows, recipe), num_parallel_calls=tf.data.AUTOTUNE)
-        .batch(EVALUATION_BATCH)
-    )
+    load = build_stream_loader(manifest, rows, recipe)
+    batches = load(tf.data.Dataset.range(len(rows)), EVALUATION_BATCH, False)
     with progress("decoding into memory", len(rows)) as advance:
-        for batch, indices in batches.as_numpy_iterator():
+        for batch, indices in ahead(batches).as_numpy_iterator():
             images[indices] = batch
             advance(len(batch))
     with tf.device("CPU:0"):
@@ -237,7 +236,7 @@ def build_training_dataset(
     load = LOADERS[recipe.loader](manifest, rows, recipe)
     indices = shuffled_indices(len(rows), steps * recipe.batch_size, recipe, first_epoch)
     batches = load(indices, recipe.batch_size, True).enumerate(first_epoch * steps)
-    return finished(batches.map(finish, num_parallel_calls=tf.data.AUTOTUNE))
+    return ahead(batches.map(finish, num_parallel_calls=available_cpus()))
 
 
 def build_validation_dataset(
@@ -259,7 +258,7 @@ def deal(
     if last:
         tail = tf.data.Dataset.range(len(rows) - last, len(rows))
         batches = batches.concatenate(load(tail, last, False))
-    return finished(batches.map(lambda images, indices: (images, encode(indices))))
+    return ahead(batches.map(lambda images, indices: (images, encode(indices))))
 
 
 def deal_out(images: int, batch_size: int, replicas: int) -> tuple[int, int]:
@@ -309,7 +308,7 @@ def build_feature_training_dataset(
 
     indices = shuffled_indices(count, steps * recipe.batch_size, recipe, 0)
     batches = indices.batch(recipe.batch_size, drop_remainder=True).enumerate()
-    return finished(batches.map(finish))
+    return ahead(batches.map(finish))
 
 
 def build_feature_validation_dataset(
@@ -344,8 +343,14 @@ def build_label_encoder(
     }[recipe.loss]
 
 
-def finished(dataset: tf.data.Dataset) -> tf.data.Dataset:
-    """Ready batches ahead of time; no sharding by file, which the batches do not know."""
+def ahead(dataset: tf.data.Dataset) -> tf.data.Dataset:
+    """Batches made ahead of time, without TensorFlow's autotuning.
+
+    That tunes in rounds which double to a minute, and whoever frees an iterator may have to wait
+    for the round to end (TensorFlow 2.21): seconds after each validation, a minute after training.
+    """
     options = tf.data.Options()
+    options.autotune.enabled = False
+    # the batches do not know which file an image is from
     options.experimental_distribute.auto_shard_policy = tf.data.experimental.AutoShardPolicy.OFF
-    return dataset.with_options(options).prefetch(tf.data.AUTOTUNE)
+    return dataset.prefetch(BATCHES_AHEAD).with_options(options)

@@ -305,10 +305,10 @@ def test_time_to_accuracy_bars(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_feature_extraction_bars() -> None:
     turns = [
-        feature_extraction.Turn(extraction=95.0, bare=100.0),
-        feature_extraction.Turn(extraction=9.4, bare=10.0),  # disturbed, both alike
-        feature_extraction.Turn(extraction=93.0, bare=100.0),
+        feature_extraction.Turn(extraction=ours, bare=bare, bare_cpu_s=9.5, decoding_cpu_s=0.5)
+        for ours, bare in ((95.0, 100.0), (9.4, 10.0), (93.0, 100.0))  # the second: disturbed
     ]
+    assert [turn.limit for turn in turns] == [0.95] * 3
     growths = [
         feature_extraction.Growth(images=n, seconds=n / 100, features_mb=n / 200, growth_mb=m)
         for n, m in ((1000, 65.0), (4000, 80.0))

@@ -67,6 +67,19 @@ def test_validation_features_come_once_and_in_order(manifest: Manifest) -> None:
     assert empty is None
 
 
+def test_no_pipeline_tunes_itself(manifest: Manifest) -> None:
+    recipe = tiny_recipe()
+    rows = manifest.rows("train").reset_index(drop=True)
+    features = np.zeros((1, len(rows), 2), np.float32)
+    for dataset in (
+        build_training_dataset(manifest, rows, recipe),
+        build_validation_dataset(manifest, rows, recipe),
+        build_feature_training_dataset(features, manifest, rows, recipe),
+        build_feature_validation_dataset(features[0], manifest, rows, recipe, 1),
+    ):
+        assert dataset is not None and dataset.options().autotune.enabled is False
+
+
 def test_validation_comes_from_train_and_never_meets_it(manifest: Manifest) -> None:
     splits = split_training(manifest, tiny_recipe(validation_fraction=0.3))
     train, validation = set(splits.train["path"]), set(splits.validation["path"])
