@@ -8,6 +8,7 @@ itself computes, in float32, so that the accuracy judged on them is the served m
 import hashlib
 import threading
 from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from importlib.metadata import version
@@ -155,16 +156,7 @@ def prepare_openvino(network: Any, recipe: Recipe) -> Compile:
 
         def run(batches: Iterable[tuple[int, Images]], sink: Sink) -> None:
             # one more than compute at once: none waits for Python to hand over images
-            requests = openvino.AsyncInferQueue(compiled, available_cpus() + 1)
-            requests.set_callback(
-                lambda request, start: sink(start, request.get_output_tensor(0).data)
-            )
-            try:
-                for start, images in batches:
-                    requests.start_async([images], start, share_inputs=True)
-            finally:
-                # also when it was interrupted: nothing may be written after the end
-                requests.wait_all()
+            in_threads(batches, available_cpus() + 1, lambda: infer_into(compiled, sink))
 
         return Extractor(
             runtime="openvino",
@@ -174,6 +166,48 @@ def prepare_openvino(network: Any, recipe: Recipe) -> Compile:
         )
 
     return compile_network
+
+
+def infer_into(compiled: Any, sink: Sink) -> Callable[[int, Images], None]:
+    """A request of OpenVINO's own, as a function that computes a batch and hands on its features.
+
+    Not its queue of requests: that calls Python from OpenVINO's threads, and where the last such
+    call is still returning while the network is freed, both wait for each other for ever (2026.4).
+    """
+    request = compiled.create_infer_request()
+
+    def infer(start: int, images: Images) -> None:
+        (found,) = request.infer([images], share_inputs=True, share_outputs=True).values()
+        sink(start, found)
+
+    return infer
+
+
+def in_threads(
+    batches: Iterable[tuple[int, Images]],
+    count: int,
+    build_worker: Callable[[], Callable[[int, Images], None]],
+) -> None:
+    """Hand the batches out to `count` workers, each in a thread; all have ended afterwards.
+
+    Raises:
+        Exception: what the batches or a worker raised.
+    """
+    iterator, lock = iter(batches), threading.Lock()
+
+    def work() -> None:
+        worker = build_worker()
+        while True:
+            with lock:
+                batch = next(iterator, None)
+            if batch is None:
+                return
+            worker(*batch)
+
+    with ThreadPoolExecutor(count) as pool:
+        working = [pool.submit(work) for _ in range(count)]
+    for each in working:
+        each.result()
 
 
 PREPARE: dict[str, Callable[[Any, Recipe], Compile]] = {
