@@ -16,6 +16,8 @@ from har.options import (
     Spelled,
     data_options,
     experiment_option,
+    recipe_options,
+    runtime_option,
     training_options,
     typed_split,
     with_dashes,
@@ -376,6 +378,100 @@ def champion() -> None:
     from har.promotion import describe_champion
 
     click.echo(describe_champion())
+
+
+def variant_option(name: str, field: str, default: str, help: str) -> Any:
+    """One end of an ablation."""
+    kind = Spelled(list(VARIANTS))
+    return click.option(name, field, type=kind, default=default, show_default=True, help=help)
+
+
+@main.command()
+@variant_option("--from", "from_variant", "original", "Where the changes start.")
+@variant_option("--to", "to_variant", "v4", "Where they end; the options below change both.")
+@click.option(
+    "--seeds",
+    type=click.IntRange(1),
+    default=1,
+    show_default=True,
+    help="Trainings of each recipe, from --seed on: what is told is their mean or median.",
+)
+@data_options
+@recipe_options
+@experiment_option
+@runtime_option
+def ablate(data: str, images: Path | None, **options: Any) -> None:
+    """Find out which change between two variants buys what.
+
+    Trains the two, each single change on the first, the second without each, and the chain of
+    changes: two dozen trainings for original to v4, so begin with few --epochs. Interrupted, the
+    same command goes on; finished trainings of the experiment count.
+    """
+    split = typed_split(options)
+    own = ("from_variant", "to_variant", "seeds", "experiment", "runtime")
+    kept = {name: options.pop(name) for name in own}
+    typed = {name: value for name, value in options.items() if value is not None}
+
+    with quiet_loading():
+        from har.ablation_runs import Ablation, run_ablation
+        from har.prepare import load_manifest
+
+    manifest = load_manifest(data, split, images=images)
+    click.echo(run_ablation(Ablation(manifest=manifest, typed=typed, **kept)))
+
+
+@main.command()
+@click.argument("run_ids", nargs=-1)
+@click.option("--runs", default="", help="The same, with commas between, as `mlflow run` needs it.")
+@click.option(
+    "--experiment",
+    help="MLflow experiment: all its finished trainings, unless runs are named; the comparison is"
+    " recorded there.  [har; under `mlflow run` the one that was given to mlflow]",
+)
+@click.option(
+    "--out",
+    type=click.Path(path_type=Path, file_okay=False),
+    default=Path("comparison"),
+    show_default=True,
+    help="Gets report.html, which needs nothing else, its tables as CSV and its figures.",
+)
+def compare(run_ids: tuple[str, ...], runs: str, experiment: str | None, out: Path) -> None:
+    """Compare trainings: accuracy, time, recipes, and every pair on the same test images.
+
+    RUN_IDS are finished trainings, published ones too (`har import-notebooks`).
+    """
+    with quiet_loading():
+        from har.experiment import run_comparison
+
+    named = [*run_ids, *(each.strip() for each in runs.split(",") if each.strip())]
+    click.echo(run_comparison(named, experiment, out))
+
+
+@main.command()
+@experiment_option
+def import_notebooks(experiment: str) -> None:
+    """Record the five published notebook runs, to stand beside measured ones; once is enough.
+
+    Their times are of other hardware and other images, their accuracy is of training images.
+    """
+    with quiet_loading():
+        from har.published import import_notebooks
+
+    for variant, run_id in import_notebooks(experiment).items():
+        click.echo(f"{variant:<10}{run_id}")
+
+
+@main.command()
+@click.argument("run_id")
+def twins(run_id: str) -> None:
+    """Compare a training with those of the same recipe and data on other hardware.
+
+    Each becomes a tag and a line in the description of the other; deleted ones are forgotten.
+    """
+    with quiet_loading():
+        from har.twins import describe_twins, link_twins
+
+    click.echo(describe_twins(*link_twins(run_id)))
 
 
 @main.command()

@@ -51,6 +51,14 @@ def describe_evaluation(run_id: str, uri: str, evaluation: Evaluation) -> str:
     return join(f"`{uri}` on the test split", scored(evaluation), judged(run_id))
 
 
+def describe_comparison(run_id: str, runs: int) -> str:
+    """Of a run that compares others."""
+    return (
+        f"{runs} trainings compared: {link(run_id, REPORT_FILE, 'the report')}, also among the"
+        " artifacts, with its tables as CSV and its figures"
+    )
+
+
 def scored(evaluation: Evaluation) -> str:
     """The line about accuracy."""
     scores = evaluation.scores

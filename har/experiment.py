@@ -1,8 +1,9 @@
 """The main job: fit the recipe to this machine, train it, judge it, record it."""
 
+import shutil
 import tempfile
 import time
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,8 +13,11 @@ import pandas as pd
 
 from har import descriptions, store, tracking
 from har import manifest as manifests
+from har.archive import load_records
 from har.backbones import with_weights_by_content
 from har.classifier import CLASSIFIER_FOLDER, save_classifier
+from har.comparison_report import REPORT_FILE as COMPARISON_FILE
+from har.comparison_report import compare, write_comparison
 from har.data_report import REPORT_FILE, render_report
 from har.devices import (
     STRATEGIES,
@@ -22,6 +26,7 @@ from har.devices import (
     peak_memory_mb,
     warn_of_unused_gpu,
 )
+from har.errors import UserError, first_line
 from har.evaluation import Evaluation, evaluate, judge_features
 from har.manifest import Manifest
 from har.metrics import Scores
@@ -36,7 +41,10 @@ from har.runtimes import AUTO, choose_runtime
 from har.sources import find_source
 from har.tracking import Trial
 from har.training import DIAGNOSTICS, Result, train
+from har.twins import link_twins
 from har.ui import describe_ui
+
+EXPERIMENT = "har"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,6 +94,49 @@ def run_preparation(
     say(f"see it: {where_to_see(run_id)}")
 
 
+def run_comparison(run_ids: Sequence[str], experiment: str | None, out: Path) -> Path:
+    """Compare trainings, write the report with its tables and figures into `out`, and record that
+    as a run; the report's file.
+
+    Without ids, all finished trainings of the experiment; under `mlflow run` its own by default.
+
+    Raises:
+        UserError: a run that is no finished training, fewer than two, or `out` cannot be written.
+    """
+    store.quiet_mlflow()
+    name = experiment or store.own_experiment() or EXPERIMENT
+    records = load_records(find_trainings(run_ids, name))
+    if len(records) < 2:
+        where = "among those named" if run_ids else f"in experiment {name}"
+        raise UserError(f"a comparison needs two finished trainings; {where}: {len(records)}")
+    say("drawing the comparison")
+    comparison = compare(records)
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = Path(scratch) / "comparison"
+        write_comparison(comparison, folder)
+        with store.open_run(name, tracking.comparison_tags(len(records))) as run_id:
+            mlflow.log_artifacts(str(folder))
+            store.set_description(descriptions.describe_comparison(run_id, len(records)))
+        try:
+            shutil.copytree(folder, out, dirs_exist_ok=True)
+        except OSError as error:
+            raise UserError(f"{out} cannot be written: {first_line(error)}") from error
+    say(f"see it: {where_to_see(run_id)}")
+    return out / COMPARISON_FILE
+
+
+def find_trainings(run_ids: Sequence[str], experiment: str) -> list[Any]:
+    """The runs named, or all finished trainings of the experiment."""
+    if not run_ids:
+        experiment_ids = [store.find_experiment(experiment)]
+        runs = store.find_runs(
+            "tags.job = 'train' and attributes.status = 'FINISHED'", experiment_ids
+        )
+    else:
+        runs = [store.find_training(run_id) for run_id in dict.fromkeys(run_ids)]
+    return runs
+
+
 def build_trial(
     variant: str,
     requested: Recipe,
@@ -118,13 +169,13 @@ def build_trial(
     )
 
 
-def run_trial(trial: Trial, experiment: str, started: float) -> Outcome:
+def run_trial(trial: Trial, experiment: str, started: float, parent: str | None = None) -> Outcome:
     """Train, judge the model as it will be served, and log everything into one run.
 
     `started` is when the command began, in seconds since the epoch: `wall_time_s` counts
-    from there to the logged and judged model.
+    from there to the logged and judged model. In the UI the run stands under `parent`.
     """
-    with store.open_run(experiment, tracking.trial_tags(trial)) as run_id:
+    with store.open_run(experiment, tracking.trial_tags(trial, parent)) as run_id:
         tracking.log_trial(trial)
         if exploration := DIAGNOSTICS[trial.used.diagnostics](trial.manifest, trial.hardware):
             say(exploration)
@@ -135,6 +186,11 @@ def run_trial(trial: Trial, experiment: str, started: float) -> Outcome:
         store.set_description(descriptions.describe_training(run_id, trial, result, evaluation))
         wall_time_s = time.time() - started
         mlflow.log_metrics({"peak_memory_mb": peak_memory_mb(), "wall_time_s": wall_time_s})
+    try:
+        link_twins(run_id)
+    # the training is done and recorded, whatever becomes of this
+    except UserError as error:
+        warn(f"{error}; `har twins {run_id}` tries again")
     return Outcome(
         run_id=run_id,
         variant=trial.variant,

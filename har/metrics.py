@@ -5,6 +5,7 @@ Throughout: `probabilities` is (images, classes) float, rows summing to 1;
 """
 
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -66,6 +67,21 @@ def paired_difference(before: Bools, after: Bools) -> tuple[float, float, float]
     return (gained - lost) / images, float(low), float(high)
 
 
+def mean_paired_difference(before: Bools, after: Bools) -> tuple[float, float, float]:
+    """`paired_difference` of several trainings: (seeds, images) hits each, with equal images.
+
+    Of each image first the share of seeds that are right on it: the interval says how the mean
+    over these seeds would vary with the images, by the normal approximation; nothing of how it
+    would vary with other seeds. One seed on each side: `paired_difference`.
+    """
+    if len(before) == len(after) == 1:
+        return paired_difference(before[0], after[0])
+    by_image = after.mean(axis=0) - before.mean(axis=0)
+    mean = float(by_image.mean())
+    half = float(norm.ppf(0.975) * by_image.std(ddof=1) / np.sqrt(len(by_image)))
+    return mean, max(-1.0, mean - half), min(1.0, mean + half)
+
+
 def paired_test(before: Bools, after: Bools) -> tuple[int, int, float]:
     """Images that only `after`, and that only `before`, has right; and McNemar's exact p-value.
 
@@ -74,8 +90,26 @@ def paired_test(before: Bools, after: Bools) -> tuple[int, int, float]:
     is how likely the coin is at least as uneven, to either side; 1 where they never differ.
     """
     gained, lost = int((after & ~before).sum()), int((before & ~after).sum())
-    p_value = float(binomtest(gained, gained + lost).pvalue) if gained + lost else 1.0
-    return gained, lost, p_value
+    return gained, lost, two_sided_p(gained, gained + lost)
+
+
+# many pairs of runs share few counts
+@cache
+def two_sided_p(heads: int, throws: int) -> float:
+    """How likely a fair coin falls at least as unevenly; 1 without throws."""
+    return float(binomtest(heads, throws).pvalue) if throws else 1.0
+
+
+def correct_for_many(p_values: Floats) -> Floats:
+    """(tests,) p-values such that, if no difference is real, the chance that even one falls below
+    a level is at most that level, however the tests depend on each other (Holm 1979).
+    """
+    tests = len(p_values)
+    order = np.argsort(p_values, kind="stable")
+    stepped = np.maximum.accumulate(p_values[order] * np.arange(tests, 0, -1))
+    corrected = np.empty(tests)
+    corrected[order] = np.minimum(stepped, 1.0)
+    return corrected
 
 
 def log_loss(probabilities: Floats, label_ids: Ints) -> float:

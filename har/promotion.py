@@ -28,7 +28,16 @@ from har.metrics import paired_test
 from har.progress import quiet_loading, say, warn
 from har.sources import cache_folder
 from har.splits import Split
-from har.store import open_run, quiet_mlflow, set_description, without_password
+from har.store import (
+    find_experiment,
+    find_runs,
+    load_predictions,
+    open_run,
+    own_experiment,
+    quiet_mlflow,
+    set_description,
+    without_password,
+)
 
 MODEL = "har"
 CHAMPION, PREVIOUS = "champion", "previous-champion"
@@ -245,9 +254,10 @@ def promote(experiment: str | None, rules: Rules, dry_run: bool = False) -> str:
     quiet_mlflow()
     if "MLFLOW_RUN_ID" not in os.environ:
         return tell(settle(experiment or EXPERIMENT, rules, dry_run))
-    with open_run(EXPERIMENT, {MLFLOW_RUN_NAME: "promote", "job": "promote"}) as run_id:
-        own = mlflow.get_experiment(mlflow.get_run(run_id).info.experiment_id).name
-        decision = settle(experiment or own, rules, dry_run)
+    # before the run is opened: MLflow then forgets which it was
+    name = experiment or own_experiment() or EXPERIMENT
+    with open_run(EXPERIMENT, {MLFLOW_RUN_NAME: "promote", "job": "promote"}):
+        decision = settle(name, rules, dry_run)
         candidate = decision.choice.candidate.run_id
         mlflow.set_tags({"decision": decision.outcome, "candidate": candidate})
         set_description(decision.text.replace("\n", "  \n"))
@@ -317,14 +327,7 @@ def load_candidates(experiment: str) -> list[Candidate]:
     Raises:
         UserError: the store cannot be used, no such experiment, or no candidate in it.
     """
-    try:
-        known = {each.name: each.experiment_id for each in mlflow.search_experiments()}
-    except (MlflowException, OSError) as error:
-        uri = without_password(mlflow.get_tracking_uri())
-        raise UserError(f"the tracking store {uri} cannot be used: {error}") from error
-    if experiment not in known:
-        raise UserError(f"no such experiment: {experiment}; there are: {', '.join(known)}")
-    runs = find_runs("tags.job = 'train'", [known[experiment]])
+    runs = find_runs("tags.job = 'train'", [find_experiment(experiment)])
     unfit = Counter(why for run in runs if (why := why_unfit(run)))
     if not runs:
         raise UserError(f"experiment {experiment} has no trainings: `har run` records one")
@@ -332,16 +335,6 @@ def load_candidates(experiment: str) -> list[Candidate]:
         reasons = ", ".join(f"{count} {why}" for why, count in unfit.items())
         raise UserError(f"no training of experiment {experiment} can be promoted: {reasons}")
     return [read_candidate(run) for run in runs if not why_unfit(run)]
-
-
-def find_runs(condition: str, experiment_ids: list[str] | None = None) -> list[Any]:
-    """Runs, the newest first; of all experiments unless some are named."""
-    return mlflow.search_runs(
-        experiment_ids,
-        filter_string=condition,
-        search_all_experiments=experiment_ids is None,
-        output_format="list",
-    )
 
 
 def why_unfit(run: Any) -> str | None:
@@ -451,21 +444,6 @@ def judging_runs(champion: Champion, test_digest: str) -> list[str]:
             or run.data.tags["evaluated_model"] in champion.uris
         )
     ]
-
-
-def load_predictions(run_id: str) -> pd.DataFrame:
-    """Columns path, label and predicted of a run's test images.
-
-    Raises:
-        UserError: the run has no such table.
-    """
-    try:
-        text = mlflow.artifacts.load_text(f"runs:/{run_id}/evaluation/predictions.csv")
-        # a label or a file may be called "NA"
-        table = pd.read_csv(StringIO(text), dtype=str, keep_default_na=False)
-        return table[["path", "label", "predicted"]]
-    except (MlflowException, OSError, ValueError, KeyError) as error:
-        raise UserError(f"run {run_id} has no readable predictions: {first_line(error)}") from error
 
 
 def refuse_broken(decision: Decision) -> Decision:

@@ -10,13 +10,15 @@ import re
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from io import StringIO
 from typing import Any
 
 import mlflow
+import pandas as pd
 from mlflow.exceptions import MlflowException
 from mlflow.utils.mlflow_tags import MLFLOW_RUN_NOTE
 
-from har.errors import UserError
+from har.errors import UserError, first_line
 from har.interrupts import interrupts_at_checkpoints
 from har.ui import set_up_experiment
 
@@ -31,14 +33,11 @@ def open_run(experiment: str, tags: Mapping[str, str]) -> Iterator[str]:
         UserError: the tracking store cannot be used.
     """
     quiet_mlflow()
-    try:
+    with store_errors():
         # under `mlflow run` the experiment is chosen already, and choosing again is an error
         if "MLFLOW_RUN_ID" not in os.environ:
             mlflow.set_experiment(experiment)
         run = mlflow.start_run(log_system_metrics=True)
-    except (MlflowException, OSError) as error:
-        uri = without_password(mlflow.get_tracking_uri())
-        raise UserError(f"the tracking store {uri} cannot be used: {error}") from error
     try:
         mlflow.set_tags(dict(tags))
         set_up_experiment(run.info.experiment_id)
@@ -50,6 +49,16 @@ def open_run(experiment: str, tags: Mapping[str, str]) -> Iterator[str]:
         end_run("FAILED")
         raise
     end_run("FINISHED")
+
+
+@contextmanager
+def store_errors() -> Iterator[None]:
+    """Meanwhile what MLflow cannot do is a UserError that names the store."""
+    try:
+        yield
+    except (MlflowException, OSError) as error:
+        uri = without_password(mlflow.get_tracking_uri())
+        raise UserError(f"the tracking store {uri} cannot be used: {error}") from error
 
 
 def end_run(status: str) -> None:
@@ -95,3 +104,83 @@ def log_table_file(table: Any, artifact: str) -> None:
 def set_description(text: str) -> None:
     """Shown above the run in the MLflow UI, as Markdown."""
     mlflow.set_tag(MLFLOW_RUN_NOTE, text)
+
+
+def find_runs(condition: str, experiment_ids: list[str] | None = None) -> list[Any]:
+    """Runs that were not deleted, the newest first; of all experiments unless some are named."""
+    with store_errors():
+        return mlflow.search_runs(
+            experiment_ids,
+            filter_string=condition,
+            search_all_experiments=experiment_ids is None,
+            output_format="list",
+        )
+
+
+def choose_experiment(name: str) -> str:
+    """The id of the experiment, which is made and described if there is none.
+
+    Raises:
+        UserError: the store cannot be used.
+    """
+    with store_errors():
+        experiment_id = str(mlflow.set_experiment(name).experiment_id)
+        set_up_experiment(experiment_id)
+    return experiment_id
+
+
+def find_experiment(name: str) -> str:
+    """An experiment's id.
+
+    Raises:
+        UserError: the store cannot be used, or there is no such experiment.
+    """
+    with store_errors():
+        known = {each.name: each.experiment_id for each in mlflow.search_experiments()}
+    if name not in known:
+        raise UserError(f"no such experiment: {name}; there are: {', '.join(known)}")
+    return str(known[name])
+
+
+def find_training(run_id: str) -> Any:
+    """A finished training, measured or published.
+
+    Raises:
+        UserError: there is no such run, or it is something else.
+    """
+    try:
+        run = mlflow.get_run(run_id)
+    except (MlflowException, OSError) as error:
+        raise UserError(f"run {run_id} cannot be read: {first_line(error)}") from error
+    if run.info.lifecycle_stage != "active":
+        raise UserError(f"run {run_id} was deleted")
+    if run.info.status != "FINISHED" or run.data.tags.get("job") != "train":
+        job = run.data.tags.get("job", "none of this project's")
+        raise UserError(
+            f"run {run_id} is no finished training: its job is {job}, its status {run.info.status}"
+        )
+    return run
+
+
+def own_experiment() -> str | None:
+    """The experiment of the run that `mlflow run` opened, if it did."""
+    run_id = os.environ.get("MLFLOW_RUN_ID")
+    if run_id is None:
+        return None
+    with store_errors():
+        return str(mlflow.get_experiment(mlflow.get_run(run_id).info.experiment_id).name)
+
+
+def load_predictions(run_id: str) -> pd.DataFrame:
+    """Columns path, label and predicted of a run's test images.
+
+    Raises:
+        UserError: the run has no such table.
+    """
+    try:
+        text = mlflow.artifacts.load_text(f"runs:/{run_id}/evaluation/predictions.csv")
+        # a label or a file may be called "NA"
+        table = pd.read_csv(StringIO(text), dtype=str, keep_default_na=False)
+        return table[["path", "label", "predicted"]]
+    except (MlflowException, OSError, ValueError, KeyError) as error:
+        raise UserError(f"run {run_id} has no readable predictions: {first_line(error)}") from error

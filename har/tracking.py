@@ -6,7 +6,7 @@ from typing import Any
 
 import mlflow
 import mlflow.data.pandas_dataset
-from mlflow.utils.mlflow_tags import MLFLOW_RUN_NAME
+from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID, MLFLOW_RUN_NAME
 
 from har import data_report, figures
 from har.devices import Hardware, hardware_tag
@@ -20,7 +20,9 @@ from har.splits import Split
 from har.store import log_missing_params, log_table_file
 from har.training import Result
 
-RECIPE_ARTIFACT = "recipe.json"
+RECIPE_ARTIFACT, HISTORY_ARTIFACT = "recipe.json", "history.json"
+# Where a training's numbers come from: measured by this project, or published in a notebook.
+SOURCE_TAG, MEASURED, NOTEBOOK = "source", "measured", "notebook"
 # Of a recipe: what the UI shows and filters by under its plain name.
 PLAIN_FIELDS = ("precision", "strategy", "backbone")
 
@@ -67,11 +69,9 @@ def log_trial(trial: Trial) -> None:
 def trial_params(trial: Trial) -> dict[str, Any]:
     """Requested (plain and `recipe.*`), used (`used.*`) and found facts."""
     used, hardware = trial.used, trial.hardware
-    asked = {each.name: value for each, value in items(trial.requested)}
     return {
         "variant": trial.variant,
-        **{name: asked.pop(name) for name in PLAIN_FIELDS},
-        **{f"recipe.{name}": value for name, value in asked.items()},
+        **recipe_params(trial.requested),
         **{f"used.{name}": getattr(used, name) for name in (*PLAIN_FIELDS, "batch_size")},
         "runtime": trial.runtime,
         "used.serving_runtime": trial.serving_runtime,
@@ -86,6 +86,13 @@ def trial_params(trial: Trial) -> dict[str, Any]:
         "memory_gb": hardware.memory_gb,
         **split_params(trial.manifest),
     }
+
+
+def recipe_params(recipe: Recipe) -> dict[str, Any]:
+    """What was asked for: some under their plain names, the others as `recipe.*`."""
+    asked = {each.name: value for each, value in items(recipe)}
+    plain = {name: asked.pop(name) for name in PLAIN_FIELDS}
+    return {**plain, **{f"recipe.{name}": value for name, value in asked.items()}}
 
 
 def split_params(manifest: Manifest) -> dict[str, Any]:
@@ -141,11 +148,22 @@ def log_manifest(manifest: Manifest) -> None:
     mlflow.log_dict(manifest.described, SUMMARY_FILE)
 
 
-def trial_tags(trial: Trial) -> dict[str, str]:
-    """What runs are found and compared by."""
-    backbone = trial.used.backbone.removeprefix("efficientnet").removeprefix("-")
+def comparison_tags(runs: int) -> dict[str, str]:
+    """Of a run that compares others."""
+    return {MLFLOW_RUN_NAME: f"compare · {runs} runs", "job": "compare"}
+
+
+def ablation_tags(from_variant: str, to_variant: str) -> dict[str, str]:
+    """Of a run with trainings under it, one for each recipe between two variants."""
+    return {MLFLOW_RUN_NAME: f"ablate · {from_variant} to {to_variant}", "job": "ablate"}
+
+
+def trial_tags(trial: Trial, parent: str | None = None) -> dict[str, str]:
+    """What runs are found and compared by; `parent` is a run's id."""
     return {
-        MLFLOW_RUN_NAME: f"{trial.variant} · {backbone} · {trial.hardware_tag}",
+        **({MLFLOW_PARENT_RUN_ID: parent} if parent else {}),
+        MLFLOW_RUN_NAME: name_run(trial.variant, trial.used, trial.hardware_tag),
+        SOURCE_TAG: MEASURED,
         "job": "train",
         "variant": trial.variant,
         "changed": trial.changed,
@@ -153,6 +171,12 @@ def trial_tags(trial: Trial) -> dict[str, str]:
         **data_tags(trial.manifest),
         "recipe_digest": trial.recipe_digest,
     }
+
+
+def name_run(variant: str, used: Recipe, hardware: str) -> str:
+    """Such as `v3 · lite0 · 1xCPU`."""
+    backbone = used.backbone.removeprefix("efficientnet").removeprefix("-")
+    return f"{variant} · {backbone} · {hardware}"
 
 
 def evaluation_tags(
@@ -203,10 +227,13 @@ def log_result(trial: Trial, result: Result) -> None:
                 "used.feature_arithmetic": result.extracted.arithmetic,
             }
         )
+    log_missing_params(
+        {"train_images": result.train_images, "validation_images": result.validation_images}
+    )
     mlflow.log_metrics(numbers)
     recipes = {"requested": asdict(trial.requested), "used": asdict(trial.used)}
     mlflow.log_dict({"variant": trial.variant, **recipes}, RECIPE_ARTIFACT)
-    mlflow.log_text(json.dumps(result.history, indent=1), "history.json")
+    mlflow.log_text(json.dumps(result.history, indent=1), HISTORY_ARTIFACT)
     mlflow.log_figure(figures.draw_curves(result.history), "figures/learning_curves.png")
     log_manifest(trial.manifest)
 

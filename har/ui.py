@@ -20,6 +20,7 @@ COLUMNS = (
     "metrics.`top_3_accuracy`",
     "metrics.`wall_time_s`",
     "tags.`features`",
+    "tags.`source`",
     "tags.`hardware`",
     "tags.`changed`",
     "tags.`test_digest`",
@@ -29,7 +30,8 @@ NOTE = f"""Choose Views > {VIEW} (top right) for the columns to compare.
 `accuracy` is of held-out test images, with its 95 % interval from `accuracy_low` to
 `accuracy_high`; runs compare only where `test_digest` is equal. `changed` says what ran other than
 in the notebook. `features` is warm where some were found on disk: that run's wall time is not the
-whole job's. `tags.job = 'train'` finds the trainings (or `prepare`, `evaluate`)."""
+whole job's. `source` is notebook where numbers were published, not measured here.
+`tags.job = 'train'` finds the trainings (or `prepare`, `evaluate`, `compare`)."""
 
 
 def set_up_experiment(experiment_id: str) -> None:

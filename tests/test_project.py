@@ -53,9 +53,17 @@ ORDER = [
     "store",
     "tracking",
     "descriptions",
+    "published",
+    "archive",
+    "twins",
+    "ablation",
+    "comparison",
+    "comparison_figures",
+    "comparison_report",
     "recorded",
     "promotion",
     "experiment",
+    "ablation_runs",
     "options",
     "cli",
 ]
@@ -112,6 +120,10 @@ def test_every_module_has_its_test_file() -> None:
         "store": "tracking",
         "descriptions": "tracking",
         "options": "cli",
+        "archive": "comparison",
+        "comparison_figures": "comparison",
+        "comparison_report": "comparison",
+        "ablation_runs": "ablation",
     }
     assert {covered_by.get(name, name) for name in ORDER} <= tests
 

@@ -16,8 +16,10 @@ from playwright.sync_api import Page, expect, sync_playwright
 
 from har import backbones
 from har.backbones import Backbone
-from har.experiment import build_trial, run_preparation, run_trial
+from har.experiment import build_trial, run_comparison, run_preparation, run_trial
 from har.manifest import Manifest
+from har.notebooks import NOTEBOOKS
+from har.published import import_notebooks
 from har.ui import VIEW
 
 pytestmark = pytest.mark.browser
@@ -29,7 +31,7 @@ PATIENCE_MS = 60_000
 def runs(
     manifest: Manifest, tiny_raw: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[dict[str, mlflow.entities.Run]]:
-    """A store with a preparation and two trainings, by run name; the store's URI in the tags."""
+    """A store with a preparation, two trainings, the published runs and a comparison, by name."""
     folder = tmp_path_factory.mktemp("ui")
     before = mlflow.get_tracking_uri()
     with pytest.MonkeyPatch.context() as patch:
@@ -41,6 +43,8 @@ def runs(
             recipe = tiny_recipe(variant, strategy="one_device")
             trial = build_trial(variant, recipe, ("backbone", "strategy"), manifest)
             run_trial(trial, "har", started=0.0)
+        import_notebooks("har")
+        run_comparison([], "har", folder / "comparison")
         found = mlflow.search_runs(experiment_names=["har"], output_format="list")
         yield {run.info.run_name: run for run in found}
     mlflow.set_tracking_uri(before)
@@ -81,14 +85,17 @@ def experiment(runs: dict[str, mlflow.entities.Run]) -> str:
 
 
 V2, ORIGINAL, PREPARE = "v2 · lite0 · 1xCPU", "original · lite0 · 1xCPU", "prepare · images"
+COMPARE = "compare · 7 runs"
+PUBLISHED = {f"{name} · b7 · {each.hardware}" for name, each in NOTEBOOKS.items()}
 
 
 def test_view_of_results(page: Page, runs: dict[str, mlflow.entities.Run]) -> None:
-    assert set(runs) == {V2, ORIGINAL, PREPARE}
+    assert set(runs) == {V2, ORIGINAL, PREPARE, COMPARE} | PUBLISHED
     page.goto(f"/#/experiments/{experiment(runs)}/runs?viewStateShareKey={VIEW}")
-    for name in (V2, ORIGINAL):
+    for name in (V2, ORIGINAL, *PUBLISHED):
         expect(page.get_by_role("link", name=name)).to_be_visible()
-    expect(page.get_by_text(PREPARE)).to_have_count(0)  # it has no accuracy to compare
+    for name in (PREPARE, COMPARE):
+        expect(page.get_by_text(name)).to_have_count(0)  # it has no accuracy to compare
     # a grid draws only the columns in sight
     for column in ("accuracy", "accuracy_low", "accuracy_high", "top_3_accuracy"):
         header = page.locator("[role=columnheader]").get_by_text(column, exact=True)
@@ -153,3 +160,36 @@ def test_artifact_view_shows_the_report(page: Page, runs: dict[str, mlflow.entit
     report = page.frame_locator("iframe").first
     expect(report.get_by_role("heading", name="Groups of copies")).to_be_attached()
     expect(report.get_by_role("cell", name="42 of 3 classes")).to_be_visible()
+
+
+def test_artifact_view_shows_the_comparison(
+    page: Page, runs: dict[str, mlflow.entities.Run]
+) -> None:
+    run_id = runs[COMPARE].info.run_id
+    page.goto(f"/#/experiments/{experiment(runs)}/runs/{run_id}/artifacts/report.html")
+    report = page.frame_locator("iframe").first
+    expect(report.get_by_role("heading", name="Comparison of 7 runs")).to_be_visible()
+    for name in (V2, ORIGINAL):
+        cell = report.get_by_role("region", name="All runs").get_by_text(name, exact=True)
+        expect(cell).to_be_attached()
+
+
+@pytest.mark.parametrize("width", [1280, 390])
+def test_comparison_needs_nothing_and_fits(
+    page: Page, runs: dict[str, mlflow.entities.Run], tmp_path: Path, width: int
+) -> None:
+    uri = f"runs:/{runs[COMPARE].info.run_id}/report.html"
+    file = mlflow.artifacts.download_artifacts(uri, dst_path=str(tmp_path))
+    asked: list[str] = []
+    page.on("request", lambda request: asked.append(request.url))
+    page.set_viewport_size({"width": width, "height": 844})
+    page.goto(Path(file).as_uri())
+    expect(page.get_by_role("heading", name="Every pair on the same images")).to_be_attached()
+    assert [url for url in asked if not url.startswith(("file:", "data:"))] == []
+    # tables and pictures scroll inside the page, not the page with them
+    assert page.evaluate("document.documentElement.scrollWidth") <= width
+    unnamed = "[...document.images].filter(image => !image.alt || !image.naturalWidth).length"
+    assert page.evaluate(unnamed) == 0
+    picture = tmp_path / f"comparison-{width}.png"
+    page.screenshot(path=picture, full_page=True)
+    print(f"screenshot: {picture}")

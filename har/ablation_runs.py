@@ -1,0 +1,198 @@
+"""An ablation in the store: a parent run, and under it one training for each recipe.
+
+Every training runs in a process of its own, from an empty feature cache, so that its wall time is
+what a user of that recipe waits. One that is finished in the same experiment, with the same recipe,
+data and hardware, is not run again: an interrupted ablation goes on where it was.
+"""
+
+import os
+import tempfile
+from collections.abc import Callable, Collection, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import dataclass, replace
+from multiprocessing import get_context
+from typing import Any, TypeVar
+
+import mlflow
+import psutil
+from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID
+
+from har import store, tracking
+from har.ablation import (
+    Cost,
+    Step,
+    describe_table,
+    find_effects,
+    measure,
+    plan,
+    say_plainly,
+    tabulate,
+)
+from har.archive import load_record, read_training
+from har.backbones import with_weights_by_content
+from har.comparison_figures import draw_waterfall
+from har.devices import STRATEGIES, find_hardware, fit_to_hardware, hardware_tag
+from har.errors import UserError
+from har.experiment import build_trial, run_trial, where_to_see
+from har.interrupts import treat_sigterm_as_ctrl_c
+from har.manifest import Manifest
+from har.progress import say
+from har.recipe import VARIANTS, Recipe, changes, digest
+
+Returned = TypeVar("Returned")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ablation:
+    """What was asked for: two variants, with the `typed` fields changed in both, and how many
+    seeds from the recipe's own on.
+    """
+
+    from_variant: str
+    to_variant: str
+    typed: dict[str, Any]
+    seeds: int
+    manifest: Manifest
+    runtime: str
+    experiment: str
+
+    @property
+    def base(self) -> Recipe:
+        """Where it starts."""
+        return replace(VARIANTS[self.from_variant], **self.typed)
+
+    @property
+    def end(self) -> Recipe:
+        """Where it ends."""
+        return replace(VARIANTS[self.to_variant], **self.typed)
+
+    def variant_of(self, step: Step) -> str:
+        """By which a step's training is named: the one that it is nearer to."""
+        return self.to_variant if step.kind in ("leave", "end") else self.from_variant
+
+
+def run_ablation(asked: Ablation) -> str:
+    """Run what is missing, record the table and the picture; what to print.
+
+    Raises:
+        UserError: the variants are the same, or the base or the end cannot be trained.
+    """
+    steps = plan(asked.base, asked.end)
+    name = store.own_experiment() or asked.experiment
+    asked = replace(asked, experiment=name)
+    with store.open_run(name, tracking.ablation_tags(asked.from_variant, asked.to_variant)) as run:
+        store.log_missing_params({"from": asked.from_variant, "to": asked.to_variant})
+        costs = measure_steps(asked, steps, run)
+        effects = find_effects(steps, costs, changes(asked.base, asked.end))
+        table, sentences = describe_table(effects), [say_plainly(each) for each in effects]
+        store.log_table_file(tabulate(effects), "ablation.csv")
+        mlflow.log_text("\n".join([table, "", *sentences]), "ablation.txt")
+        mlflow.log_figure(draw_waterfall(effects), "figures/waterfall.png")
+        store.set_description("  \n".join(sentences))
+    return "\n".join([table, "", *sentences, "", f"see it: {where_to_see(run)}"])
+
+
+def measure_steps(asked: Ablation, steps: Sequence[Step], parent: str) -> list[Cost | None]:
+    """The cost of each step; None for a forbidden one. Equal recipes are one object."""
+    recipes = [
+        [replace(step.recipe, seed=step.recipe.seed + seed) for seed in range(asked.seeds)]
+        if step.recipe
+        else []
+        for step in steps
+    ]
+    every = list(dict.fromkeys(recipe for group in recipes for recipe in group))
+    hardware = in_own_process(find_hardware_tags, every, sorted(asked.typed))
+    digests = dict(zip(every, hardware, strict=True))
+    records: dict[tuple[str, str], Any] = {}
+    for step, group in zip(steps, recipes, strict=True):
+        for recipe in group:
+            key = digests[recipe]
+            if key not in records:
+                say(f"recipe {len(records) + 1} of {len(set(digests.values()))}: {label(step)}")
+                run_id = find_finished(asked, key) or in_own_process(
+                    train_child, asked, asked.variant_of(step), recipe, parent
+                )
+                records[key] = load_record(read_training(mlflow.get_run(run_id)))
+                if not (records[key].history and records[key].recipe):
+                    raise UserError(f"the history of run {run_id} cannot be read: delete the run")
+    costs: dict[tuple[tuple[str, str], ...], Cost] = {}
+    found: list[Cost | None] = []
+    for group in recipes:
+        keys = tuple(digests[recipe] for recipe in group)
+        if keys and keys not in costs:
+            costs[keys] = measure([records[key] for key in keys])
+        found.append(costs[keys] if keys else None)
+    return found
+
+
+def label(step: Step) -> str:
+    """A step as progress tells it."""
+    return f"{step.kind} {step.field}".strip()
+
+
+def find_hardware_tags(recipes: Sequence[Recipe], typed: Collection[str]) -> list[tuple[str, str]]:
+    """Recipe digest and hardware tag of each recipe as it would run here."""
+    hardware, found = find_hardware(), []
+    for recipe in recipes:
+        used, _ = fit_to_hardware(recipe, typed, hardware)
+        replicas = STRATEGIES[used.strategy]().num_replicas_in_sync
+        found.append((digest(with_weights_by_content(used)), hardware_tag(hardware, replicas)))
+    return found
+
+
+def find_finished(asked: Ablation, key: tuple[str, str]) -> str | None:
+    """A training of this recipe on this data and hardware that is done, from an empty cache."""
+    wanted = {
+        "recipe_digest": key[0],
+        "hardware": key[1],
+        "dataset_digest": asked.manifest.dataset_digest,
+        "test_digest": asked.manifest.test_digest,
+        "job": "train",
+    }
+    condition = " and ".join(f"tags.{name} = '{value}'" for name, value in wanted.items())
+    experiment_ids = [store.find_experiment(asked.experiment)]
+    runs = store.find_runs(f"{condition} and attributes.status = 'FINISHED'", experiment_ids)
+    usable = [run for run in runs if is_comparable(run, asked.runtime)]
+    return str(usable[0].info.run_id) if usable else None
+
+
+def is_comparable(run: Any, runtime: str) -> bool:
+    """Whether it was trained as here: under an ablation, so that its wall time holds no
+    preparation of data, with nothing found in a cache, and by the same runtime.
+    """
+    tags, params = run.data.tags, run.data.params
+    return (
+        MLFLOW_PARENT_RUN_ID in tags
+        and tags.get("features") != "warm"
+        and "train_images" in params
+        and params.get("runtime") == runtime
+    )
+
+
+def train_child(asked: Ablation, variant: str, recipe: Recipe, parent: str) -> str:
+    """Train one recipe here and now; its run id."""
+    started = psutil.Process().create_time()
+    store.quiet_mlflow()
+    with tempfile.TemporaryDirectory() as folder:
+        os.environ["HAR_CACHE"] = folder
+        trial = build_trial(variant, recipe, asked.typed, asked.manifest, asked.runtime)
+        return run_trial(trial, asked.experiment, started, parent).run_id
+
+
+def in_own_process(function: Callable[..., Returned], *arguments: Any) -> Returned:
+    """What it returns in a Python process started for it, which writes into the same store."""
+    os.environ["MLFLOW_TRACKING_URI"] = mlflow.get_tracking_uri()
+    with ProcessPoolExecutor(
+        max_workers=1, mp_context=get_context("spawn"), initializer=treat_sigterm_as_ctrl_c
+    ) as pool:
+        working = pool.submit(function, *arguments)
+        try:
+            return working.result()
+        except BrokenProcessPool as error:
+            raise UserError("a training was killed from outside; was memory short?") from error
+        except KeyboardInterrupt:
+            # it may be that only this process was told to stop
+            for child in psutil.Process().children():
+                child.terminate()
+            raise

@@ -1,0 +1,159 @@
+"""Trainings, read back from the store: measured ones, and the notebooks' published ones."""
+
+from collections.abc import Callable, Iterable
+from dataclasses import asdict, dataclass
+from typing import Any, TypeVar
+
+import mlflow
+import pandas as pd
+from mlflow.exceptions import MlflowException
+
+from har.errors import UserError, first_line
+from har.progress import progress, warn
+from har.recipe import VARIANTS
+from har.store import load_predictions
+from har.tracking import HISTORY_ARTIFACT, NOTEBOOK, RECIPE_ARTIFACT, SOURCE_TAG
+
+# All of these must be equal in twins; the recipe's holds nothing of the hardware.
+DIGESTS = ("recipe_digest", "dataset_digest", "test_digest")
+Found = TypeVar("Found")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Training:
+    """What a finished training, or a published one, says of itself. None: not known.
+
+    `started` is in milliseconds since the epoch; `digests` are those of DIGESTS, empty for a
+    published one; `warm`: features were found in the cache, so `seconds`, the wall time, is not
+    the whole job's. Accuracies are shares, those without a prefix of the test images.
+    """
+
+    run_id: str
+    experiment_id: str
+    name: str
+    variant: str
+    changed: str
+    hardware: str
+    published: bool
+    warm: bool
+    started: int
+    digests: tuple[str, ...]
+    precision: str
+    strategy: str
+    backbone: str
+    dataset: str | None
+    seconds: float | None
+    images_per_second: float | None
+    memory_mb: float | None
+    accuracy: float | None
+    accuracy_low: float | None
+    accuracy_high: float | None
+    top_3_accuracy: float | None
+    val_accuracy: float | None
+    train_accuracy: float | None
+    train_images: int | None
+
+    @property
+    def test_digest(self) -> str:
+        """Trainings are ranked only within one; empty for a published one."""
+        return self.digests[DIGESTS.index("test_digest")]
+
+
+def read_training(run: Any) -> Training:
+    """Of an MLflow run that `har run` or `har import-notebooks` recorded."""
+    tags, params, metrics = run.data.tags, run.data.params, run.data.metrics
+    features = tags.get("features", "none")
+    return Training(
+        run_id=run.info.run_id,
+        experiment_id=run.info.experiment_id,
+        name=run.info.run_name,
+        variant=tags["variant"],
+        changed=tags["changed"],
+        hardware=tags["hardware"],
+        published=tags.get(SOURCE_TAG) == NOTEBOOK,
+        warm=features == "warm",
+        started=run.info.start_time,
+        digests=tuple(tags.get(name, "") for name in DIGESTS),
+        **{
+            name: params.get(f"used.{name}", params.get(name, ""))
+            for name in ("precision", "strategy", "backbone")
+        },
+        dataset=tags.get("dataset"),
+        train_images=int(params["train_images"]) if "train_images" in params else None,
+        seconds=metrics.get("wall_time_s"),
+        # with features an epoch's images are those that the head alone saw
+        images_per_second=metrics.get("images_per_second") if features == "none" else None,
+        memory_mb=metrics.get("peak_memory_mb"),
+        val_accuracy=metrics.get("best_val_accuracy", metrics.get("val_accuracy")),
+        **{
+            name: metrics.get(name)
+            for name in (
+                "accuracy",
+                "accuracy_low",
+                "accuracy_high",
+                "top_3_accuracy",
+                "train_accuracy",
+            )
+        },
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Record:
+    """A training with what lies beside it in the store; empty or None where there is nothing.
+
+    `recipe`: every field as used; `history`: the metrics of each epoch; `predictions`: path, label
+    and predicted of each test image; `root`: the folder that `path` started from.
+    """
+
+    training: Training
+    recipe: dict[str, Any]
+    history: list[dict[str, float]]
+    predictions: pd.DataFrame | None
+    root: str | None
+
+    @property
+    def epoch_images(self) -> int:
+        """How many were trained on in one epoch, in whole batches; 0: not known."""
+        batch_size = self.recipe.get("batch_size", 1)
+        return (self.training.train_images or 0) // batch_size * batch_size
+
+
+def load_records(runs: Iterable[Any]) -> list[Record]:
+    """Of MLflow runs, in their order; what cannot be read is warned of."""
+    runs, found = list(runs), []
+    with progress("reading runs", len(runs)) as advance:
+        for run in runs:
+            try:
+                found.append(load_record(read_training(run)))
+            except KeyError as error:
+                warn(f"left out: run {run.info.run_id} has no {first_line(error)}")
+            advance(1)
+    return found
+
+
+def load_record(training: Training) -> Record:
+    """Everything of one training."""
+    if training.published:
+        recipe = asdict(VARIANTS[training.variant])
+        return Record(training=training, recipe=recipe, history=[], predictions=None, root=None)
+    uri, load = f"runs:/{training.run_id}", mlflow.artifacts.load_dict
+    described: dict[str, Any] = attempt(lambda: load(f"{uri}/dataset.json"), {})
+    return Record(
+        training=training,
+        recipe=attempt(lambda: load(f"{uri}/{RECIPE_ARTIFACT}")["used"], {}),
+        history=attempt(lambda: load(f"{uri}/{HISTORY_ARTIFACT}"), []),
+        predictions=attempt(lambda: load_predictions(training.run_id), None)
+        if training.accuracy is not None
+        else None,
+        root=described.get("root"),
+    )
+
+
+def attempt(load: Callable[[], Found], otherwise: Found) -> Found:
+    """What is loaded, or `otherwise` and a warning."""
+    try:
+        return load()
+    except (MlflowException, OSError, ValueError, KeyError, UserError) as error:
+        warn(f"left out: {first_line(error)}")
+        return otherwise
