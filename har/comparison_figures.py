@@ -49,8 +49,9 @@ def draw_scatter(group: Group, front: Sequence[Record]) -> Figure:
         best = [each.training.accuracy or 0.0 for each in front]
         axes.step(times, best, where="post", color="0.5", linestyle="--", label="Pareto front")
     axes.set(xlabel="wall time, s (logarithmic)", ylabel="test accuracy", xscale="log")
-    for each in (axes.xaxis.set_major_formatter, axes.xaxis.set_minor_formatter):
-        each(StrMethodFormatter("{x:,.0f}"))
+    plain = StrMethodFormatter("{x:,.0f}")
+    axes.xaxis.set_major_formatter(plain)
+    axes.xaxis.set_minor_formatter(plain)
     axes.grid(alpha=0.3)
     draw_legend(figure, loc="outside right upper")
     return figure
