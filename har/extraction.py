@@ -12,8 +12,6 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from importlib.metadata import version
-from pathlib import Path
-from tempfile import TemporaryDirectory, gettempdir
 from typing import Any
 
 import numpy as np
@@ -31,12 +29,11 @@ from har.pipeline import AUGMENTATIONS, Splits, ahead, build_stream_loader
 from har.progress import progress, say
 from har.recipe import Recipe
 from har.runtimes import (
-    OPENVINO_FILE,
     available_cpus,
     compile_tensorflow,
+    convert_to_openvino,
     has_bfloat16,
     import_openvino,
-    save_openvino,
 )
 
 # OpenVINO computes several batches at once; small ones stay in the processor's caches.
@@ -137,14 +134,8 @@ def onednn_bfloat16(wanted: bool) -> Iterator[None]:
 
 
 def prepare_openvino(network: Any, recipe: Recipe) -> Compile:
-    """Keras' export, read back; as many requests at once as the CPU has use for."""
-    openvino = import_openvino()
-    core = openvino.Core()
-    with TemporaryDirectory() as scratch:
-        save_openvino(network, Path(scratch), "float32")
-        # read whole, not mapped: the files go away
-        core.set_property({"ENABLE_MMAP": False})
-        model = core.read_model(Path(scratch) / OPENVINO_FILE)
+    """Converted once; as many batches at once as the CPU has use for."""
+    core, model = import_openvino().Core(), convert_to_openvino(network, "float32")
 
     def compile_network(arithmetic: str) -> Extractor:
         options = {
@@ -283,14 +274,7 @@ class Extraction:
         """Compiled at its first use, and then compared with Keras on the first of `rows`."""
         if self.prepared is None:
             say(f"compiling {self.recipe.backbone} for {self.runtime}")
-            try:
-                self.prepared = PREPARE[self.runtime](self.network, self.recipe)
-            # OpenVINO says RuntimeError where it cannot write the scratch file
-            except (OSError, RuntimeError) as error:
-                raise UserError(
-                    f"{self.recipe.backbone} cannot be compiled for {self.runtime}:"
-                    f" {first_line(error)}; is there room in {gettempdir()}?"
-                ) from error
+            self.prepared = PREPARE[self.runtime](self.network, self.recipe)
         if arithmetic not in self.compiled:
             self.compiled[arithmetic] = self.prepared(arithmetic)
             _, images = next(self.batches(rows, None, CHECKED_IMAGES, 0))
