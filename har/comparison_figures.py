@@ -157,14 +157,16 @@ def draw_waterfall(effects: Sequence[Effect]) -> Figure:
 
 
 def draw_causes(axes: Axes, row: int, effect: Effect, colours: dict[str, str]) -> None:
-    """One change: what lengthens the wall time to the right of where it was, then what shortens
-    it, back to where it came to.
+    """One change: above what lengthens the wall time, to the right of where it was; below what
+    shortens it, back to where it came to.
     """
     assert effect.before is not None
     at = effect.before.wall_s
     axes.axvline(at, color="0.8", linewidth=0.5, zorder=0)
     for name, seconds in sorted(effect.parts.items(), key=lambda part: -part[1]):
-        axes.barh(row, seconds, left=at, color=colours[name])
+        # one above the other, or what shortens would hide what lengthens
+        place = row - 0.2 if seconds > 0 else row + 0.2
+        axes.barh(place, seconds, left=at, color=colours[name], height=0.38)
         at += seconds
     axes.plot([at, at], [row - 0.4, row + 0.4], color="k", linewidth=1.5)
 
