@@ -12,9 +12,9 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
-from har.archive import Record
+from har.archive import Record, right_by_path
 from har.errors import UserError
-from har.metrics import mean_paired_difference
+from har.metrics import in_points, mean_paired_difference
 from har.recipe import Recipe, changes
 
 Kind = Literal["base", "add", "chain", "leave", "end"]
@@ -85,7 +85,7 @@ def measure(records: Sequence[Record]) -> Cost:
     return Cost(
         **medians,
         accuracy=float(np.mean([a for a in accuracies if a is not None])) if judged else None,
-        hits=np.stack([right_in_order(each) for each in predictions]) if judged else None,
+        hits=np.stack([right_by_path(each).to_numpy() for each in predictions]) if judged else None,
     )
 
 
@@ -102,12 +102,6 @@ def measure_one(record: Record) -> dict[str, float]:
         "rest_s": wall_s - fit_s,
         "wall_s": wall_s,
     }
-
-
-def right_in_order(predictions: pd.DataFrame) -> npt.NDArray[np.bool_]:
-    """Whether each test image was told right, in the order of their paths."""
-    table = predictions.sort_values("path")
-    return (table["predicted"] == table["label"]).to_numpy()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -227,7 +221,7 @@ def describe_table(effects: Sequence[Effect]) -> str:
                 "epoch s": pair(each.before.epoch_s, each.after.epoch_s, ".1f"),
                 "epochs": pair(each.before.epochs, each.after.epochs, ".0f"),
                 "wall s": pair(each.before.wall_s, each.after.wall_s, ",.0f"),
-                "accuracy, points": points(each.difference),
+                "accuracy, points": in_points(each.difference) if each.difference else "-",
             }
         )
     return pd.DataFrame(rows).fillna("-").to_string(index=False)
@@ -236,14 +230,6 @@ def describe_table(effects: Sequence[Effect]) -> str:
 def pair(before: float, after: float, form: str) -> str:
     """`before > after`."""
     return f"{before:{form}} > {after:{form}}"
-
-
-def points(difference: tuple[float, float, float] | None) -> str:
-    """In percentage points, with the interval."""
-    if difference is None:
-        return "-"
-    value, low, high = (f"{100 * each:+.1f}" for each in difference)
-    return f"{value} ({low} to {high})"
 
 
 def say_plainly(effect: Effect) -> str:
@@ -271,5 +257,5 @@ def judge(difference: tuple[float, float, float] | None) -> str:
         return "its accuracy is not known"
     _, low, high = difference
     if low <= 0 <= high:
-        return f"changes accuracy by no more than can be told ({points(difference)} points)"
-    return f"{'raises' if low > 0 else 'lowers'} accuracy by {points(difference)} points"
+        return f"changes accuracy by no more than can be told ({in_points(difference)} points)"
+    return f"{'raises' if low > 0 else 'lowers'} accuracy by {in_points(difference)} points"

@@ -81,8 +81,10 @@ def run_ablation(asked: Ablation) -> str:
     steps = plan(asked.base, asked.end)
     name = store.own_experiment() or asked.experiment
     asked = replace(asked, experiment=name)
-    with store.open_run(name, tracking.ablation_tags(asked.from_variant, asked.to_variant)) as run:
-        store.log_missing_params({"from": asked.from_variant, "to": asked.to_variant})
+    tags = tracking.ablation_tags(asked.from_variant, asked.to_variant, asked.manifest)
+    with store.open_run(name, tags) as run:
+        ends = {"from": asked.from_variant, "to": asked.to_variant, "seeds": asked.seeds}
+        store.log_missing_params(ends | asked.typed)
         costs = measure_steps(asked, steps, run)
         effects = find_effects(steps, costs, changes(asked.base, asked.end))
         table, sentences = describe_table(effects), [say_plainly(each) for each in effects]

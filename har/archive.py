@@ -119,6 +119,12 @@ class Record:
         return (self.training.train_images or 0) // batch_size * batch_size
 
 
+def right_by_path(predictions: pd.DataFrame) -> "pd.Series[bool]":
+    """Whether each test image was told right, by path and in the order of the paths."""
+    table = predictions.set_index("path").sort_index()
+    return table["predicted"] == table["label"]
+
+
 def load_records(runs: Iterable[Any]) -> list[Record]:
     """Of MLflow runs, in their order; what cannot be read is warned of."""
     runs, found = list(runs), []

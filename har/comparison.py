@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from har.archive import Record
+from har.archive import Record, right_by_path
 from har.metrics import correct_for_many, paired_difference, paired_test, wilson_intervals
 from har.notebooks import NOTEBOOKS
 from har.recipe import Recipe
@@ -93,7 +93,11 @@ def tabulate_pairs(group: Group) -> pd.DataFrame:
     if len(judged) < 2:
         return pd.DataFrame()
     # (images, runs), NaN where a run was not judged on an image
-    series = [right_by_path(each).astype(float) for each in judged]
+    series = [
+        right_by_path(each.predictions).astype(float)
+        for each in judged
+        if each.predictions is not None
+    ]
     hits = pd.concat(series, axis=1).to_numpy().T
     rows = []
     for i, j in combinations(range(len(judged)), 2):
@@ -122,13 +126,6 @@ def tabulate_pairs(group: Group) -> pd.DataFrame:
     if rows:
         table["p_corrected"] = correct_for_many(table["p_value"].to_numpy())
     return table
-
-
-def right_by_path(record: Record) -> "pd.Series[bool]":
-    """Whether each test image was told right."""
-    assert record.predictions is not None
-    table = record.predictions.set_index("path")
-    return table["predicted"] == table["label"]
 
 
 def find_pareto_front(group: Group) -> list[Record]:

@@ -11,7 +11,6 @@ from typing import Any
 
 import jinja2
 import pandas as pd
-from matplotlib.figure import Figure
 
 from har.archive import Record, Training
 from har.comparison import (
@@ -32,21 +31,20 @@ from har.comparison_figures import (
     draw_recalls,
     draw_scatter,
 )
-from har.data_report import figure_uri, jpeg_uri, thumbnail
+from har.data_report import REPORT_FILE, draw_png, jpeg_uri, png_uri, thumbnail
 
 TEMPLATE = Path(__file__).with_name("comparison_report.html")
-REPORT_FILE = "report.html"
 GALLERY_IMAGES = 12
 LEVEL = 0.05
 
 
 @dataclass(frozen=True, kw_only=True)
 class Comparison:
-    """The page, and by file name the tables and the figures in it."""
+    """The page, and by file name the tables and the figures (PNG) in it."""
 
     page: str
     tables: dict[str, pd.DataFrame]
-    figures: dict[str, Figure]
+    figures: dict[str, bytes]
 
 
 def compare(records: Sequence[Record]) -> Comparison:
@@ -59,7 +57,8 @@ def compare(records: Sequence[Record]) -> Comparison:
         for number_, part in enumerate(parts, start=1)
         for name, figure in part["figures"]
     }
-    curves = draw_curves(ordered)
+    drawn = draw_curves(ordered)
+    curves = draw_png(drawn) if drawn else None
     if curves:
         figures["learning_curves"] = curves
     pairs, recalls = ([part[name] for part in parts] for name in ("pair_table", "recall_table"))
@@ -79,7 +78,7 @@ def write_comparison(comparison: Comparison, folder: Path) -> None:
     for name, table in comparison.tables.items():
         table.to_csv(folder / f"{name}.csv", index=False)
     for name, figure in comparison.figures.items():
-        figure.savefig(folder / "figures" / f"{name}.png", dpi=110)
+        (folder / "figures" / f"{name}.png").write_bytes(figure)
 
 
 def concat(tables: Sequence[pd.DataFrame]) -> pd.DataFrame:
@@ -91,7 +90,7 @@ def concat(tables: Sequence[pd.DataFrame]) -> pd.DataFrame:
 def render(
     records: Sequence[Record],
     parts: Sequence[dict[str, Any]],
-    curves: Figure | None,
+    curves: bytes | None,
     tables: dict[str, pd.DataFrame],
 ) -> str:
     """The page."""
@@ -231,10 +230,10 @@ def describe_group(group: Group) -> dict[str, Any]:
             ("recalls", draw_recalls(group, recall_table)),
             ("confusion_matrices", draw_confusions(group)),
         ]
-    drawn = dict(figures)
+    drawn = {name: draw_png(figure) for name, figure in figures}
     return {
         "digest": group.test_digest,
-        "figures": figures,
+        "figures": drawn.items(),
         "pair_table": pair_table,
         "recall_table": recall_table,
         "summary": summarise(group),
@@ -303,9 +302,9 @@ def summarise_pairs(pairs: pd.DataFrame) -> str:
     return f"{many} of {len(pairs)} pairs differ (corrected p below {LEVEL:g})."
 
 
-def shown_figure(figure: Figure | None, alt: str, note: str = "") -> dict[str, str] | None:
+def shown_figure(png: bytes | None, alt: str, note: str = "") -> dict[str, str] | None:
     """For the template."""
-    return {"uri": figure_uri(figure), "alt": alt, "note": note} if figure else None
+    return {"uri": png_uri(png), "alt": alt, "note": note} if png else None
 
 
 def build_gallery(group: Group) -> dict[str, Any] | None:

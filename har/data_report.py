@@ -127,6 +127,16 @@ def jpeg_uri(picture: Image.Image) -> str:
 
 def figure_uri(figure: Figure) -> str:
     """The figure inside the page."""
+    return png_uri(draw_png(figure))
+
+
+def draw_png(figure: Figure) -> bytes:
+    """The figure as a PNG file."""
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=110)
-    return f"data:image/png;base64,{base64.b64encode(buffer.getvalue()).decode()}"
+    return buffer.getvalue()
+
+
+def png_uri(png: bytes) -> str:
+    """The file inside the page."""
+    return f"data:image/png;base64,{base64.b64encode(png).decode()}"

@@ -16,7 +16,6 @@ from har import manifest as manifests
 from har.archive import load_records
 from har.backbones import with_weights_by_content
 from har.classifier import CLASSIFIER_FOLDER, save_classifier
-from har.comparison_report import REPORT_FILE as COMPARISON_FILE
 from har.comparison_report import compare, write_comparison
 from har.data_report import REPORT_FILE, render_report
 from har.devices import (
@@ -122,7 +121,7 @@ def run_comparison(run_ids: Sequence[str], experiment: str | None, out: Path) ->
         except OSError as error:
             raise UserError(f"{out} cannot be written: {first_line(error)}") from error
     say(f"see it: {where_to_see(run_id)}")
-    return out / COMPARISON_FILE
+    return out / REPORT_FILE
 
 
 def find_trainings(run_ids: Sequence[str], experiment: str) -> list[Any]:

@@ -67,6 +67,12 @@ def paired_difference(before: Bools, after: Bools) -> tuple[float, float, float]
     return (gained - lost) / images, float(low), float(high)
 
 
+def in_points(difference: tuple[float, float, float]) -> str:
+    """A difference of shares with its interval, in percentage points: `+0.8 (-1.3 to +2.9)`."""
+    value, low, high = (f"{100 * each:+.1f}" for each in difference)
+    return f"{value} ({low} to {high})"
+
+
 def mean_paired_difference(before: Bools, after: Bools) -> tuple[float, float, float]:
     """`paired_difference` of several trainings: (seeds, images) hits each, with equal images.
 

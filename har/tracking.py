@@ -153,9 +153,13 @@ def comparison_tags(runs: int) -> dict[str, str]:
     return {MLFLOW_RUN_NAME: f"compare · {runs} runs", "job": "compare"}
 
 
-def ablation_tags(from_variant: str, to_variant: str) -> dict[str, str]:
+def ablation_tags(from_variant: str, to_variant: str, manifest: Manifest) -> dict[str, str]:
     """Of a run with trainings under it, one for each recipe between two variants."""
-    return {MLFLOW_RUN_NAME: f"ablate · {from_variant} to {to_variant}", "job": "ablate"}
+    return {
+        MLFLOW_RUN_NAME: f"ablate · {from_variant} to {to_variant}",
+        "job": "ablate",
+        **data_tags(manifest),
+    }
 
 
 def trial_tags(trial: Trial, parent: str | None = None) -> dict[str, str]:

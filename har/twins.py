@@ -18,9 +18,9 @@ import pandas as pd
 from mlflow.exceptions import MlflowException
 from mlflow.utils.mlflow_tags import MLFLOW_RUN_NOTE
 
-from har.archive import DIGESTS, Training, read_training
+from har.archive import DIGESTS, Training, read_training, right_by_path
 from har.errors import UserError, first_line
-from har.metrics import paired_difference
+from har.metrics import in_points, paired_difference
 from har.progress import warn
 from har.store import find_runs, find_training, load_predictions, quiet_mlflow
 from har.tracking import NOTEBOOK, SOURCE_TAG
@@ -70,9 +70,11 @@ def compare(
     here, there = hits.get(training.run_id), hits.get(twin.run_id)
     if here is not None and there is not None and len(here) == len(there):
         difference = paired_difference(here, there)
+    # a warm run's wall time is not the whole job's
+    cold = not (training.warm or twin.warm)
     return Link(
         twin=twin,
-        time_ratio=ratio(twin.seconds, training.seconds),
+        time_ratio=ratio(twin.seconds, training.seconds) if cold else None,
         speed_ratio=ratio(twin.images_per_second, training.images_per_second),
         difference=difference,
     )
@@ -92,19 +94,13 @@ def describe_link(link: Link) -> str:
     if link.speed_ratio:
         facts.append(f"{link.speed_ratio:.2f} times its images/s")
     if link.difference:
-        facts.append(f"accuracy {points(link.difference)}")
+        facts.append(f"accuracy {in_points(link.difference)} points")
     if twin.warm:
         facts.append("warm: features were found in the cache")
     if twin.published:
         facts.append("published, on other images and with the network of the notebook")
     address = f"#/experiments/{twin.experiment_id}/runs/{twin.run_id}"
     return f"[{twin.name}]({address}): " + "; ".join(facts)
-
-
-def points(difference: tuple[float, float, float]) -> str:
-    """A difference of accuracies with its interval, in percentage points."""
-    value, low, high = (f"{100 * each:+.1f}" for each in difference)
-    return f"{value} points ({low} to {high})"
 
 
 def with_links(description: str, links: Sequence[Link]) -> str:
@@ -140,7 +136,7 @@ def table_row(training: Training, link: Link | None) -> dict[str, str]:
         "ratio": "1" if link is None else shown(link.time_ratio, ".2f"),
         "images/s": shown(training.images_per_second, ",.0f"),
         "accuracy": shown(training.accuracy, ".1%"),
-        "difference": points(link.difference) if link and link.difference else "-",
+        "difference, points": in_points(link.difference) if link and link.difference else "-",
         "run id": training.run_id,
     }
 
@@ -162,7 +158,7 @@ def link_twins(run_id: str) -> tuple[Training, list[Link]]:
         # a run that someone changed by hand may lack anything
         except (MlflowException, OSError, KeyError, ValueError) as error:
             # two that write the same new tag at once: MLflow gives one of them an error
-            if attempt == ATTEMPTS - 1:
+            if attempt == ATTEMPTS - 1 or not isinstance(error, MlflowException):
                 why = first_line(error)
                 raise UserError(f"twins of run {run_id} cannot be linked: {why}") from error
             time.sleep(random.uniform(0.1, 0.5))
@@ -213,11 +209,10 @@ def load_hits(run: Any) -> npt.NDArray[np.bool_] | None:
     if "accuracy" not in run.data.metrics:
         return None
     try:
-        table = load_predictions(run.info.run_id).sort_values("path")
+        return right_by_path(load_predictions(run.info.run_id)).to_numpy()
     except UserError as error:
         warn(str(error))
         return None
-    return (table["predicted"] == table["label"]).to_numpy()
 
 
 def write_links(run: Any, links: Sequence[Link]) -> bool:

@@ -89,9 +89,9 @@ def test_a_link_says_ratios_and_the_paired_difference() -> None:
     assert link.difference is not None and link.difference[0] == 0.25
     line = describe_link(link)
     assert "(#/experiments/1/runs/there)" in line and "100 s, 0.50 times this run's" in line
-    assert "1.50 times its images/s" in line and "+25.0 points (" in line
+    assert "1.50 times its images/s" in line and "accuracy +25.0 (" in line
     table = describe_twins(HERE, [link])
-    assert "2xT4" in table and "0.50" in table and "+25.0 points" in table
+    assert "2xT4" in table and "0.50" in table and "+25.0 (" in table
 
 
 def test_what_is_not_known_is_not_said() -> None:
@@ -99,8 +99,10 @@ def test_what_is_not_known_is_not_said() -> None:
     assert (link.time_ratio, link.speed_ratio, link.difference) == (None, None, None)
     assert "wall time not known" in describe_link(link) and "published" in describe_link(link)
     assert "no twins" in describe_twins(HERE, [])
-    warm = describe_link(compare(HERE, replace(THERE, warm=True), {}))
-    assert "warm" in warm
+    warm = replace(THERE, warm=True)
+    assert "warm" in describe_link(compare(HERE, warm, {}))
+    # its wall time is not the whole job's, on whichever side it stands
+    assert compare(HERE, warm, {}).time_ratio is compare(warm, HERE, {}).time_ratio is None
 
 
 def test_lines_replace_lines() -> None:
