@@ -187,10 +187,12 @@ def bare_forward(runtime: str, backbone: str, files: list[str]) -> float:
 
     from har.backbones import build_backbone
     from har.extraction import PREPARE, choose_arithmetic
+    from har.graphs import trace
 
     recipe = replace(VARIANTS["v5"], backbone=backbone, weights="random", precision="float32")
     arithmetic = choose_arithmetic(runtime, recipe, exact=False)
-    extractor = PREPARE[runtime](build_backbone(recipe), recipe)(arithmetic)
+    network = build_backbone(recipe)
+    extractor = PREPARE[runtime](network, trace(network, "float32"), recipe)(arithmetic)
     size = recipe.image_size
     images = np.stack([np.asarray(Image.open(f).resize((size, size)), np.float32) for f in files])
     batch = extractor.batch_size

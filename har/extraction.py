@@ -23,6 +23,7 @@ from har.backbones import build_backbone, copy_weights
 from har.devices import free_memory, precision_policy
 from har.errors import UserError, first_line
 from har.feature_cache import Features, Key, check_limit, load_or_compute
+from har.graphs import trace
 from har.interrupts import interrupts_at_checkpoints
 from har.manifest import Manifest
 from har.pipeline import AUGMENTATIONS, Splits, ahead, build_stream_loader
@@ -63,8 +64,9 @@ class Extractor:
     run: Callable[[Iterable[tuple[int, Images]], Sink], None]
 
 
-# A runtime prepares a network once; then it compiles it for an arithmetic.
+# A runtime prepares a network, traced in float32, once; then it compiles it for an arithmetic.
 Compile = Callable[[str], Extractor]
+Prepare = Callable[[Any, Any, Recipe], Compile]
 
 
 def choose_arithmetic(runtime: str, recipe: Recipe, exact: bool) -> str:
@@ -81,7 +83,7 @@ def has_gpu() -> bool:
     return bool(tf.config.list_physical_devices("GPU"))
 
 
-def prepare_tensorflow(network: Any, recipe: Recipe) -> Compile:
+def prepare_tensorflow(network: Any, traced: Any, recipe: Recipe) -> Compile:
     """By Keras' policies on a GPU; on a CPU float32, or a frozen graph that oneDNN computes in
     bfloat16.
     """
@@ -89,11 +91,13 @@ def prepare_tensorflow(network: Any, recipe: Recipe) -> Compile:
     def compile_network(arithmetic: str) -> Extractor:
         rewrite = arithmetic == "bfloat16" and not has_gpu()
         policy = {"float32": "float32", "bfloat16": "mixed_bfloat16", "float16": "mixed_float16"}
-        model = network if rewrite else under_policy(network, recipe, policy[arithmetic])
+        graph = traced
+        if not rewrite and policy[arithmetic] != "float32":
+            graph = trace(under_policy(network, recipe, policy[arithmetic]), "float32")
         # constants take thirty times the weights' size while they are made
-        roomy = free_memory() > 30 * 4 * model.count_params()
-        constants = {"most_constants": model.count_params()} if rewrite and roomy else {}
-        forward = compile_tensorflow(model, "float32", **constants)
+        roomy = free_memory() > 30 * 4 * network.count_params()
+        constants = {"most_constants": network.count_params()} if rewrite and roomy else {}
+        forward = compile_tensorflow(graph, **constants)
 
         def run(batches: Iterable[tuple[int, Images]], sink: Sink) -> None:
             # at every call: without the option a function that was rewritten runs as it was
@@ -112,9 +116,7 @@ def prepare_tensorflow(network: Any, recipe: Recipe) -> Compile:
 
 
 def under_policy(network: Any, recipe: Recipe, policy: str) -> Any:
-    """The float32 network, or one that computes by another Keras policy with the same weights."""
-    if policy == "float32":
-        return network
+    """A network with the same weights that computes by another Keras policy."""
     with precision_policy(policy):
         # the weights are copied: no need to read them again
         copy = build_backbone(replace(recipe, weights="random"))
@@ -133,9 +135,9 @@ def onednn_bfloat16(wanted: bool) -> Iterator[None]:
         tf.config.optimizer.set_experimental_options({option: False})
 
 
-def prepare_openvino(network: Any, recipe: Recipe) -> Compile:
+def prepare_openvino(network: Any, traced: Any, recipe: Recipe) -> Compile:
     """Converted once; as many batches at once as the CPU has use for."""
-    core, model = import_openvino().Core(), convert_to_openvino(network, "float32")
+    core, model = import_openvino().Core(), convert_to_openvino(traced)
 
     def compile_network(arithmetic: str) -> Extractor:
         options = {
@@ -201,7 +203,7 @@ def in_threads(
         each.result()
 
 
-PREPARE: dict[str, Callable[[Any, Recipe], Compile]] = {
+PREPARE: dict[str, Prepare] = {
     "tensorflow": prepare_tensorflow,
     "openvino": prepare_openvino,
 }
@@ -236,6 +238,7 @@ class Extraction:
         self.runtime = runtime
         self.weights = digest_weights(network)
         self.prepared: Compile | None = None
+        self.checked: tuple[Images, Features]
         self.compiled: dict[str, Extractor] = {}
         self.computed = self.needed = 0
 
@@ -271,14 +274,16 @@ class Extraction:
         return array
 
     def extractor(self, arithmetic: str, rows: pd.DataFrame) -> Extractor:
-        """Compiled at its first use, and then compared with Keras on the first of `rows`."""
+        """Compiled at its first use, and then compared with Keras on the first images of all."""
         if self.prepared is None:
             say(f"compiling {self.recipe.backbone} for {self.runtime}")
-            self.prepared = PREPARE[self.runtime](self.network, self.recipe)
+            traced = trace(self.network, "float32")
+            self.prepared = PREPARE[self.runtime](self.network, traced, self.recipe)
+            _, images = next(self.batches(rows, None, CHECKED_IMAGES, 0))
+            self.checked = images, traced(images).numpy()
         if arithmetic not in self.compiled:
             self.compiled[arithmetic] = self.prepared(arithmetic)
-            _, images = next(self.batches(rows, None, CHECKED_IMAGES, 0))
-            check_extractor(self.compiled[arithmetic], self.network, images)
+            check_extractor(self.compiled[arithmetic], *self.checked)
         return self.compiled[arithmetic]
 
     def extract(
@@ -391,9 +396,8 @@ def digest_weights(network: Any) -> str:
     return found.hexdigest()
 
 
-def check_extractor(extractor: Extractor, network: Any, images: Images) -> None:
-    """Raise a UserError unless it computes what Keras does with the float32 network."""
-    expected = np.asarray(network(images, training=False))
+def check_extractor(extractor: Extractor, images: Images, expected: Features) -> None:
+    """Raise a UserError unless it makes `expected` of `images`, as Keras does in float32."""
     found = np.empty_like(expected)
 
     def sink(start: int, features: npt.NDArray[Any]) -> None:

@@ -8,6 +8,7 @@ import importlib.util
 import os
 import re
 import sys
+import tempfile
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -113,27 +114,21 @@ def load_tensorflow(folder: Path) -> Any:
     """The folder's network as a compiled function; Keras' safe mode runs no code from the file."""
     import keras
 
-    return compile_tensorflow(keras.models.load_model(folder / MODEL_FILE, compile=False))
+    from har.graphs import trace
+
+    model = keras.models.load_model(folder / MODEL_FILE, compile=False)
+    return compile_tensorflow(trace(model, "uint8"))
 
 
-def compile_tensorflow(
-    model: Any, dtype: str = "uint8", most_constants: int = MOST_CONSTANTS
-) -> Any:
-    """The model's inference on images of `dtype`, traced once; up to so many weights become
-    constants of the graph, so that TensorFlow merges batch normalisation into convolutions.
+def compile_tensorflow(traced: Any, most_constants: int = MOST_CONSTANTS) -> Any:
+    """A traced network for running it often: up to so many weights become constants of its graph,
+    so that TensorFlow merges batch normalisation into convolutions.
     """
-    import tensorflow as tf
-    from tensorflow.python.framework.convert_to_constants import convert_variables_to_constants_v2
+    from har.graphs import compile_frozen, freeze
 
-    size = model.input_shape[1]
-    signature = tf.TensorSpec((None, size, size, 3), dtype)
-    compiled = tf.function(
-        lambda images: model(images, training=False), input_signature=[signature]
-    )
-    if model.count_params() > most_constants:
-        return compiled
-    frozen = convert_variables_to_constants_v2(compiled.get_concrete_function())
-    return tf.function(lambda images: frozen(images)[0], input_signature=[signature])
+    if sum(variable.shape.num_elements() for variable in traced.variables) > most_constants:
+        return traced
+    return compile_frozen(freeze(traced), traced.structured_input_signature[0])
 
 
 def import_openvino() -> Any:
@@ -153,23 +148,30 @@ def import_openvino() -> Any:
     return openvino
 
 
-def convert_to_openvino(model: Any, dtype: str) -> Any:
-    """The Keras model as a network of OpenVINO's; images of `dtype` go in."""
-    openvino = import_openvino()
-    import tensorflow as tf
+def convert_to_openvino(traced: Any) -> Any:
+    """A traced network as one of OpenVINO's.
 
-    size = model.input_shape[1]
-    signature = [tf.TensorSpec((None, size, size, 3), dtype)]
-    traced = tf.function(lambda images: model(images, training=False), input_signature=signature)
-    network = openvino.convert_model(traced.get_concrete_function())
+    By a file: OpenVINO reads a frozen graph in a fifth of the time that its walk through
+    TensorFlow's objects in Python takes (2026.4, EfficientNetB7).
+    """
+    openvino = import_openvino()
+    from har.graphs import freeze
+
+    frozen = freeze(traced)
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / "frozen.pb"
+        file.write_bytes(frozen.graph_def.SerializeToString())
+        network = openvino.Core().read_model(file)
     # Each swish is one more output otherwise: half the speed for what nobody reads (Keras 3.15).
-    return openvino.Model(network.outputs[:1], network.get_parameters())
+    return openvino.Model([network.output(frozen.output)], network.get_parameters())
 
 
 def save_openvino(model: Any, folder: Path) -> None:
     """OPENVINO_FILE and its weights, a .bin beside it; uint8 images go in."""
     openvino = import_openvino()
-    network = convert_to_openvino(model, "uint8")
+    from har.graphs import trace
+
+    network = convert_to_openvino(trace(model, "uint8"))
     openvino.save_model(network, folder / OPENVINO_FILE, compress_to_fp16=False)
 
 

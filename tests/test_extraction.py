@@ -19,6 +19,7 @@ from har.extraction import (
     digest_weights,
     extract_splits,
 )
+from har.graphs import trace
 from har.images import decode
 from har.manifest import Manifest
 from har.pipeline import split_training
@@ -270,7 +271,9 @@ def test_a_gpus_precision_is_computed_by_keras_policy(
     monkeypatch.setattr(extraction, "has_gpu", lambda: True)
     recipe = tiny_recipe("v5", precision=precision)
     images = np.random.default_rng(0).integers(0, 256, (6, 32, 32, 3)).astype(np.float32)
-    extractor = PREPARE["tensorflow"](network, recipe)(precision.removeprefix("mixed_"))
+    extractor = PREPARE["tensorflow"](network, trace(network, "float32"), recipe)(
+        precision.removeprefix("mixed_")
+    )
     found = np.zeros((6, 8), np.float32)
 
     def sink(start: int, features: np.ndarray) -> None:

@@ -23,6 +23,7 @@ ORDER = [
     "notebooks",
     "metrics",
     "progress",
+    "graphs",
     "runtimes",
     "client",
     "images",

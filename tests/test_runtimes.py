@@ -14,6 +14,7 @@ from conftest import tiny_recipe
 from har import runtimes
 from har.cli import main
 from har.errors import UserError
+from har.graphs import trace
 from har.model import build_model
 from har.runtimes import (
     AUTO,
@@ -95,7 +96,7 @@ def test_only_the_buckets_shapes_are_run() -> None:
 
 
 def test_no_batch_size_is_traced_anew(model: keras.Model) -> None:
-    compiled = compile_tensorflow(model)
+    compiled = compile_tensorflow(trace(model, "uint8"))
     forward = Forward(compiled=compiled)
     for count in range(1, BATCH_SIZE + 1):
         assert forward(noise(count)).shape == (count, 3)
@@ -106,10 +107,10 @@ def test_weights_are_constants_only_up_to_a_limit(model: keras.Model) -> None:
     images = noise(5)
     expected = model(images, training=False)
     for most in (0, 10**9):
-        found = compile_tensorflow(model, most_constants=most)
+        found = compile_tensorflow(trace(model, "uint8"), most_constants=most)
         np.testing.assert_allclose(found(images), expected, rtol=0, atol=1e-6)
-        constants = len(found.get_concrete_function().variables) == 0
-        assert constants is (most > 0)
+        function = found.get_concrete_function() if most else found
+        assert (len(function.variables) == 0) is (most > 0)
 
 
 def test_openvino_gives_the_probabilities_alone_of_a_network_with_swish(tmp_path: Path) -> None:
