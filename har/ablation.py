@@ -1,7 +1,7 @@
 """Which change between two recipes buys what: the trainings to run, and what they say.
 
 Pure functions. Each change is tried alone on the base (add), taken alone out of the end (leave),
-and added to those before it (chain). Every number is of trainings that ran in full.
+and added to those before it (chain). Every number is of trainings that ran, never of a model of one.
 """
 
 from collections.abc import Sequence
@@ -90,8 +90,11 @@ def measure(records: Sequence[Record]) -> Cost:
 
 
 def measure_one(record: Record) -> dict[str, float]:
-    """The numbers of one training; epochs are as its history has them."""
-    history, wall_s = record.history, record.training.seconds or 0.0
+    """The numbers of one training; epochs are as its history has them, and features that it found
+    count as long as they took when they were computed.
+    """
+    history = record.history
+    wall_s = (record.training.seconds or 0.0) + record.training.saved_s
     fit_s = sum(epoch["epoch_time_s"] for epoch in history)
     images = len(history) * record.epoch_images
     return {

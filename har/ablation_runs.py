@@ -1,8 +1,10 @@
 """An ablation in the store: a parent run, and under it one training for each recipe.
 
-Every training runs in a process of its own, from an empty feature cache, so that its wall time is
-what a user of that recipe waits. One that is finished in the same experiment, with the same recipe,
-data and hardware, is not run again: an interrupted ablation goes on where it was.
+Every training runs in a process of its own, so that its wall time is what a user of that recipe
+waits. Features that another training of the ablation has left are used again where the change leaves
+them valid; the seconds that they took when they were computed are added to its wall time, as if it
+had computed them. A training that is finished in the same experiment, with the same recipe, data and
+hardware, is not run again: an interrupted ablation goes on where it was.
 """
 
 import os
@@ -85,7 +87,8 @@ def run_ablation(asked: Ablation) -> str:
     with store.open_run(name, tags) as run:
         ends = {"from": asked.from_variant, "to": asked.to_variant, "seeds": asked.seeds}
         store.log_missing_params(ends | asked.typed)
-        costs = measure_steps(asked, steps, run)
+        with tempfile.TemporaryDirectory() as cache:
+            costs = measure_steps(asked, steps, run, cache)
         effects = find_effects(steps, costs, changes(asked.base, asked.end))
         table, sentences = describe_table(effects), [say_plainly(each) for each in effects]
         store.log_table_file(tabulate(effects), "ablation.csv")
@@ -95,8 +98,13 @@ def run_ablation(asked: Ablation) -> str:
     return "\n".join([table, "", *sentences, "", f"see it: {where_to_see(run)}"])
 
 
-def measure_steps(asked: Ablation, steps: Sequence[Step], parent: str) -> list[Cost | None]:
-    """The cost of each step; None for a forbidden one. Equal recipes are one object."""
+def measure_steps(
+    asked: Ablation, steps: Sequence[Step], parent: str, cache: str
+) -> list[Cost | None]:
+    """The cost of each step; None for a forbidden one. Equal recipes are one object.
+
+    The trainings share the features in the folder `cache`.
+    """
     recipes = [
         [replace(step.recipe, seed=step.recipe.seed + seed) for seed in range(asked.seeds)]
         if step.recipe
@@ -113,7 +121,7 @@ def measure_steps(asked: Ablation, steps: Sequence[Step], parent: str) -> list[C
             if key not in records:
                 say(f"recipe {len(records) + 1} of {len(set(digests.values()))}: {label(step)}")
                 run_id = find_finished(asked, key) or in_own_process(
-                    train_child, asked, asked.variant_of(step), recipe, parent
+                    train_child, asked, asked.variant_of(step), recipe, parent, cache
                 )
                 records[key] = load_record(read_training(mlflow.get_run(run_id)))
                 if not (records[key].history and records[key].recipe):
@@ -144,7 +152,7 @@ def find_hardware_tags(recipes: Sequence[Recipe], typed: Collection[str]) -> lis
 
 
 def find_finished(asked: Ablation, key: tuple[str, str]) -> str | None:
-    """A training of this recipe on this data and hardware that is done, from an empty cache."""
+    """A training of this recipe on this data and hardware that is done under an ablation."""
     wanted = {
         "recipe_digest": key[0],
         "hardware": key[1],
@@ -161,25 +169,24 @@ def find_finished(asked: Ablation, key: tuple[str, str]) -> str | None:
 
 def is_comparable(run: Any, runtime: str) -> bool:
     """Whether it was trained as here: under an ablation, so that its wall time holds no
-    preparation of data, with nothing found in a cache, and by the same runtime.
+    preparation of data, by the same runtime, and what it found in a cache has its time.
     """
     tags, params = run.data.tags, run.data.params
     return (
         MLFLOW_PARENT_RUN_ID in tags
-        and tags.get("features") != "warm"
+        and (tags.get("features") != "warm" or "saved_time_s" in run.data.metrics)
         and "train_images" in params
         and params.get("runtime") == runtime
     )
 
 
-def train_child(asked: Ablation, variant: str, recipe: Recipe, parent: str) -> str:
+def train_child(asked: Ablation, variant: str, recipe: Recipe, parent: str, cache: str) -> str:
     """Train one recipe here and now; its run id."""
     started = psutil.Process().create_time()
     store.quiet_mlflow()
-    with tempfile.TemporaryDirectory() as folder:
-        os.environ["HAR_CACHE"] = folder
-        trial = build_trial(variant, recipe, asked.typed, asked.manifest, asked.runtime)
-        return run_trial(trial, asked.experiment, started, parent).run_id
+    os.environ["HAR_CACHE"] = cache
+    trial = build_trial(variant, recipe, asked.typed, asked.manifest, asked.runtime)
+    return run_trial(trial, asked.experiment, started, parent).run_id
 
 
 def in_own_process(function: Callable[..., Returned], *arguments: Any) -> Returned:

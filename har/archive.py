@@ -25,7 +25,8 @@ class Training:
 
     `started` is in milliseconds since the epoch; `digests` are those of DIGESTS, empty for a
     published one; `warm`: features were found in the cache, so `seconds`, the wall time, is not
-    the whole job's. Accuracies are shares, those without a prefix of the test images.
+    the whole job's, which had taken `saved_s` more. Accuracies are shares, those without a prefix
+    of the test images.
     """
 
     run_id: str
@@ -43,6 +44,7 @@ class Training:
     backbone: str
     dataset: str | None
     seconds: float | None
+    saved_s: float
     images_per_second: float | None
     memory_mb: float | None
     accuracy: float | None
@@ -81,6 +83,7 @@ def read_training(run: Any) -> Training:
         dataset=tags.get("dataset"),
         train_images=int(params["train_images"]) if "train_images" in params else None,
         seconds=metrics.get("wall_time_s"),
+        saved_s=metrics.get("saved_time_s", 0.0),
         # with features an epoch's images are those that the head alone saw
         images_per_second=metrics.get("images_per_second") if features == "none" else None,
         memory_mb=metrics.get("peak_memory_mb"),

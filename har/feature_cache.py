@@ -2,7 +2,7 @@
 
 An entry is a folder named by the digest of what it was made from. It holds `features.npy`, an
 array of (rows, features) float32, and `about.json`, which says what it is, how many rows are
-there, and, once all are, the array's SHA-256. An array that is cut, changed or of something else
+there and how long they took, and, once all are, the array's SHA-256. An array that is cut, changed or of something else
 is never used.
 """
 
@@ -119,8 +119,19 @@ def limit_bytes() -> int:
         raise UserError(f"HAR_CACHE_GB must be a number of gigabytes; received {text!r}") from error
 
 
-def load_or_compute(key: Key, shape: tuple[int, int], compute: Compute) -> tuple[Features, int]:
-    """The entry's array, read only, and how many of its rows had to be computed now.
+@dataclass(frozen=True, kw_only=True)
+class Found:
+    """An entry's array, read only; how many of its rows had to be computed now; and in how many
+    seconds those that were there had been computed, by whoever did.
+    """
+
+    array: Features
+    computed: int
+    saved_s: float
+
+
+def load_or_compute(key: Key, shape: tuple[int, int], compute: Compute) -> Found:
+    """The entry, computed if need be.
 
     A computation that was interrupted goes on where it stood; one at work in another process is
     waited for.
@@ -134,17 +145,19 @@ def load_or_compute(key: Key, shape: tuple[int, int], compute: Compute) -> tuple
     with entry_lock(folder):
         with writing():
             done, sealed = sound_rows(folder, key, shape)
+            saved_s = spent(folder) if done else 0.0
         if not sealed:
             about = {"key": asdict(key), "version": VERSION, "shape": list(shape)}
             with writing():
                 array = open_array(folder, shape, done)
             if done < shape[0]:
-                fill(folder, about, array, done, compute)
+                fill(folder, about, array, done, compute, saved_s)
             with writing():
                 seal(folder, about, array)
         with writing():
             os.utime(folder / ABOUT_FILE)
-            return np.load(folder / ARRAY_FILE, mmap_mode="r"), shape[0] - done
+            array = np.load(folder / ARRAY_FILE, mmap_mode="r")
+            return Found(array=array, computed=shape[0] - done, saved_s=saved_s)
 
 
 @contextmanager
@@ -206,6 +219,11 @@ def read_about(folder: Path) -> dict[str, Any] | None:
     return found if isinstance(found, dict) else None
 
 
+def spent(folder: Path) -> float:
+    """Seconds that an entry's rows took to be computed."""
+    return float((read_about(folder) or {}).get("seconds", 0.0))
+
+
 def read_array(folder: Path, shape: tuple[int, int]) -> Features | None:
     """The array if it is one of that shape; never a pickle."""
     try:
@@ -237,10 +255,21 @@ def open_array(folder: Path, shape: tuple[int, int], done: int) -> Mapped:
     return array
 
 
-def fill(folder: Path, about: dict[str, Any], array: Mapped, done: int, compute: Compute) -> None:
-    """Compute the rows from `done` on; what is done is on disk before about.json says so."""
+def fill(
+    folder: Path,
+    about: dict[str, Any],
+    array: Mapped,
+    done: int,
+    compute: Compute,
+    before_s: float,
+) -> None:
+    """Compute the rows from `done` on, those before it took `before_s`; what is done is on disk
+    before about.json says so.
+    """
+    started = time.monotonic()
 
     def keep(rows: int) -> None:
+        about["seconds"] = before_s + time.monotonic() - started
         with writing():
             array.flush()
             replace_text(folder / ABOUT_FILE, json.dumps({**about, "done": rows}))

@@ -225,6 +225,7 @@ def log_result(trial: Trial, result: Result) -> None:
     mlflow.set_tag("features", result.extracted.state if result.extracted else "none")
     if result.extracted is not None:
         numbers["extraction_time_s"] = result.extracted.seconds
+        numbers["saved_time_s"] = result.extracted.saved_s
         mlflow.log_params(
             {
                 "used.feature_runtime": result.extracted.runtime,

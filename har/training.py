@@ -35,7 +35,8 @@ OnEpoch = Callable[[int, dict[str, float]], None]
 @dataclass(frozen=True, kw_only=True)
 class Extracted:
     """Of a training on features: those of the test split, (images, features) float32, computed
-    as the model itself computes them; how; in how many seconds; and whether some were there.
+    as the model itself computes them; how; in how many seconds; whether some were in the cache, and
+    how many seconds those had taken when they were computed.
     """
 
     test_features: npt.NDArray[np.float32]
@@ -43,6 +44,7 @@ class Extracted:
     arithmetic: str
     state: str
     seconds: float
+    saved_s: float
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -139,6 +141,7 @@ def prepare_features(recipe: Recipe, manifest: Manifest, splits: Splits, runtime
             arithmetic=found.arithmetic,
             state=found.state,
             seconds=seconds,
+            saved_s=found.saved_s,
         ),
     )
 

@@ -58,7 +58,8 @@ class Work:
 
 
 def load(work: Work, key: Key = KEY, shape: tuple[int, int] = SHAPE) -> tuple[np.ndarray, int]:
-    return load_or_compute(key, shape, work)
+    found = load_or_compute(key, shape, work)
+    return found.array, found.computed
 
 
 def folder_of(key: Key = KEY) -> Path:
@@ -102,6 +103,28 @@ def test_whatever_features_depend_on_parts_them(change: dict) -> None:
     load(work)
     assert_whole(load(work, replace(KEY, **change)), 10)
     assert work.asked == [0, 0]
+
+
+def test_what_is_found_says_how_long_it_had_taken() -> None:
+    def slowly(array: Features, done: int, keep: Callable[[int], None]) -> None:
+        for row in range(done, min(done + 5, len(array))):
+            time.sleep(0.02)
+            array[row] = row
+            keep(row + 1)
+        if done < 5:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        load_or_compute(KEY, SHAPE, slowly)
+    half = load_or_compute(KEY, SHAPE, slowly)
+    assert half.computed == 5 and half.saved_s >= 0.1
+    whole = load_or_compute(KEY, SHAPE, slowly)
+    assert whole.computed == 0 and whole.saved_s >= half.saved_s + 0.1
+    assert load_or_compute(replace(KEY, view=1), (5, 4), slowly_whole).saved_s == 0
+
+
+def slowly_whole(array: Features, done: int, keep: Callable[[int], None]) -> None:
+    array[:] = 1
 
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt, RuntimeError, MemoryError])

@@ -47,6 +47,7 @@ HERE = Training(
     backbone="efficientnet-lite0",
     dataset="images",
     seconds=200.0,
+    saved_s=0.0,
     images_per_second=100.0,
     memory_mb=None,
     accuracy=0.5,
