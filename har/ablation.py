@@ -1,7 +1,7 @@
 """Which change between two recipes buys what: the trainings to run, and what they say.
 
 Pure functions. Each change is tried alone on the base (add), taken alone out of the end (leave),
-and added to those before it (chain). Every number is of trainings that ran, never of a model of one.
+and added to those before it (chain). Every number is of trainings that ran.
 """
 
 from collections.abc import Sequence

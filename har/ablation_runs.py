@@ -1,10 +1,10 @@
 """An ablation in the store: a parent run, and under it one training for each recipe.
 
 Every training runs in a process of its own, so that its wall time is what a user of that recipe
-waits. Features that another training of the ablation has left are used again where the change leaves
-them valid; the seconds that they took when they were computed are added to its wall time, as if it
-had computed them. A training that is finished in the same experiment, with the same recipe, data and
-hardware, is not run again: an interrupted ablation goes on where it was.
+waits. Features that another training of the ablation has left are used again where the change
+leaves them valid; the seconds that they took when they were computed are added to its wall time, as
+if it had computed them. A training that is finished in the same experiment, with the same recipe,
+data and hardware, is not run again: an interrupted ablation goes on where it was.
 """
 
 import os

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 import click
+from click.core import ParameterSource
 
 from har import __version__
 from har.errors import UserError
@@ -153,6 +154,25 @@ def repeat_and_report(
     click.echo(describe_outcome(run_trial(trial, experiment, started_at())))
 
 
+def resume_and_report(ctx: click.Context, run_id: str) -> None:
+    """What `train --resume` does: all but where the images lie comes from the backup."""
+    typed = {
+        name: value
+        for name, value in ctx.params.items()
+        if ctx.get_parameter_source(name) is not ParameterSource.DEFAULT
+    }
+    images = typed.pop("images", None)
+    recipe = {each.name for each in fields(Recipe)}
+    if extra := typed.keys() - recipe - {"resume"}:
+        names = ", ".join(f"--{with_dashes(name)}" for name in sorted(extra))
+        raise UserError(f"--resume goes on with a run as it was: leave out {names}")
+    with quiet_loading():
+        from har.experiment import resume_trial
+
+    asked = {name: value for name, value in typed.items() if name in recipe}
+    click.echo(describe_outcome(resume_trial(run_id, asked, images, started_at())))
+
+
 def started_at() -> float:
     """When this process began, in seconds since the epoch: imports count as waiting too."""
     import psutil
@@ -174,9 +194,19 @@ def run(**options: Any) -> None:
     help="Repeat a recorded run: its variant, recipe and split, on the same images. On a CPU the"
     " numbers come out equal.",
 )
+@click.option(
+    "--resume",
+    metavar="RUN_ID",
+    help="Go on with a training that was cut short, in the same run, from its last backup in the"
+    " cache on this machine. On a CPU the numbers come out as if it had never stopped.",
+)
 @training_options
-def train(like: str | None, **options: Any) -> None:
-    """Train a variant and judge it, as `run` does; or repeat a recorded run."""
+@click.pass_context
+def train(ctx: click.Context, /, like: str | None, resume: str | None, **options: Any) -> None:
+    """Train a variant and judge it, as `run` does; repeat a recorded run; or go on with one."""
+    if resume is not None:
+        resume_and_report(ctx, resume)
+        return
     if like is None:
         train_and_report(**options)
         return

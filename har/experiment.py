@@ -3,8 +3,9 @@
 import shutil
 import tempfile
 import time
-from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from har import descriptions, store, tracking
 from har import manifest as manifests
 from har.archive import load_records
 from har.backbones import with_weights_by_content
+from har.backup import Backup, Job, backed_up, folder_of, read_job, training_lock
 from har.classifier import CLASSIFIER_FOLDER, save_classifier
 from har.comparison_report import compare, write_comparison
 from har.data_report import REPORT_FILE, render_report
@@ -33,7 +35,7 @@ from har.model import build_head_of
 from har.packaging import load_served, log_classifier, measure_latency
 from har.prepare import choose_split, load_manifest, prepare
 from har.progress import say, warn
-from har.recipe import Recipe, digest
+from har.recipe import Recipe, describe_changes, digest
 from har.recorded import Logged, check_unseen
 from har.robustness import MOST_IMAGES, measure_robustness
 from har.runtimes import AUTO, choose_runtime
@@ -159,6 +161,7 @@ def build_trial(
         variant=variant,
         requested=requested,
         used=used,
+        typed=tuple(sorted(typed)),
         hardware=hardware,
         replicas=STRATEGIES[used.strategy]().num_replicas_in_sync,
         recipe_digest=digest(with_weights_by_content(used)),
@@ -168,23 +171,34 @@ def build_trial(
     )
 
 
-def run_trial(trial: Trial, experiment: str, started: float, parent: str | None = None) -> Outcome:
+def run_trial(
+    trial: Trial,
+    experiment: str,
+    started: float,
+    parent: str | None = None,
+    resume: str | None = None,
+) -> Outcome:
     """Train, judge the model as it will be served, and log everything into one run.
 
     `started` is when the command began, in seconds since the epoch: `wall_time_s` counts
-    from there to the logged and judged model. In the UI the run stands under `parent`.
+    from there to the logged and judged model. In the UI the run stands under `parent`. With
+    `resume`, a run's id, that one is gone on with from its backup, and its times added up.
     """
-    with store.open_run(experiment, tracking.trial_tags(trial, parent)) as run_id:
+    tags = tracking.trial_tags(trial, parent)
+    with store.open_run(experiment, tags, resume) as run_id:
         tracking.log_trial(trial)
         if exploration := DIAGNOSTICS[trial.used.diagnostics](trial.manifest, trial.hardware):
             say(exploration)
             mlflow.log_text(exploration, "exploration.txt")
-        result = train(trial.used, trial.manifest, [tracking.log_epoch], trial.feature_runtime)
-        tracking.log_result(trial, result)
-        evaluation = log_and_judge(trial, result)
-        store.set_description(descriptions.describe_training(run_id, trial, result, evaluation))
-        wall_time_s = time.time() - started
-        mlflow.log_metrics({"peak_memory_mb": peak_memory_mb(), "wall_time_s": wall_time_s})
+        with (
+            hint_at_resume(run_id, parent),
+            backed_up(run_id, job_of(trial), trial.manifest, started) as backup,
+        ):
+            result, evaluation = train_and_judge(trial, run_id, backup)
+            description = descriptions.describe_training(run_id, trial, result, evaluation)
+            store.set_description(description)
+            wall_time_s = time.time() - backup.started
+            mlflow.log_metrics({"peak_memory_mb": peak_memory_mb(), "wall_time_s": wall_time_s})
     try:
         link_twins(run_id)
     # the training is done and recorded, whatever becomes of this
@@ -200,6 +214,67 @@ def run_trial(trial: Trial, experiment: str, started: float, parent: str | None 
         warm=result.extracted is not None and result.extracted.state == "warm",
         see=where_to_see(run_id),
     )
+
+
+def job_of(trial: Trial) -> Job:
+    """What goes into a backup."""
+    return Job(**{each.name: getattr(trial, each.name) for each in fields(Job)})
+
+
+def train_and_judge(trial: Trial, run_id: str, backup: Backup) -> tuple[Result, Evaluation | None]:
+    """From the backup's state on, if it has one; into the active run."""
+    history = backup.state.history if backup.state else []
+    result = train(
+        trial.used,
+        trial.manifest,
+        [tracking.log_epochs_once(run_id, history)],
+        trial.feature_runtime,
+        backup.state,
+        backup.save,
+    )
+    tracking.log_result(trial, result)
+    store.forget_models(run_id)
+    return result, log_and_judge(trial, result)
+
+
+@contextmanager
+def hint_at_resume(run_id: str, parent: str | None) -> Iterator[None]:
+    """Say how to go on with a training that is cut short; not of one among several."""
+    try:
+        yield
+    except BaseException:
+        if parent is None and folder_of(run_id).is_dir():
+            say(f"to go on with this training: har train --resume {run_id}")
+        raise
+
+
+def resume_trial(
+    run_id: str, typed: Mapping[str, Any], images: Path | None, started: float
+) -> Outcome:
+    """Go on with a training that was cut short, in its own run, from its backup in the cache.
+
+    `typed` are recipe fields, which must be what they were; `images` is where the images lie now.
+
+    Raises:
+        UserError: there is no backup, the run has ended well, it is at work, or what is asked for,
+            the data or this machine make another training of it.
+    """
+    store.quiet_mlflow()
+    job, data = read_job(run_id)
+    if other := describe_changes(job.requested, replace(job.requested, **typed)):
+        raise UserError(f"run {run_id} is trained by another recipe; received {other}")
+    with training_lock(folder_of(run_id)):
+        store.check_unfinished(run_id)
+        manifest = manifests.read(data, images)
+        trial = build_trial(
+            job.variant, job.requested, job.typed, manifest, job.runtime, job.feature_runtime
+        )
+        if trial.used != job.used:
+            raise UserError(
+                f"run {run_id} cannot be gone on with on this hardware: it would train with"
+                f" {describe_changes(job.used, trial.used)}"
+            )
+        return run_trial(trial, EXPERIMENT, started, resume=run_id)
 
 
 def where_to_see(run_id: str) -> str:

@@ -2,8 +2,8 @@
 
 An entry is a folder named by the digest of what it was made from. It holds `features.npy`, an
 array of (rows, features) float32, and `about.json`, which says what it is, how many rows are
-there and how long they took, and, once all are, the array's SHA-256. An array that is cut, changed or of something else
-is never used.
+there and how long they took, and, once all are, the array's SHA-256. An array that is cut, changed
+or of something else is never used.
 """
 
 import hashlib

@@ -288,7 +288,11 @@ def deal_out(images: int, batch_size: int, replicas: int) -> tuple[int, int]:
 
 
 def build_feature_training_dataset(
-    features: npt.NDArray[np.float32], manifest: Manifest, rows: pd.DataFrame, recipe: Recipe
+    features: npt.NDArray[np.float32],
+    manifest: Manifest,
+    rows: pd.DataFrame,
+    recipe: Recipe,
+    first_epoch: int = 0,
 ) -> tf.data.Dataset:
     """`build_training_dataset` for features computed before: (views, rows, features) float32.
 
@@ -306,8 +310,8 @@ def build_feature_training_dataset(
         drawn = tf.random.stateless_uniform(tf.shape(indices), seed, 0, views, tf.int64)
         return tf.gather(flat, drawn * count + indices), encode(indices)
 
-    indices = shuffled_indices(count, steps * recipe.batch_size, recipe, 0)
-    batches = indices.batch(recipe.batch_size, drop_remainder=True).enumerate()
+    indices = shuffled_indices(count, steps * recipe.batch_size, recipe, first_epoch)
+    batches = indices.batch(recipe.batch_size, drop_remainder=True).enumerate(first_epoch * steps)
     return ahead(batches.map(finish))
 
 

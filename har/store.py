@@ -24,10 +24,11 @@ from har.ui import set_up_experiment
 
 
 @contextmanager
-def open_run(experiment: str, tags: Mapping[str, str]) -> Iterator[str]:
+def open_run(experiment: str, tags: Mapping[str, str], run_id: str | None = None) -> Iterator[str]:
     """Yield the id of a run that ends FINISHED, FAILED on an error, KILLED on Ctrl-C.
 
-    Joins the run that `mlflow run` opened; else opens one in `experiment`.
+    Joins the run that `mlflow run` opened, or goes on with `run_id`; else opens one in
+    `experiment`.
 
     Raises:
         UserError: the tracking store cannot be used.
@@ -35,9 +36,9 @@ def open_run(experiment: str, tags: Mapping[str, str]) -> Iterator[str]:
     quiet_mlflow()
     with store_errors():
         # under `mlflow run` the experiment is chosen already, and choosing again is an error
-        if "MLFLOW_RUN_ID" not in os.environ:
+        if "MLFLOW_RUN_ID" not in os.environ and run_id is None:
             mlflow.set_experiment(experiment)
-        run = mlflow.start_run(log_system_metrics=True)
+        run = mlflow.start_run(run_id, log_system_metrics=True)
     try:
         mlflow.set_tags(dict(tags))
         set_up_experiment(run.info.experiment_id)
@@ -160,6 +161,29 @@ def find_training(run_id: str) -> Any:
             f"run {run_id} is no finished training: its job is {job}, its status {run.info.status}"
         )
     return run
+
+
+def check_unfinished(run_id: str) -> None:
+    """Raise a UserError unless there is such a run and it did not end well."""
+    try:
+        run = mlflow.get_run(run_id)
+    except (MlflowException, OSError) as error:
+        raise UserError(f"run {run_id} cannot be read: {first_line(error)}") from error
+    if run.info.lifecycle_stage != "active" or run.info.status == "FINISHED":
+        state = run.info.status if run.info.lifecycle_stage == "active" else "deleted"
+        raise UserError(f"run {run_id} cannot be gone on with: it is {state}")
+
+
+def forget_models(run_id: str) -> None:
+    """Delete the models that a run has logged: it is going to log another."""
+    client, run = mlflow.MlflowClient(), mlflow.get_run(run_id)
+    found = mlflow.search_logged_models(
+        [run.info.experiment_id],
+        filter_string=f"source_run_id = '{run_id}'",
+        output_format="list",
+    )
+    for each in found:
+        client.delete_logged_model(each.model_id)
 
 
 def own_experiment() -> str | None:

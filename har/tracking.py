@@ -1,6 +1,7 @@
 """What is written into MLflow runs: of data prepared, of a training, of an evaluation."""
 
 import json
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
@@ -18,7 +19,7 @@ from har.recipe import VARIANTS, Recipe, describe_changes, items
 from har.runtimes import AUTO
 from har.splits import Split
 from har.store import log_missing_params, log_table_file
-from har.training import Result
+from har.training import OnEpoch, Result
 
 RECIPE_ARTIFACT, HISTORY_ARTIFACT = "recipe.json", "history.json"
 # Where a training's numbers come from: measured by this project, or published in a notebook.
@@ -31,12 +32,14 @@ PLAIN_FIELDS = ("precision", "strategy", "backbone")
 class Trial:
     """One training as asked for and as it can run here: what a run is labelled with.
 
-    `runtime` is what was asked for; `feature_runtime` computes features, if the recipe wants any.
+    `typed` names the fields that the user insists on. `runtime` is what was asked for;
+    `feature_runtime` computes features, if the recipe wants any.
     """
 
     variant: str
     requested: Recipe
     used: Recipe
+    typed: tuple[str, ...]
     hardware: Hardware
     replicas: int
     recipe_digest: str
@@ -213,6 +216,22 @@ def manifest_dataset(manifest: Manifest) -> mlflow.data.pandas_dataset.PandasDat
 def log_epoch(epoch: int, metrics: dict[str, float]) -> None:
     """One epoch's metrics, while training runs; `epoch` counts from 1 and is the step."""
     mlflow.log_metrics(metrics, step=epoch)
+
+
+def log_epochs_once(run_id: str, history: Sequence[dict[str, float]]) -> OnEpoch:
+    """`log_epoch` for a run that is gone on with: epochs of `history` that it lacks are logged now,
+    and those that it has, and that are trained again, are not.
+    """
+    logged = mlflow.MlflowClient().get_metric_history(run_id, "epoch_time_s")
+    known = {each.step for each in logged}
+
+    def log_once(epoch: int, metrics: dict[str, float]) -> None:
+        if epoch not in known:
+            log_epoch(epoch, metrics)
+
+    for epoch, metrics in enumerate(history, start=1):
+        log_once(epoch, metrics)
+    return log_once
 
 
 def log_result(trial: Trial, result: Result) -> None:

@@ -10,6 +10,7 @@ import keras
 import numpy as np
 import numpy.typing as npt
 
+from har.checkpoint import State, Stopping, put, take
 from har.devices import STRATEGIES, Hardware, make_deterministic
 from har.errors import UserError
 from har.extraction import extract_splits
@@ -30,6 +31,8 @@ from har.recipe import Recipe
 
 # Called after each epoch with its number, from 1, and its metrics by logged name.
 OnEpoch = Callable[[int, dict[str, float]], None]
+# Called after each epoch, before OnEpoch, with a function that takes the state to go on from.
+OnState = Callable[[Callable[[], State]], None]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,11 +88,13 @@ class Lesson:
     extracted: Extracted | None = None
 
 
-def prepare_images(recipe: Recipe, manifest: Manifest, splits: Splits, runtime: str) -> Lesson:
+def prepare_images(
+    recipe: Recipe, manifest: Manifest, splits: Splits, runtime: str, first_epoch: int
+) -> Lesson:
     """Every image through the whole model, every epoch: what the notebooks do."""
     strategy, classes = STRATEGIES[recipe.strategy](), len(manifest.class_names)
     replicas = strategy.num_replicas_in_sync
-    train_data = build_training_dataset(manifest, splits.train, recipe)
+    train_data = build_training_dataset(manifest, splits.train, recipe, first_epoch)
     validation_data = build_validation_dataset(manifest, splits.validation, recipe, replicas)
     with strategy.scope():
         model = build_model(recipe, classes)
@@ -103,7 +108,9 @@ def prepare_images(recipe: Recipe, manifest: Manifest, splits: Splits, runtime: 
     )
 
 
-def prepare_features(recipe: Recipe, manifest: Manifest, splits: Splits, runtime: str) -> Lesson:
+def prepare_features(
+    recipe: Recipe, manifest: Manifest, splits: Splits, runtime: str, first_epoch: int
+) -> Lesson:
     """The frozen backbone once over every image, by `runtime`; the head learns from its output.
 
     The head starts from the weights that it would have in the whole model, and sees the same
@@ -115,13 +122,15 @@ def prepare_features(recipe: Recipe, manifest: Manifest, splits: Splits, runtime
     started = time.monotonic()
     found = extract_splits(backbone_of(model), manifest, recipe, runtime, splits)
     seconds = time.monotonic() - started
-    num_features = found.test.shape[-1]
     # one replica needs no strategy, which would cost more than a step of so small a model
     with strategy.scope() if replicas > 1 else nullcontext():
         # An epoch without a line of Python in between; on several devices Keras 3.15 cannot.
         steps = steps_per_epoch(len(splits.train), recipe) if replicas == 1 else 1
-        head = build_head(recipe, num_features, classes, steps_per_execution=steps)
+        head = build_head(recipe, found.test.shape[-1], classes, steps_per_execution=steps)
     copy_head(model, head)
+    train_data = build_feature_training_dataset(
+        found.train, manifest, splits.train, recipe, first_epoch
+    )
     validation_data = build_feature_validation_dataset(
         found.validation, manifest, splits.validation, recipe, replicas
     )
@@ -132,7 +141,7 @@ def prepare_features(recipe: Recipe, manifest: Manifest, splits: Splits, runtime
 
     return Lesson(
         learner=head,
-        train_data=build_feature_training_dataset(found.train, manifest, splits.train, recipe),
+        train_data=train_data,
         validation_data=validation_data,
         finish=finish,
         extracted=Extracted(
@@ -147,7 +156,7 @@ def prepare_features(recipe: Recipe, manifest: Manifest, splits: Splits, runtime
 
 
 # Each value of the recipe's axis `loader`.
-LESSONS: dict[str, Callable[[Recipe, Manifest, Splits, str], Lesson]] = {
+LESSONS: dict[str, Callable[[Recipe, Manifest, Splits, str, int], Lesson]] = {
     "memory": prepare_images,
     "stream": prepare_images,
     "features": prepare_features,
@@ -159,8 +168,13 @@ def train(
     manifest: Manifest,
     callbacks: Sequence[OnEpoch] = (),
     runtime: str = "tensorflow",
+    before: State | None = None,
+    on_state: OnState = lambda take: None,
 ) -> Result:
     """Train `recipe` on the manifest's train split; `runtime` computes features, if any.
+
+    It goes on from `before`, and hands out the state after each epoch by `on_state`: on a CPU a
+    training that went on gives the same numbers as one that never stopped.
 
     The seed fixes weights, order, augmentation and dropout: on a CPU a repeated training gives
     the same numbers. On GPUs sums may be taken in another order.
@@ -174,19 +188,17 @@ def train(
     splits = split_training(manifest, recipe)
     check_batch(recipe, STRATEGIES[recipe.strategy]().num_replicas_in_sync)
     # decoding into memory and extraction are part of training, or the loaders could not be compared
-    started = time.monotonic()
-    lesson = LESSONS[recipe.loader](recipe, manifest, splits, runtime)
+    started = time.monotonic() - (before.train_time_s if before else 0.0)
+    first_epoch = before.first_epoch(recipe) if before else 0
+    lesson = LESSONS[recipe.loader](recipe, manifest, splits, runtime, first_epoch)
     steps = steps_per_epoch(len(splits.train), recipe)
-    with interrupts_at_checkpoints() as checkpoint:
-        report = EpochReport(recipe, steps, callbacks, checkpoint)
-        fit(lesson, report)
-        checkpoint()
+    history = teach(lesson, recipe, steps, callbacks, before, on_state, started)
     train_time_s = time.monotonic() - started
     return Result(
         recipe=recipe,
         model=lesson.finish(),
         class_names=manifest.class_names,
-        history=report.history,
+        history=history,
         train_images=len(splits.train),
         validation_images=len(splits.validation),
         train_time_s=train_time_s,
@@ -194,16 +206,50 @@ def train(
     )
 
 
-def fit(lesson: Lesson, report: "EpochReport") -> None:
+def teach(
+    lesson: Lesson,
+    recipe: Recipe,
+    steps: int,
+    callbacks: Sequence[OnEpoch],
+    before: State | None,
+    on_state: OnState,
+    started: float,
+) -> list[dict[str, float]]:
+    """The epochs that are left, of so many steps each; the whole history."""
+    stopping = build_stopping(recipe, before)
+    if before is not None:
+        put(lesson.learner, before)
+
+    def keep(history: Sequence[dict[str, float]]) -> None:
+        on_state(lambda: take(lesson.learner, stopping, history, time.monotonic() - started))
+
+    with interrupts_at_checkpoints() as checkpoint:
+        report = EpochReport(recipe, steps, callbacks, checkpoint, keep)
+        report.history += before.history if before else []
+        fit(lesson, report, stopping, before.first_epoch(recipe) if before else 0)
+        checkpoint()
+    return report.history
+
+
+def fit(lesson: Lesson, report: "EpochReport", stopping: Stopping | None, first_epoch: int) -> None:
     """Keras' fit as every variant uses it; the progress bar is closed however it ends."""
     recipe = report.recipe
+    if first_epoch == recipe.epochs:
+        # it was cut short after its last epoch: the best one's weights are all that is missing
+        if stopping is not None:
+            stopping.set_model(lesson.learner)
+            stopping.on_train_begin()
+            stopping.on_train_end()
+        return
     try:
         lesson.learner.fit(
             lesson.train_data,
             validation_data=lesson.validation_data,
             epochs=recipe.epochs,
+            initial_epoch=first_epoch,
             steps_per_epoch=report.steps,
-            callbacks=[report, *build_stopping(recipe)],
+            # the report comes last: what it keeps is the state after the others
+            callbacks=[*([stopping] if stopping else []), report],
             # the data set shuffles itself; Keras could only warn that it cannot
             shuffle=False,
             verbose=0,
@@ -220,18 +266,11 @@ def check_batch(recipe: Recipe, replicas: int) -> None:
         )
 
 
-def build_stopping(recipe: Recipe) -> list[keras.callbacks.Callback]:
+def build_stopping(recipe: Recipe, before: State | None = None) -> Stopping | None:
     """Early stopping after `patience` epochs, and the best epoch's weights if kept."""
     if not recipe.patience and recipe.checkpoint == "last":
-        return []
-    return [
-        keras.callbacks.EarlyStopping(
-            monitor="val_accuracy",
-            mode="max",
-            patience=recipe.patience or recipe.epochs,
-            restore_best_weights=recipe.checkpoint == "best",
-        )
-    ]
+        return None
+    return Stopping(recipe, before)
 
 
 class EpochReport(keras.callbacks.Callback):
@@ -243,11 +282,14 @@ class EpochReport(keras.callbacks.Callback):
         steps: int,
         listeners: Sequence[OnEpoch],
         checkpoint: Callable[[], None],
+        keep: Callable[[Sequence[dict[str, float]]], None],
     ) -> None:
-        """`steps` an epoch; `listeners` hear of each epoch; `checkpoint` may end it all."""
+        """`steps` an epoch; `listeners` hear of each epoch; `checkpoint` may end it all; `keep` is
+        called with the history before the listeners.
+        """
         super().__init__()
         self.recipe, self.steps, self.listeners = recipe, steps, listeners
-        self.checkpoint = checkpoint
+        self.checkpoint, self.keep = checkpoint, keep
         self.bar = ExitStack()
         self.history: list[dict[str, float]] = []
 
@@ -285,6 +327,7 @@ class EpochReport(keras.callbacks.Callback):
         images = self.steps * self.recipe.batch_size
         metrics["images_per_second"] = images / (epoch_time_s - self.validation_s)
         self.history.append(metrics)
+        self.keep(self.history)
         say(describe_epoch(epoch + 1, self.recipe.epochs, metrics))
         for listener in self.listeners:
             listener(epoch + 1, metrics)

@@ -43,6 +43,8 @@ ORDER = [
     "model",
     "pipeline",
     "extraction",
+    "checkpoint",
+    "backup",
     "training",
     "classifier",
     "evaluation",

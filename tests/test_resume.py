@@ -1,0 +1,158 @@
+"""`har train --resume` after kill -9, Ctrl-C and an error: one run, nothing lost, nothing twice."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import mlflow
+import numpy as np
+import pandas as pd
+import pytest
+from conftest import CLASSES, write_images
+
+from har.backup import STATE_FILE, folder_of
+
+# A backup after each epoch, however short it is; all else is the real command.
+COMMAND = (
+    "import har.backup as b; b.MOST_SHARE = 1e9; from har.cli import main; main(prog_name='har')"
+)
+EPOCHS = 12
+
+
+def arguments(data: Path, experiment: str) -> list[str]:
+    return [
+        "train", "--variant", "v3", "--data", str(data), "--backbone", "efficientnet-lite0",
+        "--image-size", "32", "--batch-size", "4", "--epochs", str(EPOCHS), "--patience", "0",
+        "--experiment", experiment, "--test-fraction", "0.25",
+    ]  # fmt: skip
+
+
+def har(*words: str, check: bool = True) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-c", COMMAND, *words], capture_output=True, text=True, check=check
+    )
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_images(tmp_path_factory.mktemp("resume") / "images")
+
+
+@pytest.fixture(scope="module")
+def whole(
+    data: Path, store_uri: str, tmp_path_factory: pytest.TempPathFactory
+) -> mlflow.entities.Run:
+    """A training that nothing happened to."""
+    os.environ["MLFLOW_TRACKING_URI"] = store_uri
+    mlflow.set_tracking_uri(store_uri)
+    os.environ["HAR_CACHE"] = str(tmp_path_factory.mktemp("whole"))
+    har(*arguments(data, "whole"))
+    return only_run("whole")
+
+
+def only_run(experiment: str) -> mlflow.entities.Run:
+    found = mlflow.get_experiment_by_name(experiment)
+    (run,) = mlflow.search_runs([found.experiment_id], output_format="list")
+    return run
+
+
+def history(run: mlflow.entities.Run, name: str) -> list[tuple[int, float]]:
+    found = mlflow.MlflowClient().get_metric_history(run.info.run_id, name)
+    return [(each.step, each.value) for each in found]
+
+
+def predictions(run: mlflow.entities.Run) -> pd.DataFrame:
+    uri = f"runs:/{run.info.run_id}/evaluation/predictions.csv"
+    return pd.read_csv(mlflow.artifacts.download_artifacts(uri))
+
+
+def start_and_stop(words: list[str], stop: int, epochs: int, later_s: float) -> str:
+    """Start the command, send it a signal so long after its backup of so many epochs; its run."""
+    with subprocess.Popen(
+        [sys.executable, "-c", COMMAND, *words], stderr=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stderr is not None
+        for line in process.stderr:
+            if line.startswith(f"epoch {epochs}/{EPOCHS}  loss"):
+                time.sleep(later_s)
+                process.send_signal(stop)
+                break
+        rest = process.stderr.read()
+    assert process.returncode != 0
+    return rest
+
+
+def assert_as_if_nothing_had_happened(run: mlflow.entities.Run, whole: mlflow.entities.Run) -> None:
+    assert run.info.status == "FINISHED"
+    for name in ("train_loss", "train_accuracy", "val_loss", "val_accuracy"):
+        assert history(run, name) == history(whole, name)
+        assert [step for step, _ in history(run, name)] == list(range(1, EPOCHS + 1))
+    for name in ("accuracy", "top_3_accuracy", "log_loss"):
+        assert history(run, name) == [(0, whole.data.metrics[name])]
+    columns = [f"p_{name}" for name in CLASSES]
+    np.testing.assert_array_equal(predictions(run)[columns], predictions(whole)[columns])
+    models = mlflow.search_logged_models(
+        [run.info.experiment_id],
+        output_format="list",
+        filter_string=f"source_run_id='{run.info.run_id}'",
+    )
+    assert len(models) == 1
+    assert not folder_of(run.info.run_id).exists()
+
+
+def test_killed_it_goes_on_in_the_same_run(whole: mlflow.entities.Run, data: Path) -> None:
+    words, began = arguments(data, "killed"), time.time()
+    start_and_stop(words, signal.SIGKILL, epochs=4, later_s=0.1)
+    run = only_run("killed")
+    assert run.info.status == "RUNNING"
+    assert (folder_of(run.info.run_id) / STATE_FILE).is_file()
+    # it may be killed while it goes on, too
+    resume = ["train", "--resume", run.info.run_id]
+    start_and_stop(resume, signal.SIGKILL, epochs=7, later_s=0.0)
+    har(*resume)
+    run = only_run("killed")
+    assert_as_if_nothing_had_happened(run, whole)
+    # what is counted was spent, and was spent once
+    assert run.data.metrics["train_time_s"] < run.data.metrics["wall_time_s"] < time.time() - began
+    again = har(*resume, check=False)
+    assert again.returncode == 2 and "no backup" in again.stderr
+
+
+def test_ctrl_c_says_how_to_go_on(whole: mlflow.entities.Run, data: Path) -> None:
+    rest = start_and_stop(arguments(data, "stopped"), signal.SIGINT, epochs=2, later_s=0.0)
+    run = only_run("stopped")
+    assert run.info.status == "KILLED"
+    assert f"har train --resume {run.info.run_id}" in rest
+    wrong = har("train", "--resume", run.info.run_id, "--epochs", "99", check=False)
+    assert wrong.returncode == 2 and "another recipe; received epochs=99" in wrong.stderr
+    assert only_run("stopped").info.status == "KILLED"
+    har("train", "--resume", run.info.run_id, "--epochs", str(EPOCHS))
+    assert_as_if_nothing_had_happened(only_run("stopped"), whole)
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--resume", "0" * 32], "no backup"),
+        (["--resume", "0" * 32, "--variant", "v3"], "leave out --variant"),
+        (["--resume", "0" * 32, "--like", "1"], "leave out --like"),
+        (["--resume", "../../etc"], "no backup"),
+    ],
+)
+def test_what_cannot_be_gone_on_with(words: list[str], said: str, store: str, cli) -> None:
+    result = cli("train", *words)
+    assert result.exit_code == 2 and said in result.output
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", range(20))
+def test_killed_at_any_moment(seed: int, whole: mlflow.entities.Run, data: Path) -> None:
+    rng = np.random.default_rng(seed)
+    name = f"killed {seed}"
+    epochs, later_s = int(rng.integers(1, EPOCHS)), float(rng.uniform(0, 0.3))
+    start_and_stop(arguments(data, name), signal.SIGKILL, epochs, later_s)
+    har("train", "--resume", only_run(name).info.run_id)
+    assert_as_if_nothing_had_happened(only_run(name), whole)
