@@ -60,20 +60,31 @@ class Backup:
     cost_s: float = MOST_SHARE * FIRST_AFTER_S
     announced: bool = False
 
-    def save(self, take: Callable[[], State]) -> None:
-        """Write the state, unless that would take more than its share of the time."""
+    # takes the state after the last epoch, once that is done
+    ended: Callable[[], State] | None = None
+
+    def save(self, take: Callable[[], State], last: bool) -> None:
+        """Write the state, unless that would take more than its share of the time; after the last
+        epoch, unless all that is left goes well.
+        """
+        if last:
+            self.ended = take
+            return
         began = time.monotonic()
         if self.cost_s > MOST_SHARE * (began - self.saved):
             return
+        self.write(take)
+        self.saved = time.monotonic()
+        self.cost_s = self.saved - began
+
+    def write(self, take: Callable[[], State]) -> None:
+        """Write the state; a disk that refuses ends no training."""
         try:
             size = write_state(self.folder, take(), time.time() - self.started)
         except OSError as error:
-            # the training itself has no need of it
             warn(f"no backup: {first_line(error)}; a training that is cut short starts again")
-            size = 0
-        self.saved = time.monotonic()
-        self.cost_s = self.saved - began
-        if size and not self.announced:
+            return
+        if not self.announced:
             say(f"a backup to go on from: {size / 1e6:,.1f} MB in {self.folder}")
             self.announced = True
 
@@ -98,7 +109,13 @@ def backed_up(run_id: str, job: Job, manifest: Manifest, started: float) -> Iter
         manifests.write(manifest, folder / DATA_FOLDER)
         # last: with it the backup can be gone on from
         manifests.replace_text(folder / JOB_FILE, json.dumps(asdict(job)))
-        yield Backup(folder=folder, started=started - wall_s, state=state)
+        backup = Backup(folder=folder, started=started - wall_s, state=state)
+        try:
+            yield backup
+        except BaseException:
+            if backup.ended:
+                backup.write(backup.ended)
+            raise
         shutil.rmtree(folder, ignore_errors=True)
 
 
@@ -120,6 +137,11 @@ def training_lock(folder: Path) -> Iterator[None]:
             Path(lock.lock_file).unlink(missing_ok=True)
 
 
+def list_backups() -> list[str]:
+    """The runs that have one, in no order."""
+    return sorted(each.parent.name for each in folder_of("-").parent.glob(f"*/{JOB_FILE}"))
+
+
 def read_job(run_id: str) -> tuple[Job, Path]:
     """What a run was to train, and the folder of its prepared data.
 
@@ -128,10 +150,9 @@ def read_job(run_id: str) -> tuple[Job, Path]:
     """
     folder = folder_of(run_id)
     if not (folder / JOB_FILE).is_file():
-        known = sorted(each.parent.name for each in folder.parent.glob(f"*/{JOB_FILE}"))
         raise UserError(
             f"run {run_id} cannot be gone on with: no backup in {folder}; a training has one until"
-            f" it ends well. There are backups of: {', '.join(known) or 'none'}"
+            f" it ends well. There are backups of: {', '.join(list_backups()) or 'none'}"
         )
     try:
         text: dict[str, Any] = json.loads((folder / JOB_FILE).read_text(encoding="utf-8"))

@@ -6,6 +6,7 @@ training did and to name what it shows.
 """
 
 import functools
+import hashlib
 import json
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -136,12 +137,24 @@ def save_classifier(
     folder.mkdir(parents=True, exist_ok=True)
     model.save(folder / MODEL_FILE)
     RUNTIMES[runtime].save(model, folder)
-    facts = {"class_names": class_names, "recipe": asdict(recipe), "runtime": runtime}
+    digests = {each.name: digest_of(each) for each in sorted(folder.iterdir())}
+    facts = {
+        "class_names": class_names,
+        "recipe": asdict(recipe),
+        "runtime": runtime,
+        "sha256": digests,
+    }
     (folder / FACTS_FILE).write_text(json.dumps(facts, indent=2), encoding="utf-8")
 
 
+def digest_of(file: Path) -> str:
+    """SHA-256 of a file."""
+    with file.open("rb") as opened:
+        return hashlib.file_digest(opened, "sha256").hexdigest()
+
+
 def read_facts(folder: Path) -> dict[str, Any]:
-    """class_names, recipe and runtime, as `save_classifier` wrote them."""
+    """class_names, recipe, runtime and the files' digests, as `save_classifier` wrote them."""
     facts: dict[str, Any] = json.loads((folder / FACTS_FILE).read_text(encoding="utf-8"))
     return facts
 
@@ -154,6 +167,12 @@ def load_classifier(folder: Path) -> Classifier:
     """
     try:
         facts = read_facts(folder)
+        # before anything is read from them
+        for name, digest in facts["sha256"].items():
+            if digest_of(folder / name) != digest:
+                raise UserError(
+                    f"{folder / name} is not the file that was saved: log the model anew"
+                )
         return Classifier(
             forward=Forward(compiled=RUNTIMES[facts["runtime"]].load(folder)),
             class_names=tuple(facts["class_names"]),

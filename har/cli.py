@@ -128,7 +128,9 @@ def train_and_report(
     with quiet_loading():
         from har.experiment import build_trial, run_trial
         from har.prepare import load_manifest
+        from har.store import check_store
 
+    check_store()
     manifest = load_manifest(data, split, images=images)
     trial = build_trial(variant, requested, typed, manifest, runtime)
     click.echo(describe_outcome(run_trial(trial, experiment, started_at())))
@@ -217,6 +219,16 @@ def train(ctx: click.Context, /, like: str | None, resume: str | None, **options
         names = ", ".join(f"--{with_dashes(name)}" for name in sorted(extra))
         raise UserError(f"--like repeats a run as it was: leave out {names}")
     repeat_and_report(like, **kept)
+
+
+@main.command()
+def sync() -> None:
+    """Record finished trainings that the tracking server was not there for, from their backups."""
+    with quiet_loading():
+        from har.experiment import sync_trainings
+
+    outcomes = [describe_outcome(each) for each in sync_trainings(started_at())]
+    click.echo("\n".join(outcomes) or "nothing to record")
 
 
 def describe_outcome(outcome: Any) -> str:

@@ -16,7 +16,16 @@ from har import descriptions, store, tracking
 from har import manifest as manifests
 from har.archive import load_records
 from har.backbones import with_weights_by_content
-from har.backup import Backup, Job, backed_up, folder_of, read_job, training_lock
+from har.backup import (
+    Backup,
+    Job,
+    backed_up,
+    folder_of,
+    list_backups,
+    read_job,
+    read_state,
+    training_lock,
+)
 from har.classifier import CLASSIFIER_FOLDER, save_classifier
 from har.comparison_report import compare, write_comparison
 from har.data_report import REPORT_FILE, render_report
@@ -224,14 +233,15 @@ def job_of(trial: Trial) -> Job:
 def train_and_judge(trial: Trial, run_id: str, backup: Backup) -> tuple[Result, Evaluation | None]:
     """From the backup's state on, if it has one; into the active run."""
     history = backup.state.history if backup.state else []
-    result = train(
-        trial.used,
-        trial.manifest,
-        [tracking.log_epochs_once(run_id, history)],
-        trial.feature_runtime,
-        backup.state,
-        backup.save,
-    )
+    with tracking.epochs_of(run_id, history) as log_epoch:
+        result = train(
+            trial.used,
+            trial.manifest,
+            [log_epoch],
+            trial.feature_runtime,
+            backup.state,
+            backup.save,
+        )
     tracking.log_result(trial, result)
     store.forget_models(run_id)
     return result, log_and_judge(trial, result)
@@ -275,6 +285,23 @@ def resume_trial(
                 f" {describe_changes(job.used, trial.used)}"
             )
         return run_trial(trial, EXPERIMENT, started, resume=run_id)
+
+
+def sync_trainings(started: float) -> Iterator[Outcome]:
+    """Record what trainings that are done could not, because the tracking store was away.
+
+    Those that have epochs to go are named and left alone.
+
+    Raises:
+        UserError: as `resume_trial`.
+    """
+    for run_id in list_backups():
+        job, _ = read_job(run_id)
+        state, _ = read_state(folder_of(run_id))
+        if state is not None and state.first_epoch(job.used) == job.used.epochs:
+            yield resume_trial(run_id, {}, None, started)
+        else:
+            say(f"run {run_id} has epochs to go: har train --resume {run_id}")
 
 
 def where_to_see(run_id: str) -> str:

@@ -183,6 +183,12 @@ def read(folder: Path, images: Path | None = None) -> Manifest:
     return manifest
 
 
+def check_images(manifest: Manifest) -> None:
+    """Raise a UserError that names an image which is gone or not what was prepared; reads all."""
+    check_files(manifest)
+    check_bytes(manifest)
+
+
 def check_files(manifest: Manifest) -> None:
     """Raise a UserError unless every image is there with its size; a stat each, no reading."""
     if not manifest.root.is_dir():
@@ -205,6 +211,10 @@ def check_files(manifest: Manifest) -> None:
 def check_bytes(manifest: Manifest) -> None:
     """Raise a UserError unless every image has its digest; reads them all."""
     for path, digest in zip(manifest.table["path"], manifest.table["sha256"], strict=True):
-        with open(manifest.root / path, "rb") as file:
-            if hashlib.file_digest(file, "sha256").hexdigest() != digest:
-                raise UserError(f"{manifest.root / path} is not the image that was prepared")
+        try:
+            with open(manifest.root / path, "rb") as file:
+                found = hashlib.file_digest(file, "sha256").hexdigest()
+        except OSError as error:
+            raise UserError(f"{manifest.root / path} cannot be read: {error.strerror}") from error
+        if found != digest:
+            raise UserError(f"{manifest.root / path} is not the image that was prepared")

@@ -9,18 +9,26 @@ import os
 import re
 import warnings
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from io import StringIO
 from typing import Any
 
 import mlflow
 import pandas as pd
+import requests
 from mlflow.exceptions import MlflowException
 from mlflow.utils.mlflow_tags import MLFLOW_RUN_NOTE
 
 from har.errors import UserError, first_line
 from har.interrupts import interrupts_at_checkpoints
 from har.ui import set_up_experiment
+
+# One more attempt, and no long wait for an answer.
+BRIEFLY = {
+    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",
+    "MLFLOW_HTTP_REQUEST_TIMEOUT": "7",
+    "MLFLOW_HTTP_REQUEST_BACKOFF_FACTOR": "1",
+}
 
 
 @contextmanager
@@ -43,13 +51,37 @@ def open_run(experiment: str, tags: Mapping[str, str], run_id: str | None = None
         mlflow.set_tags(dict(tags))
         set_up_experiment(run.info.experiment_id)
         yield run.info.run_id
-    except KeyboardInterrupt:
-        end_run("KILLED")
-        raise
-    except BaseException:
-        end_run("FAILED")
+    except BaseException as error:
+        # whatever the store says now, that error is what the user must see
+        with suppress(UserError), briefly():
+            end_run("KILLED" if isinstance(error, KeyboardInterrupt) else "FAILED")
+        if isinstance(error, MlflowException | requests.RequestException):
+            with store_errors():
+                raise
         raise
     end_run("FINISHED")
+
+
+def check_store() -> None:
+    """Raise a UserError within 20 seconds unless the tracking store answers: before long work."""
+    quiet_mlflow()
+    with store_errors(), briefly():
+        mlflow.search_experiments(max_results=1)
+
+
+@contextmanager
+def briefly() -> Iterator[None]:
+    """Meanwhile MLflow gives a server that does not answer up soon: by itself it tries for minutes."""
+    before = {name: os.environ.get(name) for name in BRIEFLY}
+    os.environ.update(BRIEFLY)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value
 
 
 @contextmanager
@@ -59,12 +91,15 @@ def store_errors() -> Iterator[None]:
         yield
     except (MlflowException, OSError) as error:
         uri = without_password(mlflow.get_tracking_uri())
-        raise UserError(f"the tracking store {uri} cannot be used: {error}") from error
+        hint = ""
+        if uri.startswith("http"):
+            hint = "; to record on this machine: MLFLOW_TRACKING_URI=sqlite:///mlflow.db"
+        raise UserError(f"the tracking store {uri} cannot be used: {error}{hint}") from error
 
 
 def end_run(status: str) -> None:
     """End the active run; a Ctrl-C meanwhile cannot leave it RUNNING for ever."""
-    with interrupts_at_checkpoints():
+    with interrupts_at_checkpoints(), store_errors():
         mlflow.end_run(status)
 
 

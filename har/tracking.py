@@ -1,24 +1,28 @@
 """What is written into MLflow runs: of data prepared, of a training, of an evaluation."""
 
 import json
-from collections.abc import Sequence
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
 import mlflow
 import mlflow.data.pandas_dataset
+from mlflow.entities import Metric
 from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID, MLFLOW_RUN_NAME
 
 from har import data_report, figures
 from har.devices import Hardware, hardware_tag
 from har.duplicates import describe_groups
 from har.evaluation import Evaluation, compare_siblings
+from har.journal import journal_of
 from har.manifest import SUMMARY_FILE, TABLE_FILE, Manifest
 from har.packaging import Latency
 from har.recipe import VARIANTS, Recipe, describe_changes, items
 from har.runtimes import AUTO
 from har.splits import Split
-from har.store import log_missing_params, log_table_file
+from har.store import briefly, log_missing_params, log_table_file
 from har.training import OnEpoch, Result
 
 RECIPE_ARTIFACT, HISTORY_ARTIFACT = "recipe.json", "history.json"
@@ -213,25 +217,37 @@ def manifest_dataset(manifest: Manifest) -> mlflow.data.pandas_dataset.PandasDat
     )
 
 
-def log_epoch(epoch: int, metrics: dict[str, float]) -> None:
-    """One epoch's metrics, while training runs; `epoch` counts from 1 and is the step."""
-    mlflow.log_metrics(metrics, step=epoch)
+def log_epoch(run_id: str, epoch: int, metrics: dict[str, float], at_ms: int) -> None:
+    """One epoch's metrics; `epoch` counts from 1 and is the step. Again with the same time, a store
+    takes it for the same.
+    """
+    batch = [Metric(name, value, at_ms, epoch) for name, value in metrics.items()]
+    mlflow.MlflowClient().log_batch(run_id, batch)
 
 
-def log_epochs_once(run_id: str, history: Sequence[dict[str, float]]) -> OnEpoch:
-    """`log_epoch` for a run that is gone on with: epochs of `history` that it lacks are logged now,
-    and those that it has, and that are trained again, are not.
+@contextmanager
+def epochs_of(run_id: str, history: Sequence[dict[str, float]]) -> Iterator[OnEpoch]:
+    """Yield what logs an epoch while training runs on, whether or not the store answers.
+
+    Of a run that is gone on with, epochs of `history` that it lacks are logged first, and those
+    that it has, and that are trained again, are not.
     """
     logged = mlflow.MlflowClient().get_metric_history(run_id, "epoch_time_s")
     known = {each.step for each in logged}
 
-    def log_once(epoch: int, metrics: dict[str, float]) -> None:
-        if epoch not in known:
-            log_epoch(epoch, metrics)
+    def send(entry: tuple[int, dict[str, float], int]) -> None:
+        with briefly():
+            log_epoch(run_id, *entry)
 
-    for epoch, metrics in enumerate(history, start=1):
-        log_once(epoch, metrics)
-    return log_once
+    with journal_of(send) as add:
+
+        def log_once(epoch: int, metrics: dict[str, float]) -> None:
+            if epoch not in known:
+                add((epoch, metrics, int(1000 * time.time())))
+
+        for epoch, metrics in enumerate(history, start=1):
+            log_once(epoch, metrics)
+        yield log_once
 
 
 def log_result(trial: Trial, result: Result) -> None:

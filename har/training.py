@@ -1,21 +1,22 @@
 """`train(recipe, manifest)` returns a `Result`. Nothing here knows who watches or records."""
 
 import time
-from collections.abc import Callable, Sequence
-from contextlib import ExitStack, nullcontext
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from typing import Any
 
 import keras
 import numpy as np
 import numpy.typing as npt
+import tensorflow as tf
 
 from har.checkpoint import State, Stopping, put, take
 from har.devices import STRATEGIES, Hardware, make_deterministic
 from har.errors import UserError
 from har.extraction import extract_splits
 from har.interrupts import interrupts_at_checkpoints
-from har.manifest import Manifest
+from har.manifest import Manifest, check_images
 from har.model import backbone_of, build_float32_copy, build_head, build_model, copy_head
 from har.pipeline import (
     Splits,
@@ -31,8 +32,9 @@ from har.recipe import Recipe
 
 # Called after each epoch with its number, from 1, and its metrics by logged name.
 OnEpoch = Callable[[int, dict[str, float]], None]
-# Called after each epoch, before OnEpoch, with a function that takes the state to go on from.
-OnState = Callable[[Callable[[], State]], None]
+# Called after each epoch, before OnEpoch, with a function that takes the state to go on from, and
+# with whether that was the last epoch.
+OnState = Callable[[Callable[[], State], bool], None]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -169,7 +171,7 @@ def train(
     callbacks: Sequence[OnEpoch] = (),
     runtime: str = "tensorflow",
     before: State | None = None,
-    on_state: OnState = lambda take: None,
+    on_state: OnState = lambda take, last: None,
 ) -> Result:
     """Train `recipe` on the manifest's train split; `runtime` computes features, if any.
 
@@ -190,9 +192,10 @@ def train(
     # decoding into memory and extraction are part of training, or the loaders could not be compared
     started = time.monotonic() - (before.train_time_s if before else 0.0)
     first_epoch = before.first_epoch(recipe) if before else 0
-    lesson = LESSONS[recipe.loader](recipe, manifest, splits, runtime, first_epoch)
-    steps = steps_per_epoch(len(splits.train), recipe)
-    history = teach(lesson, recipe, steps, callbacks, before, on_state, started)
+    with explained(recipe, manifest):
+        lesson = LESSONS[recipe.loader](recipe, manifest, splits, runtime, first_epoch)
+        steps = steps_per_epoch(len(splits.train), recipe)
+        history = teach(lesson, recipe, steps, callbacks, before, on_state, started)
     train_time_s = time.monotonic() - started
     return Result(
         recipe=recipe,
@@ -204,6 +207,23 @@ def train(
         train_time_s=train_time_s,
         extracted=lesson.extracted,
     )
+
+
+@contextmanager
+def explained(recipe: Recipe, manifest: Manifest) -> Iterator[None]:
+    """TensorFlow's errors of memory and of images, as what the user can do about them."""
+    try:
+        yield
+    except tf.errors.ResourceExhaustedError as error:
+        smaller = max(1, recipe.batch_size // 2)
+        raise UserError(
+            f"out of memory with batch_size {recipe.batch_size} at {recipe.image_size} px: try"
+            f" --batch-size {smaller}"
+        ) from error
+    except tf.errors.OpError:
+        # of a file that is gone or changed it does not always say which
+        check_images(manifest)
+        raise
 
 
 def teach(
@@ -220,8 +240,9 @@ def teach(
     if before is not None:
         put(lesson.learner, before)
 
-    def keep(history: Sequence[dict[str, float]]) -> None:
-        on_state(lambda: take(lesson.learner, stopping, history, time.monotonic() - started))
+    def keep(history: Sequence[dict[str, float]], last: bool) -> None:
+        seconds = time.monotonic() - started
+        on_state(lambda: take(lesson.learner, stopping, history, seconds), last)
 
     with interrupts_at_checkpoints() as checkpoint:
         report = EpochReport(recipe, steps, callbacks, checkpoint, keep)
@@ -282,10 +303,10 @@ class EpochReport(keras.callbacks.Callback):
         steps: int,
         listeners: Sequence[OnEpoch],
         checkpoint: Callable[[], None],
-        keep: Callable[[Sequence[dict[str, float]]], None],
+        keep: Callable[[Sequence[dict[str, float]], bool], None],
     ) -> None:
         """`steps` an epoch; `listeners` hear of each epoch; `checkpoint` may end it all; `keep` is
-        called with the history before the listeners.
+        called with the history before the listeners, and whether this is the last epoch.
         """
         super().__init__()
         self.recipe, self.steps, self.listeners = recipe, steps, listeners
@@ -327,7 +348,7 @@ class EpochReport(keras.callbacks.Callback):
         images = self.steps * self.recipe.batch_size
         metrics["images_per_second"] = images / (epoch_time_s - self.validation_s)
         self.history.append(metrics)
-        self.keep(self.history)
+        self.keep(self.history, self.model.stop_training or epoch + 1 == self.recipe.epochs)
         say(describe_epoch(epoch + 1, self.recipe.epochs, metrics))
         for listener in self.listeners:
             listener(epoch + 1, metrics)

@@ -131,7 +131,7 @@ def test_backups_take_no_more_than_their_share(
     kept = Backup(folder=tmp_path, started=0.0, saved=0.0)
     for _ in range(1000):
         clock[0] += 0.3
-        kept.save(take)
+        kept.save(take, last=False)
     assert 5.0 < taken[0] < 5.5
     assert 0.5 * len(taken) / clock[0] <= 0.02
     assert len(taken) > 8
@@ -142,13 +142,13 @@ def test_a_full_disk_ends_no_training(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     kept = Backup(folder=tmp_path, started=0.0)
-    kept.save(lambda: STATE)
+    kept.save(lambda: STATE, last=False)
 
     def full(*_: Any) -> None:
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(backup.os, "fsync", full)
-    kept.save(lambda: State(**{**vars(STATE), "history": []}))
+    kept.save(lambda: State(**{**vars(STATE), "history": []}), last=False)
     assert "No space left" in capsys.readouterr().err
     found, _ = read_state(tmp_path)
     assert found is not None and found.history == STATE.history
@@ -164,3 +164,14 @@ def test_no_backup_names_those_that_are_there(manifest: Manifest) -> None:
     (folder_of("here") / JOB_FILE).write_text(json.dumps({"variant": "v3"}))
     with pytest.raises(UserError, match="cannot be read"):
         read_job("here")
+
+
+def test_the_last_state_is_written_only_if_what_follows_goes_wrong(manifest: Manifest) -> None:
+    with backed_up("well", JOB, manifest, 0.0) as kept:
+        kept.save(lambda: STATE, last=True)
+        assert not (kept.folder / STATE_FILE).exists()
+    with pytest.raises(UserError), backed_up("badly", JOB, manifest, 0.0) as kept:
+        kept.save(lambda: STATE, last=True)
+        raise UserError("the store is away")
+    state, _ = read_state(folder_of("badly"))
+    assert state is not None and state.history == STATE.history

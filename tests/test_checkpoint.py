@@ -45,7 +45,7 @@ def float32(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize("variant", RECIPES)
 def test_it_goes_on_to_the_same_numbers_and_weights(variant: str, manifest: Manifest) -> None:
     recipe, states = recipe_of(variant), []
-    whole = train(recipe, manifest, on_state=lambda take: states.append(take()))
+    whole = train(recipe, manifest, on_state=lambda take, _: states.append(take()))
     assert len(states) == len(whole.history)
     for done, state in enumerate(states, start=1):
         told: dict[int, dict[str, float]] = {}
@@ -63,7 +63,7 @@ def test_patience_is_remembered(manifest: Manifest) -> None:
     """A training that early stopping had ended is not trained on."""
     recipe = tiny_recipe("v3", epochs=9, patience=1, learning_rate=1e-9, strategy="one_device")
     states: list[State] = []
-    whole = train(recipe, manifest, on_state=lambda take: states.append(take()))
+    whole = train(recipe, manifest, on_state=lambda take, _: states.append(take()))
     assert len(whole.history) < 9
     result = train(recipe, manifest, before=states[-1])
     assert numbers(result) == numbers(whole)

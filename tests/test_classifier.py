@@ -9,7 +9,14 @@ import numpy as np
 import pytest
 from conftest import tiny_recipe
 
-from har.classifier import Classifier, decoders, load_classifier, save_classifier
+from har.classifier import (
+    FACTS_FILE,
+    Classifier,
+    decoders,
+    load_classifier,
+    read_facts,
+    save_classifier,
+)
 from har.errors import UserError
 from har.images import ImageError
 from har.manifest import Manifest
@@ -145,3 +152,20 @@ def test_folder_without_classifier_is_named(tmp_path: Path) -> None:
             (tmp_path / name).write_text("junk")
         with pytest.raises(UserError, match="holds no classifier"):
             load_classifier(tmp_path)
+
+
+@pytest.mark.parametrize("runtime", RUNTIMES)
+def test_changed_files_are_not_loaded(runtime: str, tiny_backbone: None, tmp_path: Path) -> None:
+    recipe = tiny_recipe("v3")
+    save_classifier(tmp_path, build_model(recipe, 2), ("a", "b"), recipe, runtime)
+    load_classifier(tmp_path)
+    names = [path.name for path in tmp_path.iterdir() if path.name != FACTS_FILE]
+    assert set(read_facts(tmp_path)["sha256"]) == set(names)
+    for name in names:
+        whole = (tmp_path / name).read_bytes()
+        changed = bytearray(whole)
+        changed[len(whole) // 2] ^= 1
+        (tmp_path / name).write_bytes(changed)
+        with pytest.raises(UserError, match=f"{name} is not the file that was saved"):
+            load_classifier(tmp_path)
+        (tmp_path / name).write_bytes(whole)

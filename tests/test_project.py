@@ -54,6 +54,7 @@ ORDER = [
     "packaging",
     "ui",
     "store",
+    "journal",
     "tracking",
     "descriptions",
     "published",

@@ -1,8 +1,13 @@
 """What a run holds, by the contract; how it ends; under `mlflow run` and without."""
 
 import json
+import os
 import re
 import shutil
+import socket
+import subprocess
+import sys
+import time
 from dataclasses import asdict, replace
 from io import StringIO
 from pathlib import Path
@@ -360,3 +365,27 @@ def test_a_store_that_cannot_be_used_is_named(monkeypatch: pytest.MonkeyPatch) -
 def test_unknown_model_is_named(uri: str, store: str) -> None:
     with pytest.raises(UserError, match=f"no model at {uri}"):
         load_logged(uri)
+
+
+@pytest.mark.parametrize("server", ["none", "silent"])
+def test_a_server_that_does_not_answer_is_said_before_any_work(server: str, raw: Path) -> None:
+    """Nobody listens, or somebody who never says a word."""
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        if server == "silent":
+            listener.listen()
+        uri = f"http://127.0.0.1:{listener.getsockname()[1]}"
+        began = time.monotonic()
+        process = subprocess.Popen(
+            [sys.executable, "-m", "har", "run", "--data", str(raw)],
+            env={**os.environ, "MLFLOW_TRACKING_URI": uri},
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        _, said = process.communicate(timeout=120)
+    assert process.returncode == 2
+    assert f"the tracking store {uri} cannot be used" in said
+    assert "MLFLOW_TRACKING_URI=sqlite:///mlflow.db" in said
+    assert "checking images" not in said and "Traceback" not in said
+    # imports of TensorFlow and MLflow are in it, on a busy machine
+    assert time.monotonic() - began < 60

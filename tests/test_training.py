@@ -1,17 +1,22 @@
 """Every variant trains; what must hold for each."""
 
 from dataclasses import replace
+from pathlib import Path
 
 import keras
 import numpy as np
 import pytest
+import tensorflow as tf
 from conftest import tiny_recipe
 
 from har import extraction
 from har.backbones import FINE_TUNES, build_backbone
 from har.errors import UserError
 from har.manifest import Manifest
+from har.prepare import prepare
 from har.recipe import VARIANTS
+from har.sources import folder_source
+from har.splits import Split
 from har.training import DIAGNOSTICS, Result, describe_epoch, train
 
 pytestmark = pytest.mark.usefixtures("tiny_backbone")
@@ -185,3 +190,40 @@ def test_epoch_lines_fit_80_columns() -> None:
         "images_per_second": 12345.0,
     }
     assert len(describe_epoch(100, 100, metrics)) <= 80
+
+
+@pytest.mark.parametrize("variant", ["v3", "v5"])
+@pytest.mark.parametrize("damage", ["gone", "cut", "another"])
+def test_an_image_that_changes_while_training_is_named(
+    variant: str, damage: str, raw: Path, tmp_path: Path
+) -> None:
+    source = folder_source(raw, why="a test")
+    manifest = prepare(source, tmp_path / "prepared", Split(test_fraction=0.25))
+    image = manifest.root / manifest.rows("train")["path"].iloc[3]
+
+    def spoil(*_: object) -> None:
+        data = image.read_bytes()
+        image.unlink()
+        if damage == "cut":
+            image.write_bytes(data[:90])
+        if damage == "another":
+            image.write_text("no image")
+
+    recipe = tiny_recipe(variant, epochs=9, patience=0, **ONE_DEVICE)
+    if variant == "v5":
+        spoil()
+    with pytest.raises(UserError, match=image.name):
+        train(recipe, manifest, [spoil] if variant == "v3" else [])
+
+
+def test_too_little_memory_says_what_to_try(
+    manifest: Manifest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No GPU is here to fill; the error is the one that TensorFlow raises there."""
+
+    def fit(model: keras.Model, *_: object, **options: object) -> None:
+        raise tf.errors.ResourceExhaustedError(None, None, "OOM when allocating tensor")
+
+    monkeypatch.setattr(keras.Model, "fit", fit)
+    with pytest.raises(UserError, match="batch_size 4 at 32 px: try --batch-size 2"):
+        train(tiny_recipe("v3"), manifest)

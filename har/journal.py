@@ -1,0 +1,77 @@
+"""What goes to a tracking store while a training runs: in order, by a thread, and again if need be.
+
+A training never waits for a store that is away. What could not be sent is kept in order and tried
+again with what comes next, and once more at the end. It is on disk too, in the training's backup.
+"""
+
+import queue
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Generic, TypeVar
+
+from mlflow.exceptions import MlflowException
+
+from har.errors import UserError, first_line
+from har.progress import say, warn
+
+Entry = TypeVar("Entry")
+
+
+class Journal(Generic[Entry]):
+    """Entries on their way. `send` raises what MLflow raises when a store cannot be reached, and
+    does nothing new when an entry arrives a second time.
+    """
+
+    def __init__(self, send: Callable[[Entry], None]) -> None:
+        """The thread starts at once; it does not keep the process from ending."""
+        self.send = send
+        self.unsent: list[Entry] = []
+        self.wishes: queue.SimpleQueue[bool] = queue.SimpleQueue()
+        self.away = ""
+        self.thread = threading.Thread(target=self.work, daemon=True)
+        self.thread.start()
+
+    def add(self, entry: Entry) -> None:
+        """Send it when it can be; returns at once."""
+        self.unsent.append(entry)
+        self.wishes.put(True)
+
+    def work(self) -> None:
+        """As often as something was added, until told to stop."""
+        while self.wishes.get():
+            self.send_all()
+
+    def send_all(self) -> None:
+        """The entries in order, until one cannot be sent."""
+        while self.unsent:
+            try:
+                self.send(self.unsent[0])
+            except (MlflowException, OSError) as error:
+                if not self.away:
+                    warn(f"the tracking store is away, training goes on: {first_line(error)[:200]}")
+                self.away = first_line(error)
+                return
+            del self.unsent[0]
+            if self.away:
+                say("the tracking store is back")
+                self.away = ""
+
+    def flush(self) -> None:
+        """Raise a UserError unless everything has been sent."""
+        self.wishes.put(False)
+        self.thread.join()
+        self.send_all()
+        if self.unsent:
+            raise UserError(
+                f"{len(self.unsent)} epochs could not be recorded, the tracking store is away:"
+                f" {self.away}"
+            )
+
+
+@contextmanager
+def journal_of(send: Callable[[Entry], None]) -> Iterator[Callable[[Entry], None]]:
+    """Yield what adds an entry; all are sent at the end of the block, unless an error ends it."""
+    journal = Journal(send)
+    yield journal.add
+    journal.flush()

@@ -1,0 +1,68 @@
+"""Entries arrive in order and once, whatever the store does meanwhile."""
+
+import threading
+
+import pytest
+
+from har.errors import UserError
+from har.journal import Journal, journal_of
+
+
+def test_in_order_when_all_is_well() -> None:
+    got: list[int] = []
+    with journal_of(got.append) as add:
+        for entry in range(100):
+            add(entry)
+    assert got == list(range(100))
+
+
+def test_nobody_waits_and_everything_arrives_later(capsys: pytest.CaptureFixture[str]) -> None:
+    got: list[int] = []
+    away = threading.Event()
+    away.set()
+
+    def send(entry: int) -> None:
+        if away.is_set():
+            raise ConnectionError("refused")
+        got.append(entry)
+
+    with journal_of(send) as add:
+        for entry in range(5):
+            add(entry)
+        assert got == []
+        away.clear()
+        add(5)
+    assert got == list(range(6))
+    assert capsys.readouterr().err.count("training goes on") == 1
+
+
+def test_what_never_arrives_is_said() -> None:
+    def send(entry: int) -> None:
+        if entry == 3:
+            raise ConnectionError("refused")
+
+    with (
+        pytest.raises(UserError, match="7 epochs could not be recorded.*refused"),
+        journal_of(send) as add,
+    ):
+        for entry in range(10):
+            add(entry)
+
+
+def test_a_store_that_hangs_holds_nobody_up() -> None:
+    free = threading.Event()
+    journal: Journal[int] = Journal(lambda entry: free.wait(60) and None)
+    for entry in range(10):
+        journal.add(entry)
+    assert len(journal.unsent) == 10
+    free.set()
+    journal.flush()
+    assert journal.unsent == []
+
+
+def test_an_error_of_the_training_is_not_held_up() -> None:
+    blocked = threading.Event()
+    with pytest.raises(KeyError), journal_of(lambda entry: blocked.wait(60) and None) as add:
+        add(1)
+        raise KeyError
+    blocked.set()

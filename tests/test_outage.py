@@ -1,0 +1,144 @@
+"""A tracking server that goes away while a training runs: the training goes on, and all arrives."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import mlflow
+import pytest
+from conftest import PATH, free_port, write_images
+from test_resume import COMMAND, EPOCHS, arguments
+
+from har.backup import folder_of
+
+
+class Server:
+    """A real MLflow server that can be killed, started again, and put to sleep."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder, self.port = folder, free_port()
+        self.uri = f"http://127.0.0.1:{self.port}"
+
+    def start(self) -> None:
+        command = [
+            "mlflow", "server", "--host", "127.0.0.1", "--port", str(self.port), "--workers", "1",
+            "--backend-store-uri", f"sqlite:///{self.folder}/mlflow.db",
+            "--artifacts-destination", str(self.folder / "artifacts"),
+        ]  # fmt: skip
+        with (self.folder / "log").open("a") as log:
+            self.process = subprocess.Popen(
+                command,
+                stdout=log,
+                stderr=log,
+                env={**os.environ, "PATH": PATH},
+                start_new_session=True,
+            )
+        for _ in range(600):
+            try:
+                mlflow.MlflowClient(self.uri).search_experiments(max_results=1)
+                return
+            except mlflow.exceptions.MlflowException:
+                time.sleep(0.2)
+        pytest.fail((self.folder / "log").read_text())
+
+    def send(self, signal_number: int) -> None:
+        os.killpg(self.process.pid, signal_number)
+
+    def kill(self) -> None:
+        self.send(signal.SIGKILL)
+        self.process.wait()
+
+
+@pytest.fixture
+def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
+    for name, value in (("MAX_RETRIES", "1"), ("TIMEOUT", "5"), ("BACKOFF_FACTOR", "1")):
+        monkeypatch.setenv(f"MLFLOW_HTTP_REQUEST_{name}", value)
+    found = Server(tmp_path)
+    found.start()
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", found.uri)
+    yield found
+    found.kill()
+
+
+@pytest.fixture
+def data(tmp_path: Path) -> Path:
+    return write_images(tmp_path / "images")
+
+
+def start(words: list[str]) -> subprocess.Popen[str]:
+    command = [sys.executable, "-c", COMMAND, *words]
+    return subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+
+
+def read_to(process: subprocess.Popen[str], epoch: int) -> str:
+    """What it says up to the end of an epoch."""
+    assert process.stderr is not None
+    said = ""
+    for line in process.stderr:
+        said += line
+        if line.startswith(f"epoch {epoch}/{EPOCHS}  loss"):
+            return said
+    pytest.fail(said)
+
+
+def only_run(server: Server, experiment: str) -> mlflow.entities.Run:
+    client = mlflow.MlflowClient(server.uri)
+    (run,) = client.search_runs([client.get_experiment_by_name(experiment).experiment_id])
+    return run
+
+
+def assert_whole(server: Server, run: mlflow.entities.Run) -> None:
+    """Finished, each epoch once and in order, one model, the tables of its evaluation."""
+    client = mlflow.MlflowClient(server.uri)
+    assert run.info.status == "FINISHED"
+    for name in ("train_loss", "val_accuracy", "epoch_time_s"):
+        history = client.get_metric_history(run.info.run_id, name)
+        assert [each.step for each in history] == list(range(1, EPOCHS + 1))
+    assert len(client.get_metric_history(run.info.run_id, "accuracy")) == 1
+    models = client.search_logged_models([run.info.experiment_id])
+    assert [each.source_run_id for each in models] == [run.info.run_id]
+    found = {each.path for each in client.list_artifacts(run.info.run_id, "evaluation")}
+    assert "evaluation/predictions.csv" in found
+    assert not folder_of(run.info.run_id).exists()
+
+
+@pytest.mark.parametrize("trouble", ["killed", "asleep"])
+def test_away_for_a_few_epochs(trouble: str, server: Server, data: Path) -> None:
+    process = start(arguments(data, trouble))
+    read_to(process, 3)
+    server.kill() if trouble == "killed" else server.send(signal.SIGSTOP)
+    # training goes on meanwhile
+    read_to(process, EPOCHS - 2)
+    server.start() if trouble == "killed" else server.send(signal.SIGCONT)
+    _, said = process.communicate(timeout=300)
+    assert process.returncode == 0, said
+    assert_whole(server, only_run(server, trouble))
+
+
+def test_away_to_the_end_then_sync(server: Server, data: Path) -> None:
+    process = start(arguments(data, "late"))
+    said = read_to(process, 3)
+    server.kill()
+    said += process.communicate(timeout=300)[1]
+    assert process.returncode == 2
+    assert said.count("the tracking store is away, training goes on") == 1
+    assert f"epoch {EPOCHS}/{EPOCHS}  loss" in said
+    assert "could not be recorded" in said and "Traceback" not in said
+    server.start()
+    run_id = only_run(server, "late").info.run_id
+    assert f"har train --resume {run_id}" in said
+    done = subprocess.run(
+        [sys.executable, "-m", "har", "sync"], capture_output=True, text=True, check=True
+    )
+    assert run_id in done.stdout
+    # recorded, not trained again
+    assert "  loss " not in done.stderr
+    assert_whole(server, only_run(server, "late"))
+    again = subprocess.run(
+        [sys.executable, "-m", "har", "sync"], capture_output=True, text=True, check=True
+    )
+    assert again.stdout.strip() == "nothing to record"
