@@ -71,7 +71,7 @@ def check_store() -> None:
 
 @contextmanager
 def briefly() -> Iterator[None]:
-    """Meanwhile MLflow gives a server that does not answer up soon: by itself it tries for minutes."""
+    """Meanwhile MLflow soon gives up on a server that does not answer; else it takes minutes."""
     before = {name: os.environ.get(name) for name in BRIEFLY}
     os.environ.update(BRIEFLY)
     try:

@@ -42,7 +42,7 @@ def test_what_never_arrives_is_said() -> None:
             raise ConnectionError("refused")
 
     with (
-        pytest.raises(UserError, match="7 epochs could not be recorded.*refused"),
+        pytest.raises(UserError, match=r"7 epochs could not be recorded.*refused"),
         journal_of(send) as add,
     ):
         for entry in range(10):
