@@ -11,7 +11,7 @@ EXTRAS := dev$(if $(shell command -v nvidia-smi),$(comma)cuda)
 READY  := $(VENV)/.ready
 RUN    := PATH="$(abspath $(VENV))/bin:$$PATH"
 
-.PHONY: help setup run ui test test-slow check format clean
+.PHONY: help setup run ui test test-slow soak check format clean
 .DEFAULT_GOAL := help
 
 help:  ## Show this list
@@ -36,6 +36,9 @@ test: $(READY)  ## Run the tests that a laptop runs in a few minutes
 
 test-slow: $(READY)  ## Run the long tests too
 	$(RUN) python -m pytest -m ''
+
+soak: $(READY)  ## Kill trainings and servers, spoil files and requests; count what is lost
+	$(RUN) python benchmarks/faults.py
 
 check: $(READY)  ## Lint, formatting and types
 	$(RUN) ruff check .

@@ -16,6 +16,7 @@ from har.errors import UserError, first_line
 from har.progress import say, warn
 
 Entry = TypeVar("Entry")
+MOMENT_S = 3.0
 
 
 class Journal(Generic[Entry]):
@@ -71,7 +72,14 @@ class Journal(Generic[Entry]):
 
 @contextmanager
 def journal_of(send: Callable[[Entry], None]) -> Iterator[Callable[[Entry], None]]:
-    """Yield what adds an entry; all are sent at the end of the block, unless an error ends it."""
+    """Yield what adds an entry; all are sent at the end of the block. If an error ends it, there is
+    a moment for what can be sent at once.
+    """
     journal = Journal(send)
-    yield journal.add
+    try:
+        yield journal.add
+    except BaseException:
+        journal.wishes.put(False)
+        journal.thread.join(MOMENT_S)
+        raise
     journal.flush()

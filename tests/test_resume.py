@@ -1,6 +1,5 @@
 """`har train --resume` after kill -9, Ctrl-C and an error: one run, nothing lost, nothing twice."""
 
-import os
 import signal
 import subprocess
 import sys
@@ -46,11 +45,12 @@ def whole(
     data: Path, store_uri: str, tmp_path_factory: pytest.TempPathFactory
 ) -> mlflow.entities.Run:
     """A training that nothing happened to."""
-    os.environ["MLFLOW_TRACKING_URI"] = store_uri
     mlflow.set_tracking_uri(store_uri)
-    os.environ["HAR_CACHE"] = str(tmp_path_factory.mktemp("whole"))
-    har(*arguments(data, "whole"))
-    return only_run("whole")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("MLFLOW_TRACKING_URI", store_uri)
+        patch.setenv("HAR_CACHE", str(tmp_path_factory.mktemp("whole")))
+        har(*arguments(data, "whole"))
+        return only_run("whole")
 
 
 def only_run(experiment: str) -> mlflow.entities.Run:
@@ -103,7 +103,9 @@ def assert_as_if_nothing_had_happened(run: mlflow.entities.Run, whole: mlflow.en
     assert not folder_of(run.info.run_id).exists()
 
 
-def test_killed_it_goes_on_in_the_same_run(whole: mlflow.entities.Run, data: Path) -> None:
+def test_killed_it_goes_on_in_the_same_run(
+    whole: mlflow.entities.Run, data: Path, store: str
+) -> None:
     words, began = arguments(data, "killed"), time.time()
     start_and_stop(words, signal.SIGKILL, epochs=4, later_s=0.1)
     run = only_run("killed")
@@ -121,7 +123,7 @@ def test_killed_it_goes_on_in_the_same_run(whole: mlflow.entities.Run, data: Pat
     assert again.returncode == 2 and "no backup" in again.stderr
 
 
-def test_ctrl_c_says_how_to_go_on(whole: mlflow.entities.Run, data: Path) -> None:
+def test_ctrl_c_says_how_to_go_on(whole: mlflow.entities.Run, data: Path, store: str) -> None:
     rest = start_and_stop(arguments(data, "stopped"), signal.SIGINT, epochs=2, later_s=0.0)
     run = only_run("stopped")
     assert run.info.status == "KILLED"
@@ -149,7 +151,9 @@ def test_what_cannot_be_gone_on_with(words: list[str], said: str, store: str, cl
 
 @pytest.mark.slow
 @pytest.mark.parametrize("seed", range(20))
-def test_killed_at_any_moment(seed: int, whole: mlflow.entities.Run, data: Path) -> None:
+def test_killed_at_any_moment(
+    seed: int, whole: mlflow.entities.Run, data: Path, store: str
+) -> None:
     rng = np.random.default_rng(seed)
     name = f"killed {seed}"
     epochs, later_s = int(rng.integers(1, EPOCHS)), float(rng.uniform(0, 0.3))
