@@ -6,6 +6,7 @@ again with what comes next, and once more at the end. It is on disk too, in the 
 
 import queue
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Generic, TypeVar
@@ -16,7 +17,9 @@ from har.errors import UserError, first_line
 from har.progress import say, warn
 
 Entry = TypeVar("Entry")
-MOMENT_S = 3.0
+# For what can still be sent when an error ends a training, and for a store that is being restarted
+# when a training is done.
+MOMENT_S, PATIENCE_S = 3.0, 30.0
 
 
 class Journal(Generic[Entry]):
@@ -59,10 +62,16 @@ class Journal(Generic[Entry]):
                 self.away = ""
 
     def flush(self) -> None:
-        """Raise a UserError unless everything has been sent."""
+        """Raise a UserError unless everything can be sent within half a minute."""
         self.wishes.put(False)
         self.thread.join()
         self.send_all()
+        if self.unsent:
+            say(f"waiting {PATIENCE_S:.0f} s for the tracking store")
+        deadline = time.monotonic() + PATIENCE_S
+        while self.unsent and time.monotonic() < deadline:
+            time.sleep(1)
+            self.send_all()
         if self.unsent:
             raise UserError(
                 f"{len(self.unsent)} epochs could not be recorded, the tracking store is away:"

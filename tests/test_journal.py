@@ -4,6 +4,7 @@ import threading
 
 import pytest
 
+from har import journal
 from har.errors import UserError
 from har.journal import Journal, journal_of
 
@@ -37,7 +38,9 @@ def test_nobody_waits_and_everything_arrives_later(capsys: pytest.CaptureFixture
     assert capsys.readouterr().err.count("training goes on") == 1
 
 
-def test_what_never_arrives_is_said() -> None:
+def test_what_never_arrives_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(journal, "PATIENCE_S", 1.0)
+
     def send(entry: int) -> None:
         if entry == 3:
             raise ConnectionError("refused")
@@ -52,13 +55,13 @@ def test_what_never_arrives_is_said() -> None:
 
 def test_a_store_that_hangs_holds_nobody_up() -> None:
     free = threading.Event()
-    journal: Journal[int] = Journal(lambda entry: free.wait(60) and None)
+    waiting: Journal[int] = Journal(lambda entry: free.wait(60) and None)
     for entry in range(10):
-        journal.add(entry)
-    assert len(journal.unsent) == 10
+        waiting.add(entry)
+    assert len(waiting.unsent) == 10
     free.set()
-    journal.flush()
-    assert journal.unsent == []
+    waiting.flush()
+    assert waiting.unsent == []
 
 
 def test_an_error_of_the_training_is_not_held_up() -> None:

@@ -123,6 +123,7 @@ def test_killed_it_goes_on_in_the_same_run(
     assert again.returncode == 2 and "no backup" in again.stderr
 
 
+@pytest.mark.slow
 def test_ctrl_c_says_how_to_go_on(whole: mlflow.entities.Run, data: Path, store: str) -> None:
     rest = start_and_stop(arguments(data, "stopped"), signal.SIGINT, epochs=2, later_s=0.0)
     run = only_run("stopped")
