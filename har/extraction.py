@@ -25,7 +25,7 @@ from har.errors import UserError, first_line
 from har.feature_cache import Features, Key, check_limit, load_or_compute
 from har.graphs import trace
 from har.interrupts import interrupts_at_checkpoints
-from har.manifest import Manifest
+from har.manifest import Manifest, check_images
 from har.pipeline import AUGMENTATIONS, Splits, ahead, build_stream_loader
 from har.progress import progress, say
 from har.recipe import Recipe
@@ -337,9 +337,13 @@ class Extraction:
             for images, start in finished.as_numpy_iterator():
                 yield int(start), images
         except tf.errors.OpError as error:
-            raise UserError(
-                f"an image cannot be read any more: {first_line(error)}; what is done is kept"
-            ) from error
+            reason = f"an image cannot be read any more: {first_line(error)}"
+            try:
+                # which, TensorFlow does not always say
+                check_images(self.manifest)
+            except UserError as found:
+                reason = str(found)
+            raise UserError(f"{reason}; what is done is kept") from error
 
 
 def until(

@@ -16,11 +16,13 @@ from typing import Any
 import mlflow
 import pandas as pd
 import requests
+from filelock import FileLock
 from mlflow.exceptions import MlflowException
 from mlflow.utils.mlflow_tags import MLFLOW_RUN_NOTE
 
 from har.errors import UserError, first_line
 from har.interrupts import interrupts_at_checkpoints
+from har.sources import cache_folder
 from har.ui import set_up_experiment
 
 # One more attempt, and no long wait for an answer.
@@ -42,14 +44,15 @@ def open_run(experiment: str, tags: Mapping[str, str], run_id: str | None = None
         UserError: the tracking store cannot be used.
     """
     quiet_mlflow()
-    with store_errors():
+    with store_errors(), store_lock():
         # under `mlflow run` the experiment is chosen already, and choosing again is an error
         if "MLFLOW_RUN_ID" not in os.environ and run_id is None:
             mlflow.set_experiment(experiment)
         run = mlflow.start_run(run_id, log_system_metrics=True)
     try:
         mlflow.set_tags(dict(tags))
-        set_up_experiment(run.info.experiment_id)
+        with store_lock():
+            prepare_experiment(run.info.experiment_id)
         yield run.info.run_id
     except BaseException as error:
         # whatever the store says now, that error is what the user must see
@@ -65,8 +68,26 @@ def open_run(experiment: str, tags: Mapping[str, str], run_id: str | None = None
 def check_store() -> None:
     """Raise a UserError within 20 seconds unless the tracking store answers: before long work."""
     quiet_mlflow()
-    with store_errors(), briefly():
+    with store_errors(), store_lock(), briefly():
         mlflow.search_experiments(max_results=1)
+
+
+@contextmanager
+def store_lock() -> Iterator[None]:
+    """One process of this machine at a time: two that make a new sqlite store or experiment at once
+    leave one that neither can use (mlflow 3.17).
+    """
+    cache_folder().mkdir(parents=True, exist_ok=True)
+    with FileLock(cache_folder() / "store.lock", is_singleton=True):
+        yield
+
+
+def prepare_experiment(experiment_id: str) -> None:
+    """Describe it; again, if a process on another machine did so at the same time."""
+    try:
+        set_up_experiment(experiment_id)
+    except MlflowException:
+        set_up_experiment(experiment_id)
 
 
 @contextmanager
@@ -159,9 +180,9 @@ def choose_experiment(name: str) -> str:
     Raises:
         UserError: the store cannot be used.
     """
-    with store_errors():
+    with store_errors(), store_lock():
         experiment_id = str(mlflow.set_experiment(name).experiment_id)
-        set_up_experiment(experiment_id)
+        prepare_experiment(experiment_id)
     return experiment_id
 
 

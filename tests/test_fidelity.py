@@ -381,7 +381,8 @@ def test_later_ones_validate_stop_early_and_keep_the_best(variant: str, fitted: 
 @pytest.mark.parametrize(("patience", "epochs"), [(0, 5), (2, 4)])
 def test_best_weights_come_back_stopped_early_or_not(patience: int, epochs: int) -> None:
     model = keras.Sequential([layers.Input((1,)), layers.Dense(1, use_bias=False)])
-    (stopping,) = build_stopping(replace(V2, epochs=5, patience=patience))
+    stopping = build_stopping(replace(V2, epochs=5, patience=patience))
+    assert stopping is not None
     stopping.set_model(model)
     model.stop_training = False
     stopping.on_train_begin()
