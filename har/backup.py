@@ -59,7 +59,6 @@ class Backup:
     # before the first one is made: a guess, which puts that one off
     cost_s: float = MOST_SHARE * FIRST_AFTER_S
     announced: bool = False
-
     # takes the state after the last epoch, once that is done
     ended: Callable[[], State] | None = None
 
@@ -138,7 +137,7 @@ def training_lock(folder: Path) -> Iterator[None]:
 
 
 def list_backups() -> list[str]:
-    """The runs that have one, in no order."""
+    """The runs that have one, by their ids."""
     return sorted(each.parent.name for each in folder_of("-").parent.glob(f"*/{JOB_FILE}"))
 
 

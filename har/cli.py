@@ -145,7 +145,9 @@ def repeat_and_report(
         from har.prepare import load_manifest
         from har.recorded import check_same_data, load_past
         from har.runtimes import AUTO
+        from har.store import check_store
 
+    check_store()
     past = load_past(like)
     manifest = load_manifest(data, default=past.split, images=images)
     check_same_data(past, manifest)
@@ -227,8 +229,11 @@ def sync() -> None:
     with quiet_loading():
         from har.experiment import sync_trainings
 
-    outcomes = [describe_outcome(each) for each in sync_trainings(started_at())]
-    click.echo("\n".join(outcomes) or "nothing to record")
+    outcome = None
+    for outcome in sync_trainings(started_at()):
+        click.echo(describe_outcome(outcome))
+    if outcome is None:
+        click.echo("nothing to record")
 
 
 def describe_outcome(outcome: Any) -> str:
@@ -457,7 +462,9 @@ def ablate(data: str, images: Path | None, **options: Any) -> None:
     with quiet_loading():
         from har.ablation_runs import Ablation, run_ablation
         from har.prepare import load_manifest
+        from har.store import check_store
 
+    check_store()
     manifest = load_manifest(data, split, images=images)
     click.echo(run_ablation(Ablation(manifest=manifest, typed=typed, **kept)))
 

@@ -243,7 +243,6 @@ def train_and_judge(trial: Trial, run_id: str, backup: Backup) -> tuple[Result, 
             backup.save,
         )
     tracking.log_result(trial, result)
-    store.forget_models(run_id)
     return result, log_and_judge(trial, result)
 
 
@@ -269,10 +268,10 @@ def resume_trial(
         UserError: there is no backup, the run has ended well, it is at work, or what is asked for,
             the data or this machine make another training of it.
     """
-    store.quiet_mlflow()
     job, data = read_job(run_id)
     if other := describe_changes(job.requested, replace(job.requested, **typed)):
         raise UserError(f"run {run_id} is trained by another recipe; received {other}")
+    store.check_store()
     with training_lock(folder_of(run_id)):
         store.check_unfinished(run_id)
         manifest = manifests.read(data, images)
@@ -284,24 +283,35 @@ def resume_trial(
                 f"run {run_id} cannot be gone on with on this hardware: it would train with"
                 f" {describe_changes(job.used, trial.used)}"
             )
+        # of a process that ended between logging its model and the end
+        store.forget_models(run_id)
         return run_trial(trial, EXPERIMENT, started, resume=run_id)
 
 
 def sync_trainings(started: float) -> Iterator[Outcome]:
     """Record what trainings that are done could not, because the tracking store was away.
 
-    Those that have epochs to go are named and left alone.
+    Those that have epochs to go are named and left alone, and one that cannot be recorded does not
+    keep the others from it.
 
     Raises:
-        UserError: as `resume_trial`.
+        UserError: the store does not answer, or some could not be recorded.
     """
+    store.check_store()
+    failed = 0
     for run_id in list_backups():
-        job, _ = read_job(run_id)
-        state, _ = read_state(folder_of(run_id))
-        if state is not None and state.first_epoch(job.used) == job.used.epochs:
-            yield resume_trial(run_id, {}, None, started)
-        else:
-            say(f"run {run_id} has epochs to go: har train --resume {run_id}")
+        try:
+            job, _ = read_job(run_id)
+            state, _ = read_state(folder_of(run_id))
+            if state is not None and state.first_epoch(job.used) == job.used.epochs:
+                yield resume_trial(run_id, {}, None, started)
+            else:
+                say(f"run {run_id} has epochs to go: har train --resume {run_id}")
+        except UserError as error:
+            warn(f"run {run_id}: {error}")
+            failed += 1
+    if failed:
+        raise UserError(f"{failed} trainings could not be recorded")
 
 
 def where_to_see(run_id: str) -> str:

@@ -1,7 +1,8 @@
 """What goes to a tracking store while a training runs: in order, by a thread, and again if need be.
 
-A training never waits for a store that is away. What could not be sent is kept in order and tried
-again with what comes next, and once more at the end. It is on disk too, in the training's backup.
+A training never waits for a store that is away. What could not be sent is kept in order, in memory,
+and tried again with what comes next and at the end. The training's backup has it on disk; an epoch
+that is in neither is trained again after a crash.
 """
 
 import queue

@@ -75,8 +75,11 @@ def check_store() -> None:
 @contextmanager
 def store_lock() -> Iterator[None]:
     """One process of this machine at a time: two that make a new sqlite store or experiment at once
-    leave one that neither can use (mlflow 3.17).
+    leave one that neither can use (mlflow 3.17). A server does that by itself.
     """
+    if mlflow.get_tracking_uri().startswith("http"):
+        yield
+        return
     cache_folder().mkdir(parents=True, exist_ok=True)
     with FileLock(cache_folder() / "store.lock", is_singleton=True):
         yield

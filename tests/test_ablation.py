@@ -201,7 +201,6 @@ def test_the_command_and_again(tiny_raw: Path, store: str, cli) -> None:
     assert len(mlflow.search_runs(ids, "tags.job = 'train'", output_format="list")) == 4
 
 
-@pytest.mark.slow
 def test_features_are_shared_and_their_time_counts_all_the_same(
     tiny_raw: Path, store: str, cli
 ) -> None:

@@ -144,3 +144,13 @@ def test_away_to_the_end_then_sync(server: Server, data: Path) -> None:
         [sys.executable, "-m", "har", "sync"], capture_output=True, text=True, check=True
     )
     assert again.stdout.strip() == "nothing to record"
+
+
+def test_sync_goes_on_past_a_backup_that_cannot_be_read(store: str, cli) -> None:
+    for name in ("one", "two"):
+        folder_of(name).mkdir(parents=True)
+        (folder_of(name) / "job.json").write_text("no json")
+    result = cli("sync")
+    assert result.exit_code == 2
+    assert "2 trainings could not be recorded" in result.output
+    assert result.output.count("job.json cannot be read") == 2
