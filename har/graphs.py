@@ -20,7 +20,10 @@ def trace(model: Any, dtype: str) -> Any:
     size = model.input_shape[1]
     signature = [tf.TensorSpec((None, size, size, 3), dtype)]
     function = tf.function(lambda images: model(images, training=False), input_signature=signature)
-    return function.get_concrete_function()
+    traced = function.get_concrete_function()
+    # a graph refers to its variables weakly: it needs the model for as long as it is run
+    traced.model = model
+    return traced
 
 
 def freeze(traced: Any) -> FrozenGraph:

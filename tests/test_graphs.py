@@ -1,5 +1,8 @@
 """Frozen graphs compute what Keras does, from constants alone."""
 
+import gc
+from typing import Any
+
 import keras
 import numpy as np
 import pytest
@@ -40,6 +43,20 @@ def test_a_frozen_graph_keeps_its_weights_when_the_model_learns_on(model: keras.
     model.set_weights([each + 1 for each in weights])
     np.testing.assert_array_equal(compiled(images), before)
     model.set_weights(weights)
+
+
+def test_a_traced_network_keeps_its_model() -> None:
+    def build() -> tuple[Any, np.ndarray]:
+        inputs = keras.Input((8, 8, 3))
+        pooled = keras.layers.GlobalAveragePooling2D()(inputs)
+        network = keras.Model(inputs, keras.layers.Dense(2)(pooled))
+        return trace(network, "float32"), network(images).numpy()
+
+    images = np.ones((2, 8, 8, 3), np.float32)
+    traced, expected = build()
+    gc.collect()
+    np.testing.assert_allclose(traced(images), expected, rtol=1e-6)
+    assert len(traced.variables) == 2
 
 
 def test_a_frozen_graph_has_no_variables_left(model: keras.Model) -> None:
