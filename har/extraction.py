@@ -34,7 +34,7 @@ from har.runtimes import (
     compile_tensorflow,
     convert_to_openvino,
     has_bfloat16,
-    import_openvino,
+    openvino_core,
 )
 
 # OpenVINO computes several batches at once; small ones stay in the processor's caches.
@@ -137,7 +137,7 @@ def onednn_bfloat16(wanted: bool) -> Iterator[None]:
 
 def prepare_openvino(network: Any, traced: Any, recipe: Recipe) -> Compile:
     """Converted once; as many batches at once as the CPU has use for."""
-    core, model = import_openvino().Core(), convert_to_openvino(traced)
+    model = convert_to_openvino(traced)
 
     def compile_network(arithmetic: str) -> Extractor:
         options = {
@@ -145,7 +145,7 @@ def prepare_openvino(network: Any, traced: Any, recipe: Recipe) -> Compile:
             "PERFORMANCE_HINT": "THROUGHPUT",
             "NUM_STREAMS": str(available_cpus()),
         }
-        compiled = core.compile_model(model, "CPU", options)
+        compiled = openvino_core().compile_model(model, "CPU", options)
 
         def run(batches: Iterable[tuple[int, Images]], sink: Sink) -> None:
             # one more than compute at once: none waits for Python to hand over images

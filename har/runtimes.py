@@ -13,6 +13,7 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -148,6 +149,17 @@ def import_openvino() -> Any:
     return openvino
 
 
+@cache
+def openvino_core() -> Any:
+    """OpenVINO, one for the whole process and to its end.
+
+    Each gives the thread that uses it first a signal stack, and takes that stack's memory back with
+    itself. Where two overlap, or one ends in another thread, the thread is left without: the next
+    Ctrl-C is a segmentation fault (2026.4).
+    """
+    return import_openvino().Core()
+
+
 def convert_to_openvino(traced: Any) -> Any:
     """A traced network as one of OpenVINO's.
 
@@ -161,7 +173,7 @@ def convert_to_openvino(traced: Any) -> Any:
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "frozen.pb"
         file.write_bytes(frozen.graph_def.SerializeToString())
-        network = openvino.Core().read_model(file)
+        network = openvino_core().read_model(file)
     # Each swish is one more output otherwise: half the speed for what nobody reads (Keras 3.15).
     return openvino.Model([network.output(frozen.output)], network.get_parameters())
 
@@ -177,8 +189,7 @@ def save_openvino(model: Any, folder: Path) -> None:
 
 def load_openvino(folder: Path) -> Any:
     """What `save_openvino` wrote, compiled for this machine's CPU."""
-    openvino = import_openvino()
-    compiled = openvino.Core().compile_model(
+    compiled = openvino_core().compile_model(
         folder / OPENVINO_FILE,
         "CPU",
         # Where the CPU has bfloat16 OpenVINO would use it: three digits, other answers.

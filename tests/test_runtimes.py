@@ -27,7 +27,7 @@ from har.runtimes import (
     choose_runtime,
     compile_tensorflow,
     has_bfloat16,
-    import_openvino,
+    openvino_core,
 )
 
 
@@ -122,7 +122,7 @@ def test_openvino_gives_the_probabilities_alone_of_a_network_with_swish(tmp_path
     forward = load("openvino", model, tmp_path)
     images = noise(3)
     np.testing.assert_allclose(forward(images), model(images, training=False), atol=1e-6)
-    network = import_openvino().Core().read_model(tmp_path / OPENVINO_FILE)
+    network = openvino_core().read_model(tmp_path / OPENVINO_FILE)
     assert len(network.outputs) == 1
     assert sorted(path.name for path in tmp_path.iterdir()) == [
         "model.bin",
@@ -194,3 +194,20 @@ def test_openvino_does_not_report_its_use() -> None:
 def test_the_option_names_every_runtime() -> None:
     (option,) = (each for each in main.commands["run"].params if each.name == "runtime")
     assert list(option.type.choices) == [AUTO, *RUNTIMES]
+
+
+def test_ctrl_c_after_openvinos_networks_are_gone(model: keras.Model, tmp_path: Path) -> None:
+    """In a process of its own, which a segmentation fault would end."""
+    load("openvino", model, tmp_path)
+    code = (
+        "import signal, sys\n"
+        "from pathlib import Path\n"
+        "from har.runtimes import RUNTIMES\n"
+        "networks = [RUNTIMES['openvino'].load(Path(sys.argv[1])) for _ in range(2)]\n"
+        "while networks: networks.pop(0)\n"
+        "try: signal.raise_signal(signal.SIGINT)\n"
+        "except KeyboardInterrupt: print('caught')"
+    )
+    words = [sys.executable, "-c", code, str(tmp_path)]
+    done = subprocess.run(words, capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "caught"
