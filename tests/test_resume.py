@@ -104,7 +104,7 @@ def assert_as_if_nothing_had_happened(run: mlflow.entities.Run, whole: mlflow.en
 
 
 def test_killed_it_goes_on_in_the_same_run(
-    whole: mlflow.entities.Run, data: Path, store: str
+    whole: mlflow.entities.Run, data: Path, store: str, cli
 ) -> None:
     words, began = arguments(data, "killed"), time.time()
     start_and_stop(words, signal.SIGKILL, epochs=4, later_s=0.1)
@@ -119,8 +119,8 @@ def test_killed_it_goes_on_in_the_same_run(
     assert_as_if_nothing_had_happened(run, whole)
     # what is counted was spent, and was spent once
     assert run.data.metrics["train_time_s"] < run.data.metrics["wall_time_s"] < time.time() - began
-    again = har(*resume, check=False)
-    assert again.returncode == 2 and "no backup" in again.stderr
+    again = cli(*resume)
+    assert again.exit_code == 2 and "no backup" in again.output
 
 
 @pytest.mark.slow
