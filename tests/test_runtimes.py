@@ -201,6 +201,7 @@ def test_ctrl_c_after_openvinos_networks_are_gone(model: keras.Model, tmp_path: 
     load("openvino", model, tmp_path)
     code = (
         "import signal, sys\n"
+        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"
         "from pathlib import Path\n"
         "from har.runtimes import RUNTIMES\n"
         "networks = [RUNTIMES['openvino'].load(Path(sys.argv[1])) for _ in range(2)]\n"
