@@ -9,6 +9,7 @@ from itertools import combinations
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import pandas as pd
 
 from har.archive import Record, right_by_path
@@ -92,14 +93,7 @@ def tabulate_pairs(group: Group) -> pd.DataFrame:
     judged = [each for each in group.ranked if each.predictions is not None]
     if len(judged) < 2:
         return pd.DataFrame()
-    # (images, runs), NaN where a run was not judged on an image
-    series = [
-        right_by_path(each.predictions).astype(float)
-        for each in judged
-        if each.predictions is not None
-    ]
-    hits = pd.concat(series, axis=1).to_numpy().T
-    rows = []
+    hits, rows = find_hits(judged), []
     for i, j in combinations(range(len(judged)), 2):
         first, second = judged[i].training, judged[j].training
         both = ~np.isnan(hits[i]) & ~np.isnan(hits[j])
@@ -111,7 +105,9 @@ def tabulate_pairs(group: Group) -> pd.DataFrame:
         rows.append(
             {
                 "test_digest": group.test_digest,
+                "first_name": first.name,
                 "first": first.run_id,
+                "second_name": second.name,
                 "second": second.run_id,
                 "images": int(both.sum()),
                 "difference": difference,
@@ -126,6 +122,16 @@ def tabulate_pairs(group: Group) -> pd.DataFrame:
     if rows:
         table["p_corrected"] = correct_for_many(table["p_value"].to_numpy())
     return table
+
+
+def find_hits(judged: Sequence[Record]) -> npt.NDArray[np.float64]:
+    """(runs, images): 1 where a run is right, 0 where it is not, NaN where it was not judged."""
+    series = [
+        right_by_path(each.predictions).astype(float)
+        for each in judged
+        if each.predictions is not None
+    ]
+    return pd.concat(series, axis=1).to_numpy().T
 
 
 def find_pareto_front(group: Group) -> list[Record]:
@@ -154,6 +160,7 @@ def tabulate_recalls(group: Group) -> pd.DataFrame:
         parts.append(
             pd.DataFrame(
                 {
+                    "name": record.training.name,
                     "run_id": record.training.run_id,
                     "label": counts.index,
                     "recall": (counts["sum"] / counts["size"]).to_numpy(),

@@ -165,8 +165,10 @@ RUNS: Columns = {
     "source": ("source", text),
 }
 PAIRS: Columns = {
-    "first": ("first", text),
-    "second": ("second", text),
+    "first_name": ("first", text),
+    "first": ("its run id", text),
+    "second_name": ("second", text),
+    "second": ("its run id", text),
     "images": ("images", number(",.0f")),
     "difference": ("difference", POINTS),
     "low": ("from", POINTS),
@@ -177,6 +179,7 @@ PAIRS: Columns = {
     "p_corrected": ("p corrected", PROBABILITY),
 }
 RECALLS: Columns = {
+    "name": ("run", text),
     "run_id": ("run id", text),
     "label": ("class", text),
     "recall": ("recall", PERCENT),

@@ -97,6 +97,8 @@ def test_pairs_are_compared_on_the_images_that_both_saw() -> None:
     (group,), _ = group_by_test([worse, shuffled])
     (pair,) = tabulate_pairs(group).to_dict("records")
     assert (pair["first"], pair["second"], pair["images"]) == ("better", "worse", 39)
+    names = (better.training.name, worse.training.name)
+    assert (pair["first_name"], pair["second_name"]) == names
     assert (pair["only_first"], pair["only_second"]) == (10, 0)
     assert pair["difference"] == pytest.approx(10 / 39) and pair["low"] < 10 / 39 < pair["high"]
     assert pair["p_value"] == pytest.approx(2 * 0.5**10) == pair["p_corrected"]
@@ -127,6 +129,7 @@ def test_recalls_and_disagreements() -> None:
     (group,), _ = group_by_test([record("a", 40), record("b", 21)])
     recalls = tabulate_recalls(group).set_index(["run_id", "label"])
     assert recalls.loc[("a", "eating"), "recall"] == 1.0
+    assert recalls.loc[("a", "eating"), "name"] == group.ranked[0].training.name
     assert recalls.loc[("b", "eating"), "recall"] == 11 / 20
     table = find_disagreements(*group.ranked, count=5)
     assert len(table) == 5 and (table["first"] == table["label"]).all()
