@@ -141,6 +141,17 @@ def list_backups() -> list[str]:
     return sorted(each.parent.name for each in folder_of("-").parent.glob(f"*/{JOB_FILE}"))
 
 
+def describe_backups() -> list[str]:
+    """A line for each, with its size; none where there is none."""
+    lines = []
+    for run_id in list_backups():
+        size = sum(each.stat().st_size for each in folder_of(run_id).rglob("*") if each.is_file())
+        lines.append(f"{run_id}  {size / 1e6:>9,.1f} MB  to go on: har train --resume {run_id}")
+    if lines:
+        lines.insert(0, f"{folder_of('-').parent}: {len(lines)} trainings that were cut short")
+    return lines
+
+
 def read_job(run_id: str) -> tuple[Job, Path]:
     """What a run was to train, and the folder of its prepared data.
 

@@ -14,6 +14,7 @@ from har import __version__
 from har.errors import UserError
 from har.interrupts import treat_sigterm_as_ctrl_c
 from har.options import (
+    Between,
     Spelled,
     data_options,
     experiment_option,
@@ -393,7 +394,7 @@ def predict(data: Path, out: Path, model: str) -> None:
 )
 @click.option(
     "--level",
-    type=click.FloatRange(0, 1, min_open=True),
+    type=Between(0, 1, min_open=True),
     default=0.05,
     show_default=True,
     help="The candidate is better if McNemar's exact test gives a p-value below this.",
@@ -529,13 +530,15 @@ def cache(clear: bool) -> None:
     """List the features kept on disk, the last used first; or delete them.
 
     They lie in $HAR_CACHE/features (~/.cache/har) and take at most $HAR_CACHE_GB gigabytes (20);
-    what was not used for longest goes first.
+    what was not used for longest goes first. Backups of trainings that were cut short are listed
+    too; --clear leaves them.
     """
     from har import feature_cache
+    from har.backup import describe_backups
 
     if clear:
         click.echo(f"freed {feature_cache.clear() / 1e6:,.1f} MB")
-    click.echo(feature_cache.describe_cache())
+    click.echo("\n".join([feature_cache.describe_cache(), *describe_backups()]))
 
 
 if __name__ == "__main__":

@@ -36,7 +36,7 @@ from har.devices import (
     peak_memory_mb,
     warn_of_unused_gpu,
 )
-from har.errors import UserError, first_line
+from har.errors import UserError, first_line, without_password
 from har.evaluation import Evaluation, evaluate, judge_features
 from har.manifest import Manifest
 from har.metrics import Scores
@@ -242,6 +242,8 @@ def train_and_judge(trial: Trial, run_id: str, backup: Backup) -> tuple[Result, 
             backup.state,
             backup.save,
         )
+    # before it is judged: what is recorded is of the images that were prepared
+    manifests.check_untouched(trial.manifest, backup.started)
     tracking.log_result(trial, result)
     return result, log_and_judge(trial, result)
 
@@ -316,7 +318,7 @@ def sync_trainings(started: float) -> Iterator[Outcome]:
 
 def where_to_see(run_id: str) -> str:
     """How to open the UI on this run's experiment."""
-    uri = store.without_password(mlflow.get_tracking_uri())
+    uri = without_password(mlflow.get_tracking_uri())
     return describe_ui(uri, mlflow.get_run(run_id).info.experiment_id)
 
 

@@ -18,7 +18,7 @@ import hashlib
 import json
 import os
 from dataclasses import dataclass, replace
-from pathlib import Path
+from pathlib import Path, PureWindowsPath
 from typing import Any
 
 import pandas as pd
@@ -132,8 +132,12 @@ def replace_text(path: Path, text: str) -> None:
     """Write `path` so that a reader sees the old content or the new, never a part."""
     # the process id keeps two prepares of one folder out of each other's way
     beside = path.with_name(f".{path.name}.{os.getpid()}")
-    beside.write_text(text, encoding="utf-8")
-    os.replace(beside, path)
+    try:
+        beside.write_text(text, encoding="utf-8")
+        os.replace(beside, path)
+    except BaseException:
+        beside.unlink(missing_ok=True)
+        raise
 
 
 def is_prepared(folder: Path) -> bool:
@@ -175,12 +179,36 @@ def read(folder: Path, images: Path | None = None) -> Manifest:
                 f"{folder / TABLE_FILE} was changed after it was prepared"
                 f" ({name} is {found}, {SUMMARY_FILE} says {written}): prepare it again"
             )
+    for row, path in enumerate(manifest.table["path"], start=1):
+        if leads_out(path):
+            raise UserError(
+                f"row {row} of {folder / TABLE_FILE} names {path!r}: paths must stay inside the"
+                " images' folder"
+            )
     if images is not None:
         manifest = replace(manifest, root=images.resolve())
     check_files(manifest)
     if images is not None:
         check_bytes(manifest)
     return manifest
+
+
+def leads_out(path: str) -> bool:
+    """Whether a path that should be relative leads out of the folder that it starts from."""
+    # the Windows kind knows both slashes and drive letters
+    found = PureWindowsPath(path)
+    return bool(found.anchor) or ".." in found.parts
+
+
+def check_untouched(manifest: Manifest, since: float) -> None:
+    """Raise a UserError that names an image which is gone or not what was prepared; of those with
+    the prepared size only the ones are read that were touched since then, in seconds since the
+    epoch.
+    """
+    check_files(manifest)
+    since -= 2  # a file system's clock may be a little behind
+    touched = [(manifest.root / path).stat().st_ctime > since for path in manifest.table["path"]]
+    check_bytes(replace(manifest, table=manifest.table[touched]))
 
 
 def check_images(manifest: Manifest) -> None:

@@ -1,5 +1,7 @@
 """The options of the commands. Those of a recipe are made from its fields."""
 
+import math
+import os
 from collections.abc import Callable
 from dataclasses import fields
 from pathlib import Path
@@ -7,9 +9,11 @@ from typing import Any, Literal, get_args, get_origin
 
 import click
 
+from har.errors import UserError
 from har.recipe import VARIANTS, Recipe
 
 Command = Callable[..., None]
+LOCAL_STORE = "sqlite:///mlflow.db"
 SPLIT_OPTIONS = ("test_fraction", "split_seed", "duplicates", "test_file")
 
 
@@ -19,6 +23,17 @@ class Spelled(click.Choice[str]):
     def normalize_choice(self, choice: Any, ctx: click.Context | None) -> str:
         """The choice itself."""
         return str(choice)
+
+
+class Between(click.FloatRange):
+    """A number between bounds; NaN is between none, whatever comparisons say."""
+
+    def convert(self, value: Any, param: Any, ctx: click.Context | None) -> float:
+        """The number."""
+        number = float(super().convert(value, param, ctx))
+        if math.isnan(number):
+            self.fail(f"{value} is not in the range {self._describe_range()}.", param, ctx)
+        return number
 
 
 def with_dashes(name: str) -> str:
@@ -46,7 +61,7 @@ def option_type(each: Any) -> click.ParamType[Any]:
         return Spelled(get_args(each.type))
     if each.type is str:
         return click.STRING
-    kind = click.IntRange if each.type is int else click.FloatRange
+    kind = click.IntRange if each.type is int else Between
     return kind(each.metadata["low"], each.metadata["high"])
 
 
@@ -70,7 +85,7 @@ def data_options(command: Command) -> Command:
         ),
         click.option(
             "--test-fraction",
-            type=click.FloatRange(0, 0.9),
+            type=Between(0, 0.9),
             help="Share of the images held out for test; 0: none, as in the notebooks.  [0.15]",
         ),
         click.option(
@@ -104,12 +119,28 @@ def typed_split(options: dict[str, Any]) -> dict[str, Any]:
 
 def experiment_option(command: Command) -> Command:
     """Where a run is recorded."""
+    command = click.option(
+        "--offline",
+        is_flag=True,
+        expose_value=False,
+        callback=record_here,
+        help=f"Record in {LOCAL_STORE} of this folder, whatever MLFLOW_TRACKING_URI says.",
+    )(command)
     return click.option(
         "--experiment",
         default="har",
         show_default=True,
         help="MLflow experiment; under `mlflow run` give --experiment-name to mlflow instead.",
     )(command)
+
+
+def record_here(ctx: click.Context, option: click.Parameter, offline: bool) -> None:
+    """Before MLflow is loaded: this process and those that it starts use the local store."""
+    if not offline:
+        return
+    if "MLFLOW_RUN_ID" in os.environ:
+        raise UserError("--offline is not for `mlflow run`, which has opened its run already")
+    os.environ["MLFLOW_TRACKING_URI"] = LOCAL_STORE
 
 
 def runtime_option(command: Command) -> Command:

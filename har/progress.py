@@ -5,7 +5,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 import click
 
@@ -43,12 +43,15 @@ def progress(label: str, total: int, *, brief: bool = False) -> Iterator[Callabl
 
 def say(message: str) -> None:
     """One line for the person watching, on stderr: stdout is for results."""
-    click.echo(message, err=True)
+    # a log on a full disk, a closed terminal: work goes on unwatched
+    with suppress(OSError):
+        click.echo(message, err=True)
 
 
 def warn(message: str) -> None:
     """One line about something that still works, but not as asked."""
-    click.secho(f"warning: {message}", err=True, fg="yellow")
+    with suppress(OSError):
+        click.secho(f"warning: {message}", err=True, fg="yellow")
 
 
 @contextmanager

@@ -36,7 +36,6 @@ from har.store import (
     own_experiment,
     quiet_mlflow,
     set_description,
-    without_password,
 )
 
 MODEL = "har"
@@ -394,8 +393,9 @@ def find_version(alias: str) -> Any:
         code = getattr(error, "error_code", None)
         if code in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
             return None
-        uri = without_password(mlflow.get_registry_uri())
-        raise UserError(f"the model registry {uri} cannot be used: {error}") from error
+        raise UserError(
+            f"the model registry {mlflow.get_registry_uri()} cannot be used: {error}"
+        ) from error
 
 
 def recorded_of(version: Any) -> tuple[dict[str, str], dict[str, float]]:

@@ -114,10 +114,12 @@ def store_errors() -> Iterator[None]:
     try:
         yield
     except (MlflowException, OSError) as error:
-        uri = without_password(mlflow.get_tracking_uri())
+        uri = mlflow.get_tracking_uri()
         hint = ""
         if uri.startswith("http"):
-            hint = "; to record on this machine: MLFLOW_TRACKING_URI=sqlite:///mlflow.db"
+            hint = (
+                "; with MLFLOW_TRACKING_URI=sqlite:///mlflow.db, or --offline, this machine has one"
+            )
         raise UserError(f"the tracking store {uri} cannot be used: {error}{hint}") from error
 
 
@@ -125,11 +127,6 @@ def end_run(status: str) -> None:
     """End the active run; a Ctrl-C meanwhile cannot leave it RUNNING for ever."""
     with interrupts_at_checkpoints(), store_errors():
         mlflow.end_run(status)
-
-
-def without_password(uri: str) -> str:
-    """The URI as it may be shown."""
-    return re.sub(r"//[^/@]*@", "//", uri)
 
 
 def quiet_mlflow() -> None:
