@@ -11,7 +11,7 @@ EXTRAS := dev$(if $(shell command -v nvidia-smi),$(comma)cuda)
 READY  := $(VENV)/.ready
 RUN    := PATH="$(abspath $(VENV))/bin:$$PATH"
 
-.PHONY: help setup run ui test test-slow soak check format clean
+.PHONY: help setup run ui test test-slow soak check audit format clean
 .DEFAULT_GOAL := help
 
 help:  ## Show this list
@@ -44,6 +44,9 @@ check: $(READY)  ## Lint, formatting and types
 	$(RUN) ruff check .
 	$(RUN) ruff format --check .
 	$(RUN) mypy
+
+audit: $(READY)  ## Look the installed packages up among known vulnerabilities
+	$(RUN) uv tool run pip-audit --skip-editable --path "$$($(VENV)/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')"
 
 format: $(READY)  ## Rewrite the code in the project's format
 	$(RUN) ruff check --fix .

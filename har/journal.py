@@ -54,7 +54,7 @@ class Journal(Generic[Entry]):
                 self.send(self.unsent[0])
             except (MlflowException, OSError) as error:
                 if not self.away:
-                    warn(f"the tracking store is away, training goes on: {first_line(error)[:200]}")
+                    warn(f"the tracking store is away, training goes on: {first_line(error)[:300]}")
                 self.away = first_line(error)
                 return
             del self.unsent[0]

@@ -1,20 +1,24 @@
 """A tracking server that goes away while a training runs: the training goes on, and all arrives."""
 
 import os
+import resource
 import signal
 import subprocess
 import sys
 import time
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import mlflow
+import psutil
 import pytest
 from conftest import PATH, free_port, write_images
 from test_resume import COMMAND, EPOCHS, arguments
 
 from har.backup import folder_of
+
+AWAY = "the tracking store is away"
 
 
 class Server:
@@ -45,6 +49,13 @@ class Server:
             except OSError:
                 time.sleep(0.2)
         pytest.fail((self.folder / "log").read_text())
+
+    def fill_disk(self, full: bool) -> None:
+        """No file of the server may grow, as on a full disk; or all may again."""
+        most = 0 if full else resource.RLIM_INFINITY
+        main = psutil.Process(self.process.pid)
+        for each in (main, *main.children(recursive=True)):
+            each.rlimit(psutil.RLIMIT_FSIZE, (most, resource.RLIM_INFINITY))
 
     def send(self, signal_number: int) -> None:
         os.killpg(self.process.pid, signal_number)
@@ -87,6 +98,16 @@ def read_to(process: subprocess.Popen[str], epoch: int) -> str:
     pytest.fail(said)
 
 
+def read_until_away(process: subprocess.Popen[str], said: str) -> str:
+    """What it says from here until it has noticed that the store does not take what it sends."""
+    assert process.stderr is not None
+    more = ""
+    while AWAY not in said + more:
+        more += (line := process.stderr.readline())
+        assert line, said + more
+    return more
+
+
 def only_run(server: Server, experiment: str) -> mlflow.entities.Run:
     client = mlflow.MlflowClient(server.uri)
     (run,) = client.search_runs([client.get_experiment_by_name(experiment).experiment_id])
@@ -108,17 +129,36 @@ def assert_whole(server: Server, run: mlflow.entities.Run) -> None:
     assert not folder_of(run.info.run_id).exists()
 
 
+TROUBLES: dict[str, tuple[Callable[[Server], None], Callable[[Server], None]]] = {
+    "killed": (Server.kill, Server.start),
+    "asleep": (
+        lambda server: server.send(signal.SIGSTOP),
+        lambda server: server.send(signal.SIGCONT),
+    ),
+    # it answers 500 then
+    "full disk": (
+        lambda server: server.fill_disk(True),
+        lambda server: server.fill_disk(False),
+    ),
+}
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("trouble", ["killed", "asleep"])
+@pytest.mark.parametrize("trouble", TROUBLES)
 def test_away_for_a_few_epochs(trouble: str, server: Server, data: Path) -> None:
+    begin, end = TROUBLES[trouble]
     process = start(arguments(data, trouble))
     read_to(process, 3)
-    server.kill() if trouble == "killed" else server.send(signal.SIGSTOP)
+    begin(server)
     # training goes on meanwhile
-    read_to(process, EPOCHS - 2)
-    server.start() if trouble == "killed" else server.send(signal.SIGCONT)
-    _, said = process.communicate(timeout=300)
+    said = read_to(process, EPOCHS - 2)
+    if trouble == "full disk":
+        said += read_until_away(process, said)
+    end(server)
+    said += process.communicate(timeout=300)[1]
     assert process.returncode == 0, said
+    if trouble == "full disk":
+        assert "error responses" in said, said
     assert_whole(server, only_run(server, trouble))
 
 
@@ -128,7 +168,7 @@ def test_away_to_the_end_then_sync(server: Server, data: Path, cli) -> None:
     server.kill()
     said += process.communicate(timeout=300)[1]
     assert process.returncode == 2
-    assert said.count("the tracking store is away, training goes on") == 1
+    assert said.count(AWAY) == 1
     assert f"epoch {EPOCHS}/{EPOCHS}  loss" in said
     assert "could not be recorded" in said and "Traceback" not in said
     server.start()

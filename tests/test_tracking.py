@@ -374,18 +374,30 @@ def test_a_server_that_does_not_answer_is_said_before_any_work(server: str, raw:
         listener.bind(("127.0.0.1", 0))
         if server == "silent":
             listener.listen()
-        uri = f"http://127.0.0.1:{listener.getsockname()[1]}"
+        address = f"127.0.0.1:{listener.getsockname()[1]}"
         began = time.monotonic()
         process = subprocess.Popen(
             [sys.executable, "-m", "har", "run", "--data", str(raw)],
-            env={**os.environ, "MLFLOW_TRACKING_URI": uri},
+            env={**os.environ, "MLFLOW_TRACKING_URI": f"http://ana:confidential@{address}"},
             stderr=subprocess.PIPE,
             text=True,
         )
         _, said = process.communicate(timeout=120)
     assert process.returncode == 2
-    assert f"the tracking store {uri} cannot be used" in said
-    assert "MLFLOW_TRACKING_URI=sqlite:///mlflow.db" in said
+    assert f"the tracking store http://{address} cannot be used" in said
+    assert "confidential" not in said
+    assert "MLFLOW_TRACKING_URI=sqlite:///mlflow.db, or --offline" in said
     assert "checking images" not in said and "Traceback" not in said
     # imports of TensorFlow and MLflow are in it, on a busy machine
     assert time.monotonic() - began < 60
+
+
+def test_offline_records_here(tmp_path: Path) -> None:
+    words = [sys.executable, "-m", "har", "import-notebooks", "--offline"]
+    away = {**os.environ, "MLFLOW_TRACKING_URI": "http://127.0.0.1:9"}
+    done = subprocess.run(words, env=away, cwd=tmp_path, capture_output=True, text=True, check=True)
+    runs = MlflowClient(f"sqlite:///{tmp_path}/mlflow.db").search_runs(["1"])
+    assert {run.info.run_id for run in runs} == set(done.stdout.split()[1::2]) and len(runs) == 5
+    under_mlflow = {**away, "MLFLOW_RUN_ID": "0" * 32}
+    refused = subprocess.run(words, env=under_mlflow, capture_output=True, text=True, check=False)
+    assert refused.returncode == 2 and "--offline is not for `mlflow run`" in refused.stderr
