@@ -425,7 +425,7 @@ def measure_callbacks(manifest: Manifest, epochs: int) -> FitCost:
         os.environ.pop("MLFLOW_RUN_ID", None)
         import mlflow
 
-        from har.experiment import build_trial, run_trial
+        from har.trials import build_trial, run_trial
 
         logging.getLogger("mlflow").setLevel(logging.WARNING)
         mlflow.set_tracking_uri(uri)

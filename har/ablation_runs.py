@@ -36,11 +36,11 @@ from har.backbones import with_weights_by_content
 from har.comparison_figures import draw_waterfall
 from har.devices import STRATEGIES, find_hardware, fit_to_hardware, hardware_tag
 from har.errors import UserError
-from har.experiment import build_trial, run_trial, where_to_see
 from har.interrupts import treat_sigterm_as_ctrl_c
 from har.manifest import Manifest
 from har.progress import say
 from har.recipe import VARIANTS, Recipe, changes, digest
+from har.trials import build_trial, run_trial, where_to_see
 
 Returned = TypeVar("Returned")
 

@@ -127,9 +127,9 @@ def train_and_report(
     requested = replace(VARIANTS[variant], **typed)
 
     with quiet_loading():
-        from har.experiment import build_trial, run_trial
         from har.prepare import load_manifest
         from har.store import check_store
+        from har.trials import build_trial, run_trial
 
     check_store()
     manifest = load_manifest(data, split, images=images)
@@ -142,11 +142,11 @@ def repeat_and_report(
 ) -> None:
     """What `train --like` does: the recipe and the split come from the run."""
     with quiet_loading():
-        from har.experiment import build_trial, run_trial
         from har.prepare import load_manifest
         from har.recorded import check_same_data, load_past
         from har.runtimes import AUTO
         from har.store import check_store
+        from har.trials import build_trial, run_trial
 
     check_store()
     past = load_past(like)
@@ -172,7 +172,7 @@ def resume_and_report(ctx: click.Context, run_id: str) -> None:
         names = ", ".join(f"--{with_dashes(name)}" for name in sorted(extra))
         raise UserError(f"--resume goes on with a run as it was: leave out {names}")
     with quiet_loading():
-        from har.experiment import resume_trial
+        from har.trials import resume_trial
 
     asked = {name: value for name, value in typed.items() if name in recipe}
     click.echo(describe_outcome(resume_trial(run_id, asked, images, started_at())))
@@ -228,7 +228,7 @@ def train(ctx: click.Context, /, like: str | None, resume: str | None, **options
 def sync() -> None:
     """Record finished trainings that the tracking server was not there for, from their backups."""
     with quiet_loading():
-        from har.experiment import sync_trainings
+        from har.trials import sync_trainings
 
     outcome = None
     for outcome in sync_trainings(started_at()):

@@ -179,12 +179,6 @@ def read(folder: Path, images: Path | None = None) -> Manifest:
                 f"{folder / TABLE_FILE} was changed after it was prepared"
                 f" ({name} is {found}, {SUMMARY_FILE} says {written}): prepare it again"
             )
-    for row, path in enumerate(manifest.table["path"], start=1):
-        if leads_out(path):
-            raise UserError(
-                f"row {row} of {folder / TABLE_FILE} names {path!r}: paths must stay inside the"
-                " images' folder"
-            )
     if images is not None:
         manifest = replace(manifest, root=images.resolve())
     check_files(manifest)
@@ -225,6 +219,8 @@ def check_files(manifest: Manifest) -> None:
             " they lie now"
         )
     for path, size in zip(manifest.table["path"], manifest.table["bytes"], strict=True):
+        if leads_out(path):
+            raise UserError(f"{TABLE_FILE} names {path!r}: paths must stay inside the folder")
         try:
             found = (manifest.root / path).stat().st_size
         except OSError as error:

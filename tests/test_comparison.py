@@ -182,7 +182,7 @@ def test_runs_of_which_nothing_is_known() -> None:
 def trained(manifest: Any, store: str, tiny_backbone: None) -> list[str]:
     from conftest import tiny_recipe
 
-    from har.experiment import build_trial, run_trial
+    from har.trials import build_trial, run_trial
 
     recipes = (tiny_recipe(), tiny_recipe(seed=1))
     trials = [build_trial("v3", each, ("backbone",), manifest) for each in recipes]

@@ -17,10 +17,10 @@ from test_images import png_of
 
 from har import manifest as manifests
 from har.errors import UserError
-from har.experiment import build_trial, run_trial
 from har.prepare import prepare
 from har.sources import folder_source
 from har.splits import Split
+from har.trials import build_trial, run_trial
 
 NAME = "Image_3.jpg"
 KEPT = ""

@@ -66,6 +66,7 @@ ORDER = [
     "comparison_report",
     "recorded",
     "promotion",
+    "trials",
     "experiment",
     "ablation_runs",
     "options",
@@ -118,6 +119,7 @@ def test_every_module_has_its_test_file() -> None:
     covered_by = {
         "errors": "cli",
         "client": "mlproject",
+        "trials": "tracking",
         "experiment": "tracking",
         "recorded": "tracking",
         "packaging": "tracking",

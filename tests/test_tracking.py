@@ -23,11 +23,12 @@ from mlflow import MlflowClient
 from har import store as mlflow_store
 from har.errors import UserError
 from har.evaluation import compare_siblings, evaluate, judge_features
-from har.experiment import Outcome, build_trial, evaluate_logged, run_trial
+from har.experiment import evaluate_logged
 from har.manifest import Manifest
 from har.recipe import Recipe, digest
 from har.recorded import load_logged
 from har.splits import Split
+from har.trials import Outcome, build_trial, run_trial
 from har.ui import VIEW
 
 EPOCH_METRICS = {

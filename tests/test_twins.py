@@ -18,9 +18,9 @@ from mlflow.utils.mlflow_tags import MLFLOW_RUN_NOTE
 
 from har.archive import Training
 from har.devices import STRATEGIES
-from har.experiment import build_trial, run_trial
 from har.manifest import Manifest
 from har.published import import_notebooks
+from har.trials import build_trial, run_trial
 from har.twins import (
     HEADING,
     compare,

@@ -16,10 +16,11 @@ from playwright.sync_api import Page, expect, sync_playwright
 
 from har import backbones
 from har.backbones import Backbone
-from har.experiment import build_trial, run_comparison, run_preparation, run_trial
+from har.experiment import run_comparison, run_preparation
 from har.manifest import Manifest
 from har.notebooks import NOTEBOOKS
 from har.published import import_notebooks
+from har.trials import build_trial, run_trial
 from har.ui import VIEW
 
 pytestmark = pytest.mark.browser
