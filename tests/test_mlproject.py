@@ -94,6 +94,8 @@ def test_mlflow_run_records_one_finished_run(finished: mlflow.entities.Run, imag
         ({"variant": "v9"}, "'v9' is not one of"),
         ({"epochz": 3}, "No such option '--epochz'"),
         ({"data": "/no/such folder"}, "no such folder: /no/such folder"),
+        ({"epochs": "many"}, "'many' is not a valid integer"),
+        ({"patience": 3, "validation-fraction": 0}, "patience=3 watches validation accuracy"),
     ],
 )
 def test_mistakes_fail_clearly_and_leave_no_running_run(
