@@ -63,3 +63,13 @@ def test_loading_is_quiet_unless_it_fails() -> None:
     assert stderr_of("pass") == "after"
     assert "chatter" in stderr_of("import no_such_module")
     assert "No module named 'no_such_module'" in stderr_of("import no_such_module")
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs a disk that is always full")
+def test_progress_that_nobody_can_read_ends_nothing() -> None:
+    script = f"{SCRIPT}\nfrom har.progress import warn\nwarn('full')\nprint('done')"
+    with open("/dev/full", "w") as full:
+        done = subprocess.run(
+            [sys.executable, "-c", script], stdout=subprocess.PIPE, stderr=full, check=True
+        )
+    assert done.stdout == b"done\n"
