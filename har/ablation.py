@@ -215,7 +215,8 @@ def describe_table(effects: Sequence[Effect]) -> str:
     for each in effects:
         row = {"change": each.change, "tried": KINDS[each.kind]}
         if each.before is None or each.after is None:
-            rows.append(row | {"accuracy, points": f"not known: {each.why_not}"})
+            # the sentence has room for the reason
+            rows.append(row | {"accuracy, points": "not known"})
             continue
         rows.append(
             row

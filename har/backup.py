@@ -10,7 +10,7 @@ import os
 import shutil
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -106,8 +106,11 @@ def backed_up(run_id: str, job: Job, manifest: Manifest, started: float) -> Iter
         folder.mkdir(exist_ok=True)
         state, wall_s = read_state(folder)
         manifests.write(manifest, folder / DATA_FOLDER)
-        # last: with it the backup can be gone on from
-        manifests.replace_text(folder / JOB_FILE, json.dumps(asdict(job)))
+        try:
+            # last: with it the backup can be gone on from
+            manifests.replace_text(folder / JOB_FILE, json.dumps(asdict(job)))
+        except OSError as error:
+            raise UserError(f"no backup can be made in {folder}: {first_line(error)}") from error
         backup = Backup(folder=folder, started=started - wall_s, state=state)
         try:
             yield backup
@@ -143,13 +146,22 @@ def list_backups() -> list[str]:
 
 def describe_backups() -> list[str]:
     """A line for each, with its size; none where there is none."""
-    lines = []
-    for run_id in list_backups():
-        size = sum(each.stat().st_size for each in folder_of(run_id).rglob("*") if each.is_file())
-        lines.append(f"{run_id}  {size / 1e6:>9,.1f} MB  to go on: har train --resume {run_id}")
-    if lines:
-        lines.insert(0, f"{folder_of('-').parent}: {len(lines)} trainings that were cut short")
-    return lines
+    lines = [describe_backup(run_id) for run_id in list_backups()]
+    return [f"{folder_of('-').parent}: backups of trainings: {len(lines)}", *lines] if lines else []
+
+
+def describe_backup(run_id: str) -> str:
+    """How large it is, and how its training goes on."""
+    folder, size = folder_of(run_id), 0
+    for each in folder.rglob("*"):
+        with suppress(FileNotFoundError):  # a training at work replaces its state
+            size += each.stat().st_size
+    try:
+        with training_lock(folder):
+            state = f"cut short; to go on: har train --resume {run_id}"
+    except UserError:
+        state = "at work"
+    return f"{run_id}  {size / 1e6:>9,.1f} MB  {state}"
 
 
 def read_job(run_id: str) -> tuple[Job, Path]:
@@ -177,12 +189,17 @@ def write_state(folder: Path, state: State, wall_s: float) -> int:
     about = {name: value for name, value in vars(state).items() if name != "arrays"}
     text = json.dumps(about | {"wall_s": wall_s}).encode()
     beside = folder / f".{STATE_FILE}"
-    with beside.open("wb") as file:
-        np.savez(file, about=np.frombuffer(text, np.uint8), **state.arrays)  # type: ignore[arg-type]
-        file.flush()
-        os.fsync(file.fileno())
-        size = file.tell()
-    os.replace(beside, folder / STATE_FILE)
+    try:
+        with beside.open("wb") as file:
+            np.savez(file, about=np.frombuffer(text, np.uint8), **state.arrays)  # type: ignore[arg-type]
+            file.flush()
+            os.fsync(file.fileno())
+            size = file.tell()
+        os.replace(beside, folder / STATE_FILE)
+    except BaseException:
+        # what a full disk has taken of it would keep the disk full
+        beside.unlink(missing_ok=True)
+        raise
     sync_folder(folder)
     return size
 

@@ -18,13 +18,14 @@ from har.options import (
     Spelled,
     data_options,
     experiment_option,
+    offline_option,
     recipe_options,
     runtime_option,
     training_options,
     typed_split,
     with_dashes,
 )
-from har.progress import quiet_loading, warn
+from har.progress import quiet_loading, say, warn
 from har.recipe import VARIANTS, Recipe
 
 
@@ -41,13 +42,13 @@ class Commands(click.Group):
         except click.exceptions.NoArgsIsHelpError as error:
             click.echo(error.format_message())
         except click.ClickException as error:
-            click.echo(f"error: {error.format_message()}", err=True)
+            say(f"error: {error.format_message()}")
             status = 2
         except UserError as error:
-            click.echo(f"error: {error}", err=True)
+            say(f"error: {error}")
             status = 2
         except (KeyboardInterrupt, click.Abort):
-            click.echo("\nstopped", err=True)
+            say("\nstopped")
             status = 130
         sys.exit(status)
 
@@ -225,6 +226,7 @@ def train(ctx: click.Context, /, like: str | None, resume: str | None, **options
 
 
 @main.command()
+@offline_option
 def sync() -> None:
     """Record finished trainings that the tracking server was not there for, from their backups."""
     with quiet_loading():
@@ -408,6 +410,7 @@ def predict(data: Path, out: Path, model: str) -> None:
     metavar="",
     help="Only say what would be done; the model is tried all the same.",
 )
+@offline_option
 def promote(experiment: str | None, dry_run: bool, **options: Any) -> None:
     """Make the best run the champion, if it beats the present one on the same test images.
 
@@ -415,12 +418,14 @@ def promote(experiment: str | None, dry_run: bool, **options: Any) -> None:
     models:/har@previous-champion. A candidate that is not better, by a paired test, changes
     nothing and is no error.
     """
-    from har import promotion
+    from har.choosing import Rules
+    from har.promotion import promote as promote_best
 
-    click.echo(promotion.promote(experiment, promotion.Rules(**options), dry_run))
+    click.echo(promote_best(experiment, Rules(**options), dry_run))
 
 
 @main.command()
+@offline_option
 def champion() -> None:
     """Show the present champion: its run, variant, hardware, accuracy and latency."""
     from har.promotion import describe_champion
@@ -485,6 +490,7 @@ def ablate(data: str, images: Path | None, **options: Any) -> None:
     show_default=True,
     help="Gets report.html, which needs nothing else, its tables as CSV and its figures.",
 )
+@offline_option
 def compare(run_ids: tuple[str, ...], runs: str, experiment: str | None, out: Path) -> None:
     """Compare trainings: accuracy, time, recipes, and every pair on the same test images.
 
@@ -513,6 +519,7 @@ def import_notebooks(experiment: str) -> None:
 
 @main.command()
 @click.argument("run_id")
+@offline_option
 def twins(run_id: str) -> None:
     """Compare a training with those of the same recipe and data on other hardware.
 

@@ -23,4 +23,5 @@ def first_line(error: Exception) -> str:
 
 def without_password(text: str) -> str:
     """The text as it may be shown: `http://name:password@host` becomes `http://host`."""
-    return re.sub(r"//[^/@\s]*@", "//", text)
+    # in an address a slash within the password is written %2F
+    return re.sub(r"(?<=://)[^/\s]*@", "", text)

@@ -49,7 +49,10 @@ def run_preparation(
         manifests.write(manifest, out)
     say("drawing the report")
     report = render_report(manifest)
-    manifests.replace_text(out / REPORT_FILE, report)
+    try:
+        manifests.replace_text(out / REPORT_FILE, report)
+    except OSError as error:
+        raise UserError(f"cannot write the report to {out}: {first_line(error)}") from error
     # only now: what was wrong with the data leaves no run behind
     with store.open_run(experiment, tracking.preparation_tags(manifest)) as run_id:
         tracking.log_preparation(manifest, report)

@@ -2,13 +2,12 @@
 
 import warnings
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PureWindowsPath
 
 import pandas as pd
 from pandas.errors import ParserWarning
 
 from har.errors import UserError, first_line
-from har.manifest import leads_out
 from har.sources import LABELS_FILE, TEST_FOLDER, TRAIN_FOLDER, Source, is_image_name
 
 COLUMNS = ("part", "path", "label", "file", "row")
@@ -111,7 +110,9 @@ def read_csv(csv: Path, folder: str) -> pd.DataFrame:
 
 def check_inside(csv: Path, row: int, filename: str, folder: str) -> None:
     """Raise a UserError if a name leads out of the folder: no typing mistake, so not skipped."""
-    if leads_out(filename):
+    # the Windows kind knows both slashes and drive letters
+    path = PureWindowsPath(filename)
+    if path.anchor or ".." in path.parts:
         raise UserError(
             f"row {row} of {csv.name} names {filename!r}: paths must stay inside the folder"
             f" {folder}/"

@@ -18,7 +18,7 @@ import hashlib
 import json
 import os
 from dataclasses import dataclass, replace
-from pathlib import Path, PureWindowsPath
+from pathlib import Path
 from typing import Any
 
 import pandas as pd
@@ -187,24 +187,6 @@ def read(folder: Path, images: Path | None = None) -> Manifest:
     return manifest
 
 
-def leads_out(path: str) -> bool:
-    """Whether a path that should be relative leads out of the folder that it starts from."""
-    # the Windows kind knows both slashes and drive letters
-    found = PureWindowsPath(path)
-    return bool(found.anchor) or ".." in found.parts
-
-
-def check_untouched(manifest: Manifest, since: float) -> None:
-    """Raise a UserError that names an image which is gone or not what was prepared; of those with
-    the prepared size only the ones are read that were touched since then, in seconds since the
-    epoch.
-    """
-    check_files(manifest)
-    since -= 2  # a file system's clock may be a little behind
-    touched = [(manifest.root / path).stat().st_ctime > since for path in manifest.table["path"]]
-    check_bytes(replace(manifest, table=manifest.table[touched]))
-
-
 def check_images(manifest: Manifest) -> None:
     """Raise a UserError that names an image which is gone or not what was prepared; reads all."""
     check_files(manifest)
@@ -212,14 +194,14 @@ def check_images(manifest: Manifest) -> None:
 
 
 def check_files(manifest: Manifest) -> None:
-    """Raise a UserError unless every image is there with its size; a stat each, no reading."""
+    """Raise a UserError unless every image is in the folder with its size; reads none."""
     if not manifest.root.is_dir():
         raise UserError(
             f"the images are gone: there is no folder {manifest.root}; say with --images where"
             " they lie now"
         )
     for path, size in zip(manifest.table["path"], manifest.table["bytes"], strict=True):
-        if leads_out(path):
+        if Path(path).is_absolute() or ".." in Path(path).parts:
             raise UserError(f"{TABLE_FILE} names {path!r}: paths must stay inside the folder")
         try:
             found = (manifest.root / path).stat().st_size

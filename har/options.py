@@ -119,18 +119,23 @@ def typed_split(options: dict[str, Any]) -> dict[str, Any]:
 
 def experiment_option(command: Command) -> Command:
     """Where a run is recorded."""
-    command = click.option(
-        "--offline",
-        is_flag=True,
-        expose_value=False,
-        callback=record_here,
-        help=f"Record in {LOCAL_STORE} of this folder, whatever MLFLOW_TRACKING_URI says.",
-    )(command)
     return click.option(
         "--experiment",
         default="har",
         show_default=True,
         help="MLflow experiment; under `mlflow run` give --experiment-name to mlflow instead.",
+    )(offline_option(command))
+
+
+def offline_option(command: Command) -> Command:
+    """Which store is used."""
+    return click.option(
+        "--offline",
+        is_flag=True,
+        expose_value=False,
+        callback=record_here,
+        help=f"Use {LOCAL_STORE} in this folder, whatever MLFLOW_TRACKING_URI says; for what is"
+        " recorded there, give it to the commands that read it too.",
     )(command)
 
 

@@ -43,7 +43,7 @@ def progress(label: str, total: int, *, brief: bool = False) -> Iterator[Callabl
 
 def say(message: str) -> None:
     """One line for the person watching, on stderr: stdout is for results."""
-    # a log on a full disk, a closed terminal: work goes on unwatched
+    # a log on a full disk: work goes on unwatched
     with suppress(OSError):
         click.echo(message, err=True)
 

@@ -20,7 +20,7 @@ from filelock import FileLock
 from mlflow.exceptions import MlflowException
 from mlflow.utils.mlflow_tags import MLFLOW_RUN_NOTE
 
-from har.errors import UserError, first_line
+from har.errors import UserError, first_line, without_password
 from har.interrupts import interrupts_at_checkpoints
 from har.sources import cache_folder
 from har.ui import set_up_experiment
@@ -117,9 +117,7 @@ def store_errors() -> Iterator[None]:
         uri = mlflow.get_tracking_uri()
         hint = ""
         if uri.startswith("http"):
-            hint = (
-                "; with MLFLOW_TRACKING_URI=sqlite:///mlflow.db, or --offline, this machine has one"
-            )
+            hint = "; --offline or MLFLOW_TRACKING_URI=sqlite:///mlflow.db records on this machine"
         raise UserError(f"the tracking store {uri} cannot be used: {error}{hint}") from error
 
 
@@ -129,8 +127,25 @@ def end_run(status: str) -> None:
         mlflow.end_run(status)
 
 
+class NoPasswords(logging.Filter):
+    """What MLflow warns of may hold the server's address as it was given."""
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        """Change the message; every one is shown."""
+        record.msg, record.args = without_password(record.getMessage()), ()
+        return True
+
+
+NO_PASSWORDS = NoPasswords()
+
+
 def quiet_mlflow() -> None:
     """MLflow's news off; its warnings stay, but for those about what is meant as it is."""
+    # an address with its password, on stdout, where results go
+    os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
+    for handler in logging.getLogger("mlflow").handlers:
+        # a handler's filter sees what the loggers below say too; the same one is added once
+        handler.addFilter(NO_PASSWORDS)
     logging.getLogger("mlflow").setLevel(logging.WARNING)
     logging.getLogger("alembic").setLevel(logging.WARNING)
     os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")

@@ -159,8 +159,8 @@ def train_and_judge(trial: Trial, run_id: str, backup: Backup) -> tuple[Result, 
             backup.state,
             backup.save,
         )
-    # before it is judged: what is recorded is of the images that were prepared
-    manifests.check_untouched(trial.manifest, backup.started)
+    # what is recorded says by which images it was trained: they must still be those
+    manifests.check_images(trial.manifest)
     tracking.log_result(trial, result)
     return result, log_and_judge(trial, result)
 

@@ -65,6 +65,7 @@ ORDER = [
     "comparison_figures",
     "comparison_report",
     "recorded",
+    "choosing",
     "promotion",
     "trials",
     "experiment",
@@ -79,6 +80,7 @@ PURE = {
     "metrics": set(),
     "sample": set(),
     "images": {"errors"},
+    "choosing": {"errors", "metrics"},
 }
 
 
@@ -130,6 +132,7 @@ def test_every_module_has_its_test_file() -> None:
         "comparison_figures": "comparison",
         "comparison_report": "comparison",
         "ablation_runs": "ablation",
+        "choosing": "promotion",
     }
     assert {covered_by.get(name, name) for name in ORDER} <= tests
 

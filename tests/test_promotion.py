@@ -20,11 +20,21 @@ from mlflow import MlflowClient
 
 from har import backbones, promotion
 from har.backbones import Backbone
+from har.choosing import (
+    Candidate,
+    Champion,
+    Choice,
+    Comparison,
+    Decision,
+    Rules,
+    choose,
+    compare_predictions,
+    decide,
+)
 from har.classifier import CLASSIFIER_FOLDER, Classifier, load_classifier, save_classifier
 from har.errors import UserError
 from har.model import build_model
 from har.packaging import SIGNATURE, log_classifier
-from har.promotion import Candidate, Champion, Choice, Comparison, Rules, choose, decide
 
 ROOT = Path(__file__).parents[1]
 FIRST = Candidate(
@@ -95,7 +105,7 @@ def predictions(hits: str) -> pd.DataFrame:
 
 
 def test_predictions_are_joined_by_path() -> None:
-    found = promotion.compare_predictions(predictions("1111100"), predictions("0001110")[::-1])
+    found = compare_predictions(predictions("1111100"), predictions("0001110")[::-1])
     # only the candidate on 3, only the champion on 1: 2 (C(4,0) + C(4,1)) / 2^4
     assert found == Comparison(
         images=7,
@@ -111,11 +121,11 @@ def test_other_labels_are_not_compared() -> None:
     other = predictions("111")
     other.loc[1:, "label"] = "other"
     with pytest.raises(UserError, match=r"1\.jpg and 1 more images have another label"):
-        promotion.compare_predictions(predictions("111"), other)
+        compare_predictions(predictions("111"), other)
 
 
-def decided(hits: str, before: str, level: float = 0.05) -> promotion.Decision:
-    comparison = promotion.compare_predictions(predictions(hits), predictions(before))
+def decided(hits: str, before: str, level: float = 0.05) -> Decision:
+    comparison = compare_predictions(predictions(hits), predictions(before))
     return decide(chosen([FIRST]), CHAMPION, comparison, level)
 
 
@@ -463,7 +473,7 @@ def test_a_champion_that_moved_meanwhile_is_decided_on_anew(
     rival, best = lab.train("1100000"), lab.train("1111111")
     moves = []
 
-    def move(decision: promotion.Decision) -> promotion.Decision:
+    def move(decision: Decision) -> Decision:
         """Another machine, while this one tries the model."""
         if len(moves) < 1:
             version = mlflow.register_model(f"runs:/{rival}/model", "har").version

@@ -111,6 +111,7 @@ def test_killed_it_goes_on_in_the_same_run(
     run = only_run("killed")
     assert run.info.status == "RUNNING"
     assert (folder_of(run.info.run_id) / STATE_FILE).is_file()
+    assert f"cut short; to go on: har train --resume {run.info.run_id}" in cli("cache").output
     # it may be killed while it goes on, too
     resume = ["train", "--resume", run.info.run_id]
     start_and_stop(resume, signal.SIGKILL, epochs=7, later_s=0.0)
