@@ -74,8 +74,8 @@ class Ablation:
         return self.to_variant if step.kind in ("leave", "end") else self.from_variant
 
 
-# Changes that cannot touch the time of an image, such as the loss, came out up to 15 % either way on
-# two quiet cores.
+# Changes that cannot touch an image's time, such as the loss, came out up to 15 % either way on two
+# quiet cores.
 ONE_SEED = (
     "Each time is that of one training and scatters from one to the next, by a tenth and more:"
     " --seeds 3 trains each recipe three times and takes the median."
