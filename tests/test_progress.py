@@ -70,6 +70,7 @@ def test_progress_that_nobody_can_read_ends_nothing() -> None:
     script = f"{SCRIPT}\nfrom har.progress import warn\nwarn('full')\nprint('done')"
     with open("/dev/full", "w") as full:
         done = subprocess.run(
-            [sys.executable, "-c", script], stdout=subprocess.PIPE, stderr=full, check=True
+            [sys.executable, "-c", script], stdout=subprocess.PIPE, stderr=full, check=False
         )
-    assert done.stdout == b"done\n"
+    # 120: Python itself, at its end, when it could not flush what it held back
+    assert done.stdout == b"done\n" and done.returncode in (0, 120)
