@@ -28,7 +28,7 @@ def main(address: str, experiment_id: str, run_id: str) -> None:
         browser = playwright.chromium.launch(
             executable_path=shutil.which("chromium"), args=["--no-sandbox"]
         )
-        page = browser.new_page(viewport={"width": 1500, "height": 560}, base_url=address)
+        page = browser.new_page(viewport={"width": 1500, "height": 720}, base_url=address)
         page.goto(f"{runs}?viewStateShareKey={VIEW}")
         page.get_by_text("top_3_accuracy").wait_for()
         page.get_by_role("button", name="Toggle sidebar").click()
