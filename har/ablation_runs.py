@@ -74,11 +74,9 @@ class Ablation:
         return self.to_variant if step.kind in ("leave", "end") else self.from_variant
 
 
-# Changes that cannot touch an image's time, such as the loss, came out up to 15 % either way on two
-# quiet cores.
 ONE_SEED = (
-    "Each time is that of one training and scatters from one to the next, by a tenth and more:"
-    " --seeds 3 trains each recipe three times and takes the median."
+    "Each time is that of one training, and times scatter from one to the next: --seeds 3 trains"
+    " each recipe three times and takes the median."
 )
 
 

@@ -177,20 +177,43 @@ def test_waterfall_is_drawn_whatever_is_known(tmp_path: Path) -> None:
 
 
 ARGUMENTS = (
-    "ablate", "--from", "original", "--to", "v1", "--loader", "features", "--epochs", 1,
-    "--backbone", "efficientnet-lite0", "--image-size", 32, "--batch-size", 4,
-    "--experiment", "ablated", "--test-fraction", 0.25,
+    "ablate", "--backbone", "efficientnet-lite0", "--image-size", 32, "--batch-size", 4,
+    "--epochs", 1, "--test-fraction", 0.25,
 )  # fmt: skip
 
 
 def test_the_command_and_again(tiny_raw: Path, store: str, cli) -> None:
-    """One change between two recipes that train on the same features."""
-    result = cli(*ARGUMENTS, "--data", tiny_raw)
+    ends = ("--from", "v4", "--to", "v5", "--precision", "float32", "--experiment", "ablated")
+    result = cli(*ARGUMENTS, *ends, "--data", tiny_raw)
     assert result.exit_code == 0, result.output
+    for change in ("loader=features", "augmentation=none"):
+        assert result.output.count(f"{change}, added") == 3
     ids = [mlflow.get_experiment_by_name("ablated").experiment_id]
     (parent,) = mlflow.search_runs(ids, "tags.job = 'ablate'", output_format="list")
     children = mlflow.search_runs(ids, "tags.job = 'train'", output_format="list")
-    assert {child.data.tags["mlflow.parentRunId"] for child in children} == {parent.info.run_id}
+    assert len(children) == 4
+    for child in children:
+        assert child.data.tags["mlflow.parentRunId"] == parent.info.run_id
+        # with another augmentation the test images' features are the same
+        warm = child.data.tags["features"] == "warm"
+        assert (child.data.metrics.get("saved_time_s", 0.0) > 0) is warm
+    assert mlflow.artifacts.load_text(f"runs:/{parent.info.run_id}/ablation.txt") in result.output
+    # all there: nothing is trained again
+    again = cli(*ARGUMENTS, *ends, "--data", tiny_raw)
+    assert again.exit_code == 0, again.output
+    assert len(mlflow.search_runs(ids, "tags.job = 'train'", output_format="list")) == 4
+
+
+def test_features_are_shared_and_their_time_counts_all_the_same(
+    tiny_raw: Path, store: str, cli
+) -> None:
+    """One change between two recipes that train on the same features."""
+    ends = ("--from", "original", "--to", "v1", "--loader", "features", "--experiment", "shared")
+    result = cli(*ARGUMENTS, *ends, "--data", tiny_raw)
+    assert result.exit_code == 0, result.output
+    ids = [mlflow.get_experiment_by_name("shared").experiment_id]
+    (parent,) = mlflow.search_runs(ids, "tags.job = 'ablate'", output_format="list")
+    children = mlflow.search_runs(ids, "tags.job = 'train'", output_format="list")
     # what the first has computed, the second finds; its time counts for both
     warm, cold = children
     assert (cold.data.tags["features"], warm.data.tags["features"]) == ("cold", "warm")
@@ -203,10 +226,7 @@ def test_the_command_and_again(tiny_raw: Path, store: str, cli) -> None:
     after_s = after["wall_time_s"] + after["saved_time_s"]
     expected = [[before["wall_time_s"], after_s]] * 3
     np.testing.assert_allclose(table[["wall_s_before", "wall_s_after"]], expected)
-    assert mlflow.artifacts.load_text(f"runs:/{parent.info.run_id}/ablation.txt") in result.output
-    # all there: nothing is trained again
-    again = cli(*ARGUMENTS, "--data", tiny_raw)
-    assert again.exit_code == 0, again.output
+    assert cli(*ARGUMENTS, *ends, "--data", tiny_raw).exit_code == 0
     assert len(mlflow.search_runs(ids, "tags.job = 'train'", output_format="list")) == 2
 
 

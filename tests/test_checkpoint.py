@@ -26,7 +26,7 @@ RECIPES = {
 
 
 def recipe_of(variant: str) -> Recipe:
-    return tiny_recipe(variant, epochs=3, **RECIPES[variant])
+    return tiny_recipe(variant, epochs=4, **RECIPES[variant])
 
 
 def numbers(result: Result) -> list[dict[str, float]]:
