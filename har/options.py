@@ -32,7 +32,7 @@ class Between(click.FloatRange):
         """The number."""
         number = float(super().convert(value, param, ctx))
         if math.isnan(number):
-            self.fail(f"{value} is not in the range {self._describe_range()}.", param, ctx)
+            self.fail(f"{value} is no number between {self.min} and {self.max}.", param, ctx)
         return number
 
 

@@ -182,7 +182,7 @@ def test_underscores_are_dashes(cli) -> None:
         (("run", "--variant", "v9"), "'v9' is not one of 'original', 'v1', 'v2', 'v3', 'v4', 'v5'"),
         (("run", "--epochs", "many"), "'many' is not a valid integer"),
         (("run", "--epochs", "0"), "0 is not in the range"),
-        (("run", "--learning-rate", "nan"), "nan is not in the range 1e-09"),
+        (("run", "--learning-rate", "nan"), "nan is no number between 1e-09 and 10.0"),
         (("run", "--precision", "fp16"), "'fp16' is not one of 'float32', 'mixed_float16'"),
         (("run", "--epoch", "3"), "No such option '--epoch'"),
         (("rum",), "No such command 'rum'"),
