@@ -8,7 +8,7 @@ import logging
 import os
 import re
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from io import StringIO
 from typing import Any
@@ -86,11 +86,23 @@ def store_lock() -> Iterator[None]:
 
 
 def prepare_experiment(experiment_id: str) -> None:
-    """Describe it; again, if a process on another machine did so at the same time."""
+    """Describe it, as every process does that records there."""
+    twice(lambda: set_up_experiment(experiment_id))
+
+
+def log_dataset(dataset: Any, context: str) -> None:
+    """The images of the active run, which others may be of too."""
+    twice(lambda: mlflow.log_input(dataset, context))
+
+
+def twice(write: Callable[[], None]) -> None:
+    """Write; again, if it failed: MLflow looks whether a thing is there and then makes it, so where
+    two processes do so at once, even on a server, one of them fails (mlflow 3.17).
+    """
     try:
-        set_up_experiment(experiment_id)
+        write()
     except MlflowException:
-        set_up_experiment(experiment_id)
+        write()
 
 
 @contextmanager

@@ -22,7 +22,7 @@ from har.packaging import Latency
 from har.recipe import VARIANTS, Recipe, describe_changes, items
 from har.runtimes import AUTO
 from har.splits import Split
-from har.store import briefly, log_missing_params, log_table_file
+from har.store import briefly, log_dataset, log_missing_params, log_table_file
 from har.training import OnEpoch, Result
 
 RECIPE_ARTIFACT, HISTORY_ARTIFACT = "recipe.json", "history.json"
@@ -70,7 +70,7 @@ class Trial:
 def log_trial(trial: Trial) -> None:
     """Parameters and the data set, before training starts."""
     log_missing_params(trial_params(trial))
-    mlflow.log_input(manifest_dataset(trial.manifest), context="training")
+    log_dataset(manifest_dataset(trial.manifest), "training")
 
 
 def trial_params(trial: Trial) -> dict[str, Any]:
@@ -129,7 +129,7 @@ def log_preparation(manifest: Manifest, report: str) -> None:
     """The data set, its split, counts, tables, pictures and the page `report`."""
     # counts are no metrics: those would stand among accuracies in the UI's charts
     log_missing_params({**split_params(manifest), **count_images(manifest)})
-    mlflow.log_input(manifest_dataset(manifest), context="preparation")
+    log_dataset(manifest_dataset(manifest), "preparation")
     log_manifest(manifest)
     log_table_file(describe_groups(manifest.table), "duplicates.csv")
     mlflow.log_text(report, data_report.REPORT_FILE)

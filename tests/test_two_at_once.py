@@ -2,14 +2,19 @@
 
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from threading import Barrier
 
 import mlflow
+import pandas as pd
 import pytest
 from conftest import write_images
+from mlflow.data.pandas_dataset import from_pandas
 
 from har import manifest as manifests
 from har.feature_cache import list_entries
+from har.store import log_dataset
 
 TINY = ["--backbone", "efficientnet-lite0", "--image-size", "32", "--batch-size", "4"]
 
@@ -49,3 +54,24 @@ def test_preparations_into_one_folder(data: Path, store: str, tmp_path: Path) ->
     at_once(3, "prepare", "--data", str(data), "--out", str(out), "--test-fraction", "0.25")
     assert len(manifests.read(out).table) == 42
     assert {path.name for path in out.iterdir()} == {"manifest.csv", "dataset.json", "report.html"}
+
+
+def test_one_data_set_is_recorded_by_two_at_once(tmp_path: Path, store: str) -> None:
+    """MLflow looks for it and then makes it: twenty times both look at the same moment."""
+    mlflow.set_tracking_uri(f"sqlite:///{tmp_path}/own.db")
+    mlflow.set_experiment("data sets")
+    names, together = [f"data {i}" for i in range(20)], Barrier(2)
+
+    def record() -> str:
+        with mlflow.start_run() as run:
+            for name in names:
+                dataset = from_pandas(pd.DataFrame({"path": [name]}), name=name, digest=name)
+                together.wait(timeout=60)
+                log_dataset(dataset, "training")
+        return run.info.run_id
+
+    with ThreadPoolExecutor(2) as pool:
+        ids = [each.result() for each in [pool.submit(record), pool.submit(record)]]
+    for run_id in ids:
+        recorded = mlflow.get_run(run_id).inputs.dataset_inputs
+        assert sorted(each.dataset.name for each in recorded) == sorted(names)
