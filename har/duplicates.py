@@ -16,8 +16,6 @@ from PIL import Image, ImageOps
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
-from har.images import Pixels
-
 # Differing bits of 64. Chosen by eye on 6,000 Kaggle images: within these limits every pair is
 # one picture or (once) two of a series; from phash 20 on, 5 of 7 pairs are unrelated, and from
 # dhash 7 on nearly all are.
@@ -31,11 +29,11 @@ BLOCK = 256
 Ints = npt.NDArray[np.int64]
 
 
-def perceptual_hash(image: Pixels) -> str:
-    """Four hashes as 64 hexadecimal digits: dhash and phash of (height, width, 3) uint8, then
-    both of its mirror image.
+def perceptual_hash(image: Image.Image) -> str:
+    """Four hashes as 64 hexadecimal digits: dhash and phash of an RGB image, then both of its
+    mirror image.
     """
-    grey = Image.fromarray(image).convert("L")
+    grey = image.convert("L")
     # They find these small already: the large one is read twice, not four times.
     plain = [(hashed, grey.resize(HASHES[hashed], Image.Resampling.LANCZOS)) for hashed in HASHES]
     mirrored = [(hashed, ImageOps.mirror(picture)) for hashed, picture in plain]

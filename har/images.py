@@ -77,9 +77,17 @@ def decode_rgb(data: bytes) -> Pixels:
     """(height, width, 3) uint8: first frame, upright by its EXIF tag, transparency on white.
 
     Raises:
-        ImageError: as `open_image`, or truncated or corrupt pixel data.
+        ImageError: as `open_image` and `to_rgb`.
     """
-    image = open_image(data)
+    return np.asarray(to_rgb(open_image(data)))
+
+
+def to_rgb(image: Image.Image) -> Image.Image:
+    """Of one that is open: its first frame, upright, transparency on white; itself or a copy.
+
+    Raises:
+        ImageError: truncated or corrupt pixel data.
+    """
     try:
         ImageOps.exif_transpose(image, in_place=True)
         if image.mode.startswith("I;16"):
@@ -88,7 +96,10 @@ def decode_rgb(data: bytes) -> Pixels:
         if image.has_transparency_data:
             image = image.convert("RGBA")
             image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
-        return np.asarray(image if image.mode == "RGB" else image.convert("RGB"))
+        image = image if image.mode == "RGB" else image.convert("RGB")
+        # only now are the pixels sure to be read
+        image.load()
+        return image
     except Exception as error:
         raise ImageError(f"cannot be decoded: {first_line(error)}") from error
 

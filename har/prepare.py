@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import asdict, replace
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ import pandas as pd
 from har import manifest as manifests
 from har.duplicates import DUPLICATES, describe_groups, find_copies, perceptual_hash
 from har.errors import UserError
-from har.images import ImageError, decode_rgb, is_plain_jpeg, open_image
+from har.images import ImageError, is_plain_jpeg, open_image, to_rgb
 from har.labels import Bad, bad_row, check_rows, find_test_file, read_labels
 from har.manifest import Manifest
 from har.progress import progress, say
@@ -28,6 +29,8 @@ from har.splits import Split, assign_splits
 MAX_BAD_SHARE = 0.02
 # Part of the cache's key: raise it when a manifest would come out different.
 PREPARE_VERSION = 2
+# Handing them out one by one takes a tenth of the time.
+FILES_AT_ONCE = 16
 
 
 def load_manifest(
@@ -172,7 +175,11 @@ def inspect_images(root: Path, paths: "pd.Series[str]") -> tuple[pd.DataFrame, d
         ThreadPoolExecutor(available_cpus()) as pool,
         progress("checking images", len(paths)) as advance,
     ):
-        found = pool.map(inspect_image, [root / path for path in paths])
+        files = [root / path for path in paths]
+        parts = [
+            files[start : start + FILES_AT_ONCE] for start in range(0, len(files), FILES_AT_ONCE)
+        ]
+        found = chain.from_iterable(pool.map(lambda part: [*map(inspect_image, part)], parts))
         for (index, path), facts in zip(paths.items(), found, strict=True):
             if isinstance(facts, str):
                 bad[index] = facts
@@ -189,19 +196,19 @@ def inspect_image(path: Path) -> dict[str, Any] | str:
         if not path.is_file():
             return "no such file" if not path.exists() else "not a file"
         data = path.read_bytes()
-        header = open_image(data)
-        pixels = decode_rgb(data)
+        image = open_image(data)
+        # turning it upright takes the tag away that these look at
+        facts = {"width": image.width, "height": image.height, "plain_jpeg": is_plain_jpeg(image)}
+        image = to_rgb(image)
     except OSError as error:
         return f"cannot be read: {error.strerror}"
     except ImageError as error:
         return str(error)
     return {
-        "width": header.width,
-        "height": header.height,
+        **facts,
         "bytes": len(data),
-        "plain_jpeg": is_plain_jpeg(header),
         "sha256": hashlib.sha256(data).hexdigest(),
-        "perceptual_hash": perceptual_hash(pixels),
+        "perceptual_hash": perceptual_hash(image),
     }
 
 

@@ -22,10 +22,6 @@ def picture(seed: int, size: tuple[int, int] = (260, 190)) -> Image.Image:
     return image
 
 
-def hash_of(image: Image.Image) -> str:
-    return perceptual_hash(np.asarray(image))
-
-
 def watermarked(image: Image.Image) -> Image.Image:
     marked = image.copy()
     ImageDraw.Draw(marked).text((90, 90), "STOCK PHOTO", fill="white")
@@ -44,20 +40,20 @@ ALTERATIONS = {
 
 @pytest.mark.parametrize("alteration", ALTERATIONS)
 def test_an_altered_copy_is_found_among_others(alteration: str) -> None:
-    others = [hash_of(picture(seed)) for seed in range(40)]
-    copy = hash_of(ALTERATIONS[alteration](picture(17)))
+    others = [perceptual_hash(picture(seed)) for seed in range(40)]
+    copy = perceptual_hash(ALTERATIONS[alteration](picture(17)))
     first, second = find_near([copy], others)
     assert (first.tolist(), second.tolist()) == ([0], [17])
 
 
 def test_different_pictures_are_not_near() -> None:
-    hashes = [hash_of(picture(seed)) for seed in range(300)]
+    hashes = [perceptual_hash(picture(seed)) for seed in range(300)]
     first, second = find_near(hashes, hashes)
     assert (first == second).all() and len(first) == 300
 
 
 def test_blocks_do_not_change_what_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
-    hashes = [hash_of(picture(seed % 7)) for seed in range(20)]
+    hashes = [perceptual_hash(picture(seed % 7)) for seed in range(20)]
     whole = find_near(hashes, hashes)
     monkeypatch.setattr("har.duplicates.BLOCK", 3)
     parts = find_near(hashes, hashes)
@@ -65,8 +61,8 @@ def test_blocks_do_not_change_what_is_found(monkeypatch: pytest.MonkeyPatch) -> 
 
 
 def test_no_images_no_pairs() -> None:
-    assert [len(each) for each in find_near([], [hash_of(picture(0))])] == [0, 0]
-    assert [len(each) for each in find_near([hash_of(picture(0))], [])] == [0, 0]
+    assert [len(each) for each in find_near([], [perceptual_hash(picture(0))])] == [0, 0]
+    assert [len(each) for each in find_near([perceptual_hash(picture(0))], [])] == [0, 0]
 
 
 def chain() -> pd.DataFrame:
@@ -76,7 +72,7 @@ def chain() -> pd.DataFrame:
     return pd.DataFrame(
         {
             "sha256": ["a", "b", "a", "c", "d"],
-            "perceptual_hash": [hash_of(each) for each in looks],
+            "perceptual_hash": [perceptual_hash(each) for each in looks],
             "label": ["x", "x", "x", "y", "z"],
             "split": "train",
             "path": list("01234"),
