@@ -192,7 +192,7 @@ def bare_forward(runtime: str, backbone: str, files: list[str]) -> float:
     recipe = replace(VARIANTS["v5"], backbone=backbone, weights="random", precision="float32")
     arithmetic = choose_arithmetic(runtime, recipe, exact=False)
     network = build_backbone(recipe)
-    extractor = PREPARE[runtime](network, trace(network, "float32"), recipe)(arithmetic)
+    extractor = PREPARE[runtime](network, trace(network, "float32"), recipe).compile(arithmetic)
     size = recipe.image_size
     images = np.stack([np.asarray(Image.open(f).resize((size, size)), np.float32) for f in files])
     batch = extractor.batch_size

@@ -20,7 +20,14 @@ import numpy.typing as npt
 from har.errors import UserError, first_line
 from har.images import RESIZERS, ImageError, Pixels, decode
 from har.recipe import Recipe
-from har.runtimes import BATCH_SIZE, BUCKETS, MODEL_FILE, RUNTIMES, Forward, available_cpus
+from har.runtimes import (
+    BATCH_SIZE,
+    MODEL_FILE,
+    RUNTIMES,
+    Forward,
+    Parts,
+    available_cpus,
+)
 
 CLASSIFIER_FOLDER = "classifier"
 FACTS_FILE = "classifier.json"
@@ -62,7 +69,7 @@ class Classifier:
         size = self.recipe.image_size
         RESIZERS[self.recipe.resize](np.zeros((2, 2, 3), np.uint8), size)
         self.classify([b"no image: now every image plugin is loaded"])
-        for bucket in BUCKETS:
+        for bucket in self.forward.buckets:
             self.probabilities(np.zeros((bucket, size, size, 3), np.uint8))
 
     def probabilities(self, images: Pixels) -> npt.NDArray[np.float32]:
@@ -128,15 +135,17 @@ def save_classifier(
     class_names: tuple[str, ...],
     recipe: Recipe,
     runtime: str = "tensorflow",
+    parts: Parts | None = None,
 ) -> None:
-    """Write a Keras model and what goes with it into `folder`, made if need be.
+    """Write a Keras model and what goes with it into `folder`, made if need be; `parts` is the same
+    model where its backbone was converted for the runtime before.
 
     Raises:
         UserError: the runtime is not installed.
     """
     folder.mkdir(parents=True, exist_ok=True)
     model.save(folder / MODEL_FILE)
-    RUNTIMES[runtime].save(model, folder)
+    RUNTIMES[runtime].save(model, folder, parts)
     digests = {each.name: digest_of(each) for each in sorted(folder.iterdir())}
     facts = {
         "class_names": class_names,
@@ -174,7 +183,7 @@ def load_classifier(folder: Path) -> Classifier:
                     f"{folder / name} is not the file that was saved: log the model anew"
                 )
         return Classifier(
-            forward=Forward(compiled=RUNTIMES[facts["runtime"]].load(folder)),
+            forward=RUNTIMES[facts["runtime"]].load(folder),
             class_names=tuple(facts["class_names"]),
             recipe=Recipe(**facts["recipe"]),
             runtime=facts["runtime"],

@@ -23,7 +23,7 @@ from har.backbones import build_backbone, copy_weights
 from har.devices import free_memory, precision_policy
 from har.errors import UserError, first_line
 from har.feature_cache import Features, Key, check_limit, load_or_compute
-from har.graphs import trace
+from har.graphs import run_once, trace
 from har.interrupts import interrupts_at_checkpoints
 from har.manifest import Manifest, check_images
 from har.pipeline import AUGMENTATIONS, Splits, ahead, build_stream_loader
@@ -64,9 +64,18 @@ class Extractor:
     run: Callable[[Iterable[tuple[int, Images]], Sink], None]
 
 
-# A runtime prepares a network, traced in float32, once; then it compiles it for an arithmetic.
-Compile = Callable[[str], Extractor]
-Prepare = Callable[[Any, Any, Recipe], Compile]
+@dataclass(frozen=True, kw_only=True)
+class Prepared:
+    """A network that a runtime can compile for an arithmetic; `converted` is the runtime's own
+    form of it, None where that is Keras'.
+    """
+
+    compile: Callable[[str], Extractor]
+    converted: Any = None
+
+
+# Of a network, its trace in float32, and a recipe.
+Prepare = Callable[[Any, Any, Recipe], Prepared]
 
 
 def choose_arithmetic(runtime: str, recipe: Recipe, exact: bool) -> str:
@@ -83,7 +92,7 @@ def has_gpu() -> bool:
     return bool(tf.config.list_physical_devices("GPU"))
 
 
-def prepare_tensorflow(network: Any, traced: Any, recipe: Recipe) -> Compile:
+def prepare_tensorflow(network: Any, traced: Any, recipe: Recipe) -> Prepared:
     """By Keras' policies on a GPU; on a CPU float32, or a frozen graph that oneDNN computes in
     bfloat16.
     """
@@ -112,7 +121,7 @@ def prepare_tensorflow(network: Any, traced: Any, recipe: Recipe) -> Compile:
             run=run,
         )
 
-    return compile_network
+    return Prepared(compile=compile_network)
 
 
 def under_policy(network: Any, recipe: Recipe, policy: str) -> Any:
@@ -135,7 +144,7 @@ def onednn_bfloat16(wanted: bool) -> Iterator[None]:
         tf.config.optimizer.set_experimental_options({option: False})
 
 
-def prepare_openvino(network: Any, traced: Any, recipe: Recipe) -> Compile:
+def prepare_openvino(network: Any, traced: Any, recipe: Recipe) -> Prepared:
     """Converted once; as many batches at once as the CPU has use for."""
     model = convert_to_openvino(traced)
 
@@ -158,7 +167,7 @@ def prepare_openvino(network: Any, traced: Any, recipe: Recipe) -> Compile:
             run=run,
         )
 
-    return compile_network
+    return Prepared(compile=compile_network, converted=model)
 
 
 def infer_into(compiled: Any, sink: Sink) -> Callable[[int, Images], None]:
@@ -214,7 +223,8 @@ class FeatureSplits:
     """Features of every split: train (views, images, features), the others (images, features).
 
     `arithmetic` is that of the first two; `computed` of `needed` rows were not in the cache, and
-    computing those that were had taken `saved_s`.
+    computing those that were had taken `saved_s`. `converted` is the network in the runtime's own
+    form, None where that is Keras' or nothing was computed.
     """
 
     train: Features
@@ -224,6 +234,7 @@ class FeatureSplits:
     computed: int
     needed: int
     saved_s: float
+    converted: Any
 
     @property
     def state(self) -> str:
@@ -239,7 +250,7 @@ class Extraction:
         self.network, self.manifest, self.recipe = network, manifest, recipe
         self.runtime = runtime
         self.weights = digest_weights(network)
-        self.prepared: Compile | None = None
+        self.prepared: Prepared | None = None
         self.checked: tuple[Images, Features]
         self.compiled: dict[str, Extractor] = {}
         self.computed = self.needed = 0
@@ -284,9 +295,9 @@ class Extraction:
             traced = trace(self.network, "float32")
             self.prepared = PREPARE[self.runtime](self.network, traced, self.recipe)
             _, images = next(self.batches(rows, None, CHECKED_IMAGES, 0))
-            self.checked = images, traced(images).numpy()
+            self.checked = images, run_once(traced, images)
         if arithmetic not in self.compiled:
-            self.compiled[arithmetic] = self.prepared(arithmetic)
+            self.compiled[arithmetic] = self.prepared.compile(arithmetic)
             check_extractor(self.compiled[arithmetic], *self.checked)
         return self.compiled[arithmetic]
 
@@ -394,6 +405,7 @@ def extract_splits(
         computed=extraction.computed,
         needed=extraction.needed,
         saved_s=extraction.saved_s,
+        converted=extraction.prepared and extraction.prepared.converted,
     )
 
 

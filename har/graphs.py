@@ -16,14 +16,24 @@ class FrozenGraph:
 
 
 def trace(model: Any, dtype: str) -> Any:
-    """Keras' inference on (images, size, size, 3) of `dtype`, as one concrete function."""
-    size = model.input_shape[1]
-    signature = [tf.TensorSpec((None, size, size, 3), dtype)]
+    """Keras' inference on a batch of any size, of `dtype`, as one concrete function."""
+    signature = [tf.TensorSpec(model.input_shape, dtype)]
     function = tf.function(lambda images: model(images, training=False), input_signature=signature)
     traced = function.get_concrete_function()
     # a graph refers to its variables weakly: it needs the model for as long as it is run
     traced.model = model
     return traced
+
+
+def run_once(traced: Any, images: Any) -> Any:
+    """What it computes of `images`, the graph not optimised before: that takes as long as the
+    computing (EfficientNetB7, eight images).
+    """
+    tf.config.optimizer.set_experimental_options({"disable_meta_optimizer": True})
+    try:
+        return traced(images).numpy()
+    finally:
+        tf.config.optimizer.set_experimental_options({"disable_meta_optimizer": False})
 
 
 def freeze(traced: Any) -> FrozenGraph:

@@ -42,15 +42,23 @@ CPU_INFO = Path("/proc/cpuinfo")
 @dataclass(frozen=True, kw_only=True)
 class Forward:
     """(batch, size, size, 3) uint8, at most BATCH_SIZE images, to (batch, classes) float32
-    probabilities. `compiled` is run in the shapes of BUCKETS, by any number of threads at once.
+    probabilities. `compiled` is run in the shapes of `buckets`, by any number of threads at once;
+    what is more than the largest is run in parts.
     """
 
     compiled: Callable[[Any], Any]
+    buckets: tuple[int, ...] = BUCKETS
 
     def __call__(self, images: Any) -> npt.NDArray[np.float32]:
+        """The parts one after the other."""
+        most = self.buckets[-1]
+        parts = [self.run(images[start : start + most]) for start in range(0, len(images), most)]
+        return parts[0] if len(parts) == 1 else np.concatenate(parts)
+
+    def run(self, images: Any) -> npt.NDArray[np.float32]:
         """Filled up with black images to a bucket; their rows are dropped."""
         count = len(images)
-        bucket = next(each for each in BUCKETS if each >= count)
+        bucket = next(each for each in self.buckets if each >= count)
         if bucket > count:
             filled = np.zeros((bucket, *images.shape[1:]), np.uint8)
             filled[:count] = images
@@ -59,15 +67,24 @@ class Forward:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Parts:
+    """A model in two: the backbone as a runtime has converted it, and Keras' head behind it."""
+
+    backbone: Any
+    head: Any
+
+
+@dataclass(frozen=True, kw_only=True)
 class Runtime:
     """How a model gets into a folder for this runtime, beside MODEL_FILE, and out again.
 
-    `check` raises a UserError if this is not installed; `packages` are what reading the model
-    needs beside what every served model needs.
+    `save(model, folder, parts)` converts the head alone where it is given the parts; `check` raises
+    a UserError if this is not installed; `packages` are what reading the model needs beside what
+    every served model needs.
     """
 
-    save: Callable[[Any, Path], None]
-    load: Callable[[Path], Callable[[Any], Any]]
+    save: Callable[[Any, Path, Parts | None], None]
+    load: Callable[[Path], Forward]
     check: Callable[[], Any] = lambda: None
     packages: tuple[str, ...] = ()
 
@@ -111,14 +128,14 @@ def absent(*names: str) -> Iterator[None]:
             del sys.modules[name]
 
 
-def load_tensorflow(folder: Path) -> Any:
+def load_tensorflow(folder: Path) -> Forward:
     """The folder's network as a compiled function; Keras' safe mode runs no code from the file."""
     import keras
 
     from har.graphs import trace
 
     model = keras.models.load_model(folder / MODEL_FILE, compile=False)
-    return compile_tensorflow(trace(model, "uint8"))
+    return Forward(compiled=compile_tensorflow(trace(model, "uint8")))
 
 
 def compile_tensorflow(traced: Any, most_constants: int = MOST_CONSTANTS) -> Any:
@@ -178,16 +195,28 @@ def convert_to_openvino(traced: Any) -> Any:
     return openvino.Model([network.output(frozen.output)], network.get_parameters())
 
 
-def save_openvino(model: Any, folder: Path) -> None:
+def join_openvino(backbone: Any, head: Any) -> Any:
+    """Both as one network of OpenVINO's; `head` is used up."""
+    backbone = backbone.clone()
+    (features,), (inputs,) = backbone.outputs, head.get_parameters()
+    inputs.output(0).replace(features.get_node().input_value(0))
+    return import_openvino().Model(head.get_results(), backbone.get_parameters())
+
+
+def save_openvino(model: Any, folder: Path, parts: Parts | None) -> None:
     """OPENVINO_FILE and its weights, a .bin beside it; uint8 images go in."""
     openvino = import_openvino()
     from har.graphs import trace
 
-    network = convert_to_openvino(trace(model, "uint8"))
-    openvino.save_model(network, folder / OPENVINO_FILE, compress_to_fp16=False)
+    network = convert_to_openvino(trace(parts.head if parts else model, "float32"))
+    if parts:
+        network = join_openvino(parts.backbone, network)
+    images = openvino.preprocess.PrePostProcessor(network)
+    images.input().tensor().set_element_type(openvino.Type.u8)
+    openvino.save_model(images.build(), folder / OPENVINO_FILE, compress_to_fp16=False)
 
 
-def load_openvino(folder: Path) -> Any:
+def load_openvino(folder: Path) -> Forward:
     """What `save_openvino` wrote, compiled for this machine's CPU."""
     compiled = openvino_core().compile_model(
         folder / OPENVINO_FILE,
@@ -198,23 +227,18 @@ def load_openvino(folder: Path) -> Any:
     request = compiled.create_infer_request()
     # A request computes for one caller at a time, with every core.
     lock = threading.Lock()
-    portion = IMAGES_A_CORE * available_cpus()
+    most = IMAGES_A_CORE * available_cpus()
 
     def infer(images: Any) -> npt.NDArray[np.float32]:
         with lock:
-            (found,) = request.infer([images], share_inputs=True).values()
+            (found,) = request.infer([np.asarray(images)], share_inputs=True).values()
             return np.array(found)
 
-    def run(images: Any) -> npt.NDArray[np.float32]:
-        images = np.asarray(images)
-        parts = [images[start : start + portion] for start in range(0, len(images), portion)]
-        return np.concatenate([infer(part) for part in parts])
-
-    return run
+    return Forward(compiled=infer, buckets=tuple(each for each in BUCKETS if each <= most))
 
 
 RUNTIMES: dict[str, Runtime] = {
-    "tensorflow": Runtime(save=lambda model, folder: None, load=load_tensorflow),
+    "tensorflow": Runtime(save=lambda model, folder, parts: None, load=load_tensorflow),
     "openvino": Runtime(
         save=save_openvino, load=load_openvino, check=import_openvino, packages=("openvino",)
     ),

@@ -41,7 +41,8 @@ OnState = Callable[[Callable[[], State], bool], None]
 class Extracted:
     """Of a training on features: those of the test split, (images, features) float32, computed
     as the model itself computes them; how; in how many seconds; whether some were in the cache, and
-    how many seconds those had taken when they were computed.
+    how many seconds those had taken when they were computed. `converted` is the backbone as the
+    runtime computed it, if that is not Keras'.
     """
 
     test_features: npt.NDArray[np.float32]
@@ -50,6 +51,7 @@ class Extracted:
     state: str
     seconds: float
     saved_s: float
+    converted: Any
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -153,6 +155,7 @@ def prepare_features(
             state=found.state,
             seconds=seconds,
             saved_s=found.saved_s,
+            converted=found.converted,
         ),
     )
 

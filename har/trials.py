@@ -39,7 +39,7 @@ from har.model import build_head_of
 from har.packaging import load_served, log_classifier, measure_latency
 from har.progress import say, warn
 from har.recipe import Recipe, describe_changes, digest
-from har.runtimes import AUTO, choose_runtime
+from har.runtimes import AUTO, Parts, choose_runtime
 from har.tracking import Trial
 from har.training import DIAGNOSTICS, Result, train
 from har.twins import link_twins
@@ -241,21 +241,22 @@ def where_to_see(run_id: str) -> str:
 
 def log_and_judge(trial: Trial, result: Result) -> Evaluation | None:
     """Save and log the model, judge what was logged, log that. None without a test split."""
+    extracted, runtime, parts = result.extracted, trial.serving_runtime, None
+    head = build_head_of(result.model, result.recipe) if extracted else None
+    if extracted and extracted.converted and extracted.runtime == runtime:
+        parts = Parts(backbone=extracted.converted, head=head)
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch) / CLASSIFIER_FOLDER
-        runtime = trial.serving_runtime
-        save_classifier(folder, result.model, result.class_names, result.recipe, runtime)
+        save_classifier(folder, result.model, result.class_names, result.recipe, runtime, parts)
         say("logging the model")
         model_id = log_classifier(folder)
     if trial.manifest.rows("test").empty:
         return None
     served, classifier = load_served(f"models:/{model_id}")
-    if result.extracted is None:
+    if extracted is None:
         evaluation = evaluate(classifier, trial.manifest)
     else:
-        head = build_head_of(result.model, result.recipe)
-        features = result.extracted.test_features
-        evaluation = judge_features(classifier, trial.manifest, head, features)
+        evaluation = judge_features(classifier, trial.manifest, head, extracted.test_features)
     latency = measure_latency(served, trial.manifest)
     tracking.log_evaluation(evaluation, latency, trial.manifest, model_id)
     return evaluation

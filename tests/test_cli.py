@@ -128,11 +128,13 @@ def test_a_run_is_repeated_with_equal_numbers(
     assert result.exit_code == 2 and "its dataset_digest is" in result.stderr
 
 
+@pytest.mark.parametrize("runtime", ["auto", "openvino"])
 def test_a_second_run_on_the_same_images_finds_their_features(
-    cli, tiny_backbone: None, raw: Path, store: str
+    runtime: str, cli, tiny_backbone: None, raw: Path, store: str
 ) -> None:
     def run(*arguments: object) -> tuple[mlflow.entities.Run, str]:
-        result = cli("run", "--variant", "v5", "--data", raw, *TINY_RUN, *arguments)
+        options = (*TINY_RUN, "--runtime", runtime, *arguments)
+        result = cli("run", "--variant", "v5", "--data", raw, *options)
         assert result.exit_code == 0, result.output
         run = mlflow.get_run(result.stdout.splitlines()[1].split()[-1])
         # who reads the table must not take it for the time of the whole job

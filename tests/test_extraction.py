@@ -15,6 +15,7 @@ from har.extraction import (
     PREPARE,
     Extraction,
     Extractor,
+    Prepared,
     choose_arithmetic,
     digest_weights,
     extract_splits,
@@ -194,8 +195,8 @@ def test_a_runtime_that_disagrees_with_keras_stops_it(
     monkeypatch.setitem(
         PREPARE,
         "tensorflow",
-        lambda *_: (
-            lambda arithmetic: Extractor(
+        lambda *_: Prepared(
+            compile=lambda arithmetic: Extractor(
                 runtime="tensorflow", arithmetic=arithmetic, batch_size=8, run=run
             )
         ),
@@ -271,9 +272,8 @@ def test_a_gpus_precision_is_computed_by_keras_policy(
     monkeypatch.setattr(extraction, "has_gpu", lambda: True)
     recipe = tiny_recipe("v5", precision=precision)
     images = np.random.default_rng(0).integers(0, 256, (6, 32, 32, 3)).astype(np.float32)
-    extractor = PREPARE["tensorflow"](network, trace(network, "float32"), recipe)(
-        precision.removeprefix("mixed_")
-    )
+    prepared = PREPARE["tensorflow"](network, trace(network, "float32"), recipe)
+    extractor = prepared.compile(precision.removeprefix("mixed_"))
     found = np.zeros((6, 8), np.float32)
 
     def sink(start: int, features: np.ndarray) -> None:

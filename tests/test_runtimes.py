@@ -15,7 +15,7 @@ from har import runtimes
 from har.cli import main
 from har.errors import UserError
 from har.graphs import trace
-from har.model import build_model
+from har.model import backbone_of, build_head_of, build_model
 from har.runtimes import (
     AUTO,
     BATCH_SIZE,
@@ -24,8 +24,10 @@ from har.runtimes import (
     OPENVINO_FILE,
     RUNTIMES,
     Forward,
+    Parts,
     choose_runtime,
     compile_tensorflow,
+    convert_to_openvino,
     has_bfloat16,
     openvino_core,
 )
@@ -41,11 +43,11 @@ def forward(request: pytest.FixtureRequest, model: keras.Model, tmp_path: Path) 
     return load(request.param, model, tmp_path)
 
 
-def load(runtime: str, model: keras.Model, folder: Path) -> Forward:
+def load(runtime: str, model: keras.Model, folder: Path, parts: Parts | None = None) -> Forward:
     """Through files, as a classifier does it."""
     model.save(folder / MODEL_FILE)
-    RUNTIMES[runtime].save(model, folder)
-    return Forward(compiled=RUNTIMES[runtime].load(folder))
+    RUNTIMES[runtime].save(model, folder, parts)
+    return RUNTIMES[runtime].load(folder)
 
 
 def noise(count: int, size: int = 32) -> np.ndarray:
@@ -82,17 +84,19 @@ def test_an_answer_is_the_callers_to_keep(forward: Forward) -> None:
     np.testing.assert_array_equal(first, kept)
 
 
-def test_only_the_buckets_shapes_are_run() -> None:
+@pytest.mark.parametrize("buckets", [BUCKETS, (1, 2, 4)])
+def test_only_the_buckets_shapes_are_run(buckets: tuple[int, ...]) -> None:
     shapes = set()
 
     def compiled(images: np.ndarray) -> np.ndarray:
         shapes.add(len(images))
-        return np.zeros((len(images), 3), np.float32)
+        return images[:, 0, 0].astype(np.float32)
 
-    forward = Forward(compiled=compiled)
+    forward = Forward(compiled=compiled, buckets=buckets)
     for count in range(1, BATCH_SIZE + 1):
-        assert len(forward(noise(count))) == count
-    assert shapes == set(BUCKETS)
+        images = noise(count)
+        np.testing.assert_array_equal(forward(images), images[:, 0, 0])
+    assert shapes == set(buckets)
 
 
 def test_no_batch_size_is_traced_anew(model: keras.Model) -> None:
@@ -111,6 +115,21 @@ def test_weights_are_constants_only_up_to_a_limit(model: keras.Model) -> None:
         np.testing.assert_allclose(found(images), expected, rtol=0, atol=1e-6)
         function = found.get_concrete_function() if most else found
         assert (len(function.variables) == 0) is (most > 0)
+
+
+def test_a_head_is_joined_to_the_backbone_that_was_converted_before(
+    model: keras.Model, tmp_path: Path
+) -> None:
+    network = backbone_of(model)
+    backbone = convert_to_openvino(trace(network, "float32"))
+    parts = Parts(backbone=backbone, head=build_head_of(model, tiny_recipe()))
+    images = noise(5)
+    whole = load("openvino", model, tmp_path)(images)
+    np.testing.assert_array_equal(load("openvino", model, tmp_path, parts)(images), whole)
+    # and the backbone is what it was
+    compiled = openvino_core().compile_model(backbone, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
+    (found,) = compiled([images.astype(np.float32)]).values()
+    np.testing.assert_allclose(found, network(images, training=False), rtol=0, atol=1e-5)
 
 
 def test_openvino_gives_the_probabilities_alone_of_a_network_with_swish(tmp_path: Path) -> None:
