@@ -23,6 +23,7 @@ import base64
 import json
 import os
 import random
+import re
 import shutil
 import signal
 import socket
@@ -43,10 +44,13 @@ import click
 import mlflow
 
 from har import manifest as manifests
+from har.backup import folder_of, read_state
 from har.progress import say
 from measuring import RESULTS, Bar, find_machine, finish, load_images
 
 EPOCHS = 8
+# A command takes seconds; one that hangs is an error of the benchmark.
+COMMAND_S = 300
 TINY = (
     "--backbone", "efficientnet-lite0", "--image-size", "64", "--batch-size", "16",
     "--patience", "0", "--epochs", str(EPOCHS),
@@ -116,13 +120,11 @@ def wait_for(address: str) -> None:
     sys.exit(f"no answer from {address}")
 
 
-def har(*words: str) -> int:
-    """Run a command to its end; its exit status."""
+def har(*words: str) -> subprocess.CompletedProcess[str]:
+    """Run a command to its end; what it said on stderr, and its exit status."""
     say(f"har {' '.join(words)}")
     command = [sys.executable, "-m", "har", *words]
-    return subprocess.run(
-        command, check=False, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-    ).returncode
+    return subprocess.run(command, check=False, capture_output=True, text=True, timeout=COMMAND_S)
 
 
 @contextmanager
@@ -145,7 +147,7 @@ def read_to_epoch(process: subprocess.Popen[str], epoch: int) -> None:
 
 def end(process: subprocess.Popen[str]) -> int:
     """Wait for it."""
-    process.communicate()
+    process.communicate(timeout=COMMAND_S)
     return int(process.returncode)
 
 
@@ -193,7 +195,13 @@ def inject_kills(data: Path, whole: Any, number: int, chance: random.Random) -> 
             process.kill()
             end(process)
         count.injected += 1
-        har("train", "--resume", find_run(name).info.run_id)
+        run_id = find_run(name).info.run_id
+        state, _ = read_state(folder_of(run_id))
+        next_epoch = len(state.history) + 1 if state else 1
+        said = har("train", "--resume", run_id).stderr
+        first = re.search(rf"^epoch (\d+)/{EPOCHS}  loss", said, re.MULTILINE)
+        # what the backup holds is not trained again
+        count.lost += first is None or int(first[1]) != next_epoch
         judge_training(count, name, whole)
     return count
 
@@ -263,7 +271,7 @@ def inject_bad_files(data: Path, scratch: Path, number: int, chance: random.Rand
             chance.choice(DAMAGES)(file)
         out = scratch / f"prepared {count.injected}"
         count.injected += len(chosen)
-        if har("prepare", "--data", str(folder), "--out", str(out)):
+        if har("prepare", "--data", str(folder), "--out", str(out)).returncode:
             continue
         found = manifests.read(out)
         named = {Path(each["filename"]).name for each in found.summary["dropped"]}

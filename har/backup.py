@@ -22,6 +22,7 @@ from filelock import FileLock, Timeout
 from har import manifest as manifests
 from har.checkpoint import State
 from har.errors import UserError, first_line
+from har.files import replace_text, sync_folder
 from har.manifest import Manifest
 from har.progress import say, warn
 from har.recipe import Recipe
@@ -44,6 +45,7 @@ class Job:
     typed: tuple[str, ...]
     runtime: str
     feature_runtime: str
+    recipe_digest: str
 
 
 @dataclass(kw_only=True)
@@ -87,6 +89,25 @@ class Backup:
             say(f"a backup to go on from: {size / 1e6:,.1f} MB in {self.folder}")
             self.announced = True
 
+    @contextmanager
+    def filled(self) -> Iterator[None]:
+        """Around the training: what is left by an error or Ctrl-C after the last epoch is in the
+        backup; of a mistake before anything was done there is none.
+        """
+        try:
+            yield
+        except BaseException as error:
+            self.write_last()
+            if isinstance(error, UserError) and not (self.folder / STATE_FILE).exists():
+                forget(self.folder.name)
+            raise
+
+    def write_last(self) -> None:
+        """The state after the last epoch, if that is done and it is not written yet."""
+        if self.ended:
+            self.write(self.ended)
+            self.ended = None
+
 
 def folder_of(run_id: str) -> Path:
     """Where a run's backup lies, if it has one."""
@@ -108,15 +129,14 @@ def backed_up(run_id: str, job: Job, manifest: Manifest, started: float) -> Iter
         manifests.write(manifest, folder / DATA_FOLDER)
         try:
             # last: with it the backup can be gone on from
-            manifests.replace_text(folder / JOB_FILE, json.dumps(asdict(job)))
+            replace_text(folder / JOB_FILE, json.dumps(asdict(job)))
         except OSError as error:
             raise UserError(f"no backup can be made in {folder}: {first_line(error)}") from error
         backup = Backup(folder=folder, started=started - wall_s, state=state)
         try:
             yield backup
         except BaseException:
-            if backup.ended:
-                backup.write(backup.ended)
+            backup.write_last()
             raise
         shutil.rmtree(folder, ignore_errors=True)
 
@@ -144,10 +164,16 @@ def list_backups() -> list[str]:
     return sorted(each.parent.name for each in folder_of("-").parent.glob(f"*/{JOB_FILE}"))
 
 
+def forget(run_id: str) -> None:
+    """Delete a run's backup."""
+    shutil.rmtree(folder_of(run_id), ignore_errors=True)
+
+
 def describe_backups() -> list[str]:
     """A line for each, with its size; none where there is none."""
     lines = [describe_backup(run_id) for run_id in list_backups()]
-    return [f"{folder_of('-').parent}: backups of trainings: {len(lines)}", *lines] if lines else []
+    head = f"{folder_of('-').parent}: backups of trainings: {len(lines)}; delete those you give up"
+    return [head, *lines] if lines else []
 
 
 def describe_backup(run_id: str) -> str:
@@ -156,12 +182,17 @@ def describe_backup(run_id: str) -> str:
     for each in folder.rglob("*"):
         with suppress(FileNotFoundError):  # a training at work replaces its state
             size += each.stat().st_size
-    try:
-        with training_lock(folder):
-            state = f"cut short; to go on: har train --resume {run_id}"
-    except UserError:
-        state = "at work"
+    state = "at work" if at_work(run_id) else f"cut short; to go on: har train --resume {run_id}"
     return f"{run_id}  {size / 1e6:>9,.1f} MB  {state}"
+
+
+def at_work(run_id: str) -> bool:
+    """Whether a process is training it."""
+    try:
+        with training_lock(folder_of(run_id)):
+            return False
+    except UserError:
+        return True
 
 
 def read_job(run_id: str) -> tuple[Job, Path]:
@@ -202,16 +233,6 @@ def write_state(folder: Path, state: State, wall_s: float) -> int:
         raise
     sync_folder(folder)
     return size
-
-
-def sync_folder(folder: Path) -> None:
-    """The new name of a file on disk too, where folders can be opened."""
-    if hasattr(os, "O_DIRECTORY"):
-        descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
 
 
 def read_state(folder: Path) -> tuple[State | None, float]:

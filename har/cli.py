@@ -1,5 +1,6 @@
 """The command line. Every heavy import is inside a command: `har --help` answers at once."""
 
+import errno
 import gc
 import json
 import sys
@@ -12,7 +13,7 @@ import click
 from click.core import ParameterSource
 
 from har import __version__
-from har.errors import UserError
+from har.errors import UserError, first_line
 from har.interrupts import treat_sigterm_as_ctrl_c
 from har.options import (
     Between,
@@ -32,6 +33,9 @@ from har.recipe import VARIANTS, Recipe
 # A network and its graph are hundreds of thousands of Python objects that live to the end. Looking
 # through them after every 700, as Python does, takes a quarter of the time they are made in.
 OBJECTS_BETWEEN_COLLECTIONS = 50_000
+# What the system says of a full disk, a folder that may not be read or written, and too little
+# memory: no bug of ours wherever it is met.
+REFUSALS = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOMEM}
 
 
 class Commands(click.Group):
@@ -52,6 +56,11 @@ class Commands(click.Group):
             status = 2
         except UserError as error:
             say(f"error: {error}")
+            status = 2
+        except OSError as error:
+            if error.errno not in REFUSALS:
+                raise
+            say(f"error: {first_line(error)}")
             status = 2
         except (KeyboardInterrupt, click.Abort):
             say("\nstopped")
@@ -138,7 +147,7 @@ def train_and_report(
         from har.store import check_store
         from har.trials import build_trial, run_trial
 
-    check_store()
+    check_store(experiment)
     manifest = load_manifest(data, split, images=images)
     trial = build_trial(variant, requested, typed, manifest, runtime)
     click.echo(describe_outcome(run_trial(trial, experiment, started_at())))
@@ -155,7 +164,7 @@ def repeat_and_report(
         from har.store import check_store
         from har.trials import build_trial, run_trial
 
-    check_store()
+    check_store(experiment)
     past = load_past(like)
     manifest = load_manifest(data, default=past.split, images=images)
     check_same_data(past, manifest)
@@ -309,7 +318,9 @@ def evaluate(
         from har.prepare import load_manifest
         from har.recorded import load_logged
         from har.robustness import format_table
+        from har.store import check_store
 
+    check_store(experiment)
     uri = model or f"runs:/{run_id}/model"
     logged = load_logged(uri)
     # the images that the model's own run held out, unless told otherwise
@@ -426,7 +437,9 @@ def promote(experiment: str | None, dry_run: bool, **options: Any) -> None:
     """
     from har.choosing import Rules
     from har.promotion import promote as promote_best
+    from har.store import check_store
 
+    check_store()
     click.echo(promote_best(experiment, Rules(**options), dry_run))
 
 
@@ -435,7 +448,9 @@ def promote(experiment: str | None, dry_run: bool, **options: Any) -> None:
 def champion() -> None:
     """Show the present champion: its run, variant, hardware, accuracy and latency."""
     from har.promotion import describe_champion
+    from har.store import check_store
 
+    check_store()
     click.echo(describe_champion())
 
 
@@ -476,7 +491,7 @@ def ablate(data: str, images: Path | None, **options: Any) -> None:
         from har.prepare import load_manifest
         from har.store import check_store
 
-    check_store()
+    check_store(kept["experiment"])
     manifest = load_manifest(data, split, images=images)
     click.echo(run_ablation(Ablation(manifest=manifest, typed=typed, **kept)))
 
@@ -504,7 +519,9 @@ def compare(run_ids: tuple[str, ...], runs: str, experiment: str | None, out: Pa
     """
     with quiet_loading():
         from har.experiment import run_comparison
+        from har.store import check_store
 
+    check_store()
     named = [*run_ids, *(each.strip() for each in runs.split(",") if each.strip())]
     click.echo(run_comparison(named, experiment, out))
 
@@ -518,7 +535,9 @@ def import_notebooks(experiment: str) -> None:
     """
     with quiet_loading():
         from har.published import import_notebooks
+        from har.store import check_store
 
+    check_store(experiment)
     for variant, run_id in import_notebooks(experiment).items():
         click.echo(f"{variant:<10}{run_id}")
 
@@ -532,8 +551,10 @@ def twins(run_id: str) -> None:
     Each becomes a tag and a line in the description of the other; deleted ones are forgotten.
     """
     with quiet_loading():
+        from har.store import check_store
         from har.twins import describe_twins, link_twins
 
+    check_store()
     click.echo(describe_twins(*link_twins(run_id)))
 
 

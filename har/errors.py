@@ -16,6 +16,10 @@ class UserError(ValueError):
         super().__init__(without_password(message))
 
 
+class ChangedError(UserError):
+    """A file is not the one that it was."""
+
+
 def first_line(error: Exception) -> str:
     """The first line of an exception's text, or its kind where it has none; no passwords."""
     return without_password((str(error).splitlines() or [type(error).__name__])[0])

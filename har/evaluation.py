@@ -1,5 +1,6 @@
 """A classifier judged on a split: numbers and tables; har.figures draws them."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,12 +13,13 @@ from har import metrics
 from har.classifier import Classifier
 from har.duplicates import has_copy
 from har.errors import UserError
+from har.images import Pixels
 from har.manifest import Manifest
-from har.pipeline import ahead, build_stream_loader
+from har.pipeline import ahead, build_stream_loader, naming_images
 from har.progress import progress
 from har.runtimes import BATCH_SIZE
 
-# Of probabilities: two float32 forward passes, on a GPU perhaps in TensorFloat-32.
+# Of probabilities: two float32 forward passes.
 MOST_DIFFERENCE = 0.01
 
 
@@ -83,7 +85,7 @@ def evaluate(classifier: Classifier, manifest: Manifest) -> Evaluation:
     parts = []
     with progress("judging on test images", len(rows)) as advance:
         for images, _ in read_batches(classifier, manifest, rows):
-            parts.append(classifier.forward(images.numpy()))
+            parts.append(classifier.forward(images))
             advance(len(images))
     return Evaluation(
         class_names=classifier.class_names,
@@ -105,9 +107,7 @@ def judge_features(
     parts = [np.asarray(head(features[i : i + 1024])) for i in range(0, len(rows), 1024)]
     probabilities = np.concatenate(parts)
     images, indices = next(iter(read_batches(classifier, manifest, rows)))
-    difference = float(
-        np.abs(classifier.forward(images.numpy()) - probabilities[indices.numpy()]).max()
-    )
+    difference = float(np.abs(classifier.forward(images) - probabilities[indices]).max())
     if not difference <= MOST_DIFFERENCE:
         raise UserError(
             f"the logged model's probabilities differ by {difference:.2g} from those computed from"
@@ -159,9 +159,16 @@ def judged_rows(classifier: Classifier, manifest: Manifest) -> pd.DataFrame:
     return rows.assign(label_id=rows["label"].map(ids))
 
 
-def read_batches(classifier: Classifier, manifest: Manifest, rows: pd.DataFrame) -> tf.data.Dataset:
+def read_batches(
+    classifier: Classifier, manifest: Manifest, rows: pd.DataFrame
+) -> Iterator[tuple[Pixels, metrics.Ints]]:
     """(images, row numbers) of every row in order, decoded as in training, never all at once:
     (batch, size, size, 3) uint8 and (batch,) int64.
+
+    Raises:
+        UserError: an image is gone or changed.
     """
     load = build_stream_loader(manifest, rows, classifier.recipe)
-    return ahead(load(tf.data.Dataset.range(len(rows)), BATCH_SIZE, False))
+    batches = ahead(load(tf.data.Dataset.range(len(rows)), BATCH_SIZE, False))
+    with naming_images(manifest):
+        yield from batches.as_numpy_iterator()

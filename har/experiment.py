@@ -17,6 +17,7 @@ from har.comparison_report import compare, write_comparison
 from har.data_report import REPORT_FILE, render_report
 from har.errors import UserError, first_line
 from har.evaluation import Evaluation, evaluate
+from har.files import replace_text
 from har.manifest import Manifest
 from har.packaging import load_served, measure_latency
 from har.prepare import choose_split, load_manifest, prepare
@@ -40,8 +41,9 @@ def run_preparation(
     A prepared folder whose images were moved (`images`) is checked and written anew.
 
     Raises:
-        UserError: as `prepare` and `load_manifest`.
+        UserError: as `check_store`, `prepare` and `load_manifest`.
     """
+    store.check_store(experiment)
     if images is None:
         manifest = prepare(find_source(data), out, choose_split(typed))
     else:
@@ -50,7 +52,7 @@ def run_preparation(
     say("drawing the report")
     report = render_report(manifest)
     try:
-        manifests.replace_text(out / REPORT_FILE, report)
+        replace_text(out / REPORT_FILE, report)
     except OSError as error:
         raise UserError(f"cannot write the report to {out}: {first_line(error)}") from error
     # only now: what was wrong with the data leaves no run behind
@@ -115,6 +117,8 @@ def evaluate_logged(
         UserError: the model was trained on some of these images; or as `evaluation.evaluate`.
     """
     check_unseen(logged, manifest)
+    # what is recorded says on which images it was judged
+    manifests.check_bytes(manifest, manifest.rows("test"))
     evaluation = evaluate(logged.classifier, manifest)
     robustness = None
     if robustness_images:

@@ -25,8 +25,14 @@ from har.errors import UserError, first_line
 from har.feature_cache import Features, Key, check_limit, load_or_compute
 from har.graphs import run_once, trace
 from har.interrupts import interrupts_at_checkpoints
-from har.manifest import Manifest, check_images
-from har.pipeline import AUGMENTATIONS, Splits, ahead, build_stream_loader
+from har.manifest import Manifest, check_bytes, check_images
+from har.pipeline import (
+    AUGMENTATIONS,
+    Splits,
+    ahead,
+    build_stream_loader,
+    check_feature_memory,
+)
 from har.progress import progress, say
 from har.recipe import Recipe
 from har.runtimes import (
@@ -283,7 +289,7 @@ class Extraction:
         def compute(array: Features, done: int, keep: Callable[[int], None]) -> None:
             self.extract(rows, view, self.extractor(arithmetic, rows), array, done, keep)
 
-        found = load_or_compute(key, shape, compute)
+        found = load_or_compute(key, shape, compute, lambda: check_bytes(self.manifest, rows))
         self.computed += found.computed
         self.saved_s += found.saved_s
         return found.array
@@ -384,7 +390,9 @@ def extract_splits(
     train, validation = splits.train, splits.validation
     images = len(manifest.rows("test")) + len(validation) + recipe.feature_views * len(train)
     # or the views would push each other out
-    check_limit(images * int(network.output_shape[-1]) * 4)
+    features = int(network.output_shape[-1])
+    check_limit(images * features * 4)
+    check_feature_memory(len(train), recipe.feature_views, features)
     if recipe.augmentation == "none":
         # both at once, so that another validation fraction finds them too
         both = manifest.rows("train")
@@ -427,8 +435,9 @@ def check_extractor(extractor: Extractor, images: Images, expected: Features) ->
     extractor.run([(0, images)], sink)
     distance = float(np.linalg.norm(found - expected) / np.linalg.norm(expected))
     if not distance <= (allowed := TOLERANCE[extractor.arithmetic]):
+        other = "tensorflow" if extractor.runtime == "openvino" else "openvino"
         raise UserError(
             f"runtime {extractor.runtime} ({extractor.arithmetic}) differs from Keras by"
-            f" {distance:.2g} of the features' length, more than {allowed:g}: use --runtime"
-            " tensorflow"
+            f" {distance:.2g} of the features' length, more than {allowed:g}: try --runtime {other}"
+            " or --loader stream"
         )

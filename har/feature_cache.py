@@ -21,8 +21,8 @@ import numpy as np
 import numpy.typing as npt
 from filelock import FileLock, Timeout
 
-from har.errors import UserError
-from har.manifest import replace_text
+from har.errors import ChangedError, UserError
+from har.files import replace_text
 from har.progress import say
 from har.sources import cache_folder
 
@@ -130,14 +130,17 @@ class Found:
     saved_s: float
 
 
-def load_or_compute(key: Key, shape: tuple[int, int], compute: Compute) -> Found:
-    """The entry, computed if need be.
+def load_or_compute(
+    key: Key, shape: tuple[int, int], compute: Compute, check: Callable[[], None] = lambda: None
+) -> Found:
+    """The entry, computed if need be; `check` raises a ChangedError, before it counts, if it
+    was not computed from what the key says.
 
     A computation that was interrupted goes on where it stood; one at work in another process is
     waited for.
 
     Raises:
-        UserError: the cache cannot be written, or has no room.
+        UserError: the cache cannot be written, or has no room; as `check`.
     """
     folder = store() / key.digest
     with writing():
@@ -152,6 +155,12 @@ def load_or_compute(key: Key, shape: tuple[int, int], compute: Compute) -> Found
                 array = open_array(folder, shape, done)
             if done < shape[0]:
                 fill(folder, about, array, done, compute, saved_s)
+            try:
+                check()
+            except ChangedError:
+                # nobody knows which rows are of the other image
+                shutil.rmtree(folder, ignore_errors=True)
+                raise
             with writing():
                 seal(folder, about, array)
         with writing():

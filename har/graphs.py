@@ -15,6 +15,13 @@ class FrozenGraph:
     output: str
 
 
+def compute_float32_in_full() -> None:
+    """Have no GPU round float32's factors to ten bits (TF32), which A100, H100 and newer do unless
+    told otherwise: features differ by a thousandth then. The notebooks' P100 and T4 cannot.
+    """
+    tf.config.experimental.enable_tensor_float_32_execution(False)
+
+
 def trace(model: Any, dtype: str) -> Any:
     """Keras' inference on a batch of any size, of `dtype`, as one concrete function."""
     signature = [tf.TensorSpec(model.input_shape, dtype)]

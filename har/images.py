@@ -14,6 +14,7 @@ accurate DCT. `decode_in_graph` uses it where it can, because it needs no Python
 
 import io
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -38,6 +39,22 @@ FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP")
 
 class ImageError(UserError):
     """Bytes that are no image this project accepts; the message says why, in a few words."""
+
+
+def read_image(path: Path) -> bytes:
+    """A file's bytes, if an image may have so many.
+
+    Raises:
+        ImageError: there is none, it is a folder or a pipe, it is too large, or may not be read.
+    """
+    try:
+        if not path.is_file():
+            raise ImageError("not a file" if path.exists() else "no such file")
+        if (size := path.stat().st_size) > MAX_BYTES:
+            raise ImageError(f"{size:,} bytes, more than {MAX_BYTES:,}")
+        return path.read_bytes()
+    except OSError as error:
+        raise ImageError(f"cannot be read: {error.strerror}") from error
 
 
 def open_image(data: bytes) -> Image.Image:
@@ -109,8 +126,9 @@ def is_plain_jpeg(image: Image.Image) -> bool:
 
     It knows neither CMYK nor the EXIF orientation.
     """
-    orientation = image.getexif().get(ExifTags.Base.Orientation, 1)
-    return image.format == "JPEG" and image.mode in ("RGB", "L") and orientation == 1
+    if image.format != "JPEG" or image.mode not in ("RGB", "L"):
+        return False
+    return image.getexif().get(ExifTags.Base.Orientation, 1) == 1
 
 
 def resize_bicubic(image: Pixels, size: int) -> Pixels:

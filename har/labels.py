@@ -126,6 +126,7 @@ def check_rows(rows: pd.DataFrame) -> tuple[pd.DataFrame, list[Bad]]:
     reasons[twice] = "listed twice; the first row counts"
     reasons[rows["label"] == ""] = "the label is empty"
     reasons[rows["path"] == ""] = "the filename is empty"
+    reasons[rows["path"] != rows["path"].map(printable)] = "the filename is not UTF-8"
     bad = [bad_row(rows.loc[index], reasons[index]) for index in rows.index[reasons != ""]]
     return rows[reasons == ""], bad
 
@@ -135,4 +136,9 @@ def bad_row(row: "pd.Series[str]", reason: str) -> Bad:
     path = row["path"]
     # as the CSV writes it: without the folder that its names start from
     filename = path.removeprefix(f"{row['part']}/") if row["file"] else path
-    return Bad(row["file"], int(row["row"]), filename, reason)
+    return Bad(row["file"], int(row["row"]), printable(filename), reason)
+
+
+def printable(name: str) -> str:
+    """A file's name as it is, but for bytes that are no UTF-8: those as `\\udcff`."""
+    return name.encode("utf-8", "backslashreplace").decode("utf-8")

@@ -16,14 +16,15 @@ Columns, one row an image:
 
 import hashlib
 import json
-import os
 from dataclasses import dataclass, replace
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
-from har.errors import UserError
+from har.errors import ChangedError, UserError
+from har.files import replace_text
 
 COLUMNS = {
     "path": str,
@@ -57,6 +58,9 @@ SUMMARY_FIELDS = (
     "strays",
 )
 SUMMARY_FILE = "dataset.json"
+# Of the table's file, in dataset.json: the other digests do not see every column.
+TABLE_DIGEST = "table_sha256"
+DIGESTS = ("dataset_digest", "test_digest", TABLE_DIGEST)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -112,6 +116,18 @@ def digest_rows(table: pd.DataFrame, columns: list[str]) -> str:
     return hashlib.sha256("\n".join(rows).encode()).hexdigest()[:16]
 
 
+def digest_bytes(data: bytes) -> str:
+    """SHA-256, 64 hexadecimal digits."""
+    return hashlib.sha256(data).hexdigest()
+
+
+def texts_of(manifest: Manifest) -> dict[str, str]:
+    """What both files of a prepared folder hold, by their names."""
+    table = manifest.table.to_csv(index=False, lineterminator="\n")
+    described = manifest.described | {TABLE_DIGEST: digest_bytes(table.encode())}
+    return {TABLE_FILE: table, SUMMARY_FILE: json.dumps(described, indent=2, ensure_ascii=False)}
+
+
 def write(manifest: Manifest, out: Path) -> None:
     """Write both files into `out`, each whole or not at all; dataset.json comes last.
 
@@ -120,24 +136,10 @@ def write(manifest: Manifest, out: Path) -> None:
     """
     try:
         out.mkdir(parents=True, exist_ok=True)
-        replace_text(out / TABLE_FILE, manifest.table.to_csv(index=False, lineterminator="\n"))
-        replace_text(
-            out / SUMMARY_FILE, json.dumps(manifest.described, indent=2, ensure_ascii=False)
-        )
+        for name, text in texts_of(manifest).items():
+            replace_text(out / name, text)
     except OSError as error:
         raise UserError(f"cannot write the prepared data to {out}: {error}") from error
-
-
-def replace_text(path: Path, text: str) -> None:
-    """Write `path` so that a reader sees the old content or the new, never a part."""
-    # the process id keeps two prepares of one folder out of each other's way
-    beside = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        beside.write_text(text, encoding="utf-8")
-        os.replace(beside, path)
-    except BaseException:
-        beside.unlink(missing_ok=True)
-        raise
 
 
 def is_prepared(folder: Path) -> bool:
@@ -157,11 +159,12 @@ def read(folder: Path, images: Path | None = None) -> Manifest:
     """
     try:
         summary = json.loads((folder / SUMMARY_FILE).read_text(encoding="utf-8"))
-        digests = {name: summary.pop(name) for name in ("dataset_digest", "test_digest")}
+        digests = {name: summary.pop(name) for name in DIGESTS}
         del summary["class_names"]
+        data = (folder / TABLE_FILE).read_bytes()
         # a label or a file may be called "NA": text columns are read as they stand
         table = pd.read_csv(
-            folder / TABLE_FILE,
+            BytesIO(data),
             dtype=COLUMNS,  # type: ignore[arg-type]
             keep_default_na=False,
         )
@@ -172,9 +175,12 @@ def read(folder: Path, images: Path | None = None) -> Manifest:
             summary={name: summary[name] for name in SUMMARY_FIELDS},
         )
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise UserError(f"{folder} is no readable prepared folder: {error!r}") from error
+        raise UserError(
+            f"{folder} is no readable prepared folder: {error!r}; prepare it again"
+        ) from error
     for name, written in digests.items():
-        if written != (found := getattr(manifest, name)):
+        found = digest_bytes(data) if name == TABLE_DIGEST else getattr(manifest, name)
+        if written != found:
             raise UserError(
                 f"{folder / TABLE_FILE} was changed after it was prepared"
                 f" ({name} is {found}, {SUMMARY_FILE} says {written}): prepare it again"
@@ -183,14 +189,14 @@ def read(folder: Path, images: Path | None = None) -> Manifest:
         manifest = replace(manifest, root=images.resolve())
     check_files(manifest)
     if images is not None:
-        check_bytes(manifest)
+        check_bytes(manifest, manifest.table)
     return manifest
 
 
 def check_images(manifest: Manifest) -> None:
     """Raise a UserError that names an image which is gone or not what was prepared; reads all."""
     check_files(manifest)
-    check_bytes(manifest)
+    check_bytes(manifest, manifest.table)
 
 
 def check_files(manifest: Manifest) -> None:
@@ -214,13 +220,13 @@ def check_files(manifest: Manifest) -> None:
             )
 
 
-def check_bytes(manifest: Manifest) -> None:
-    """Raise a UserError unless every image has its digest; reads them all."""
-    for path, digest in zip(manifest.table["path"], manifest.table["sha256"], strict=True):
+def check_bytes(manifest: Manifest, rows: pd.DataFrame) -> None:
+    """Raise a UserError unless the image of every row has its digest; reads them all."""
+    for path, digest in zip(rows["path"], rows["sha256"], strict=True):
         try:
             with open(manifest.root / path, "rb") as file:
                 found = hashlib.file_digest(file, "sha256").hexdigest()
         except OSError as error:
             raise UserError(f"{manifest.root / path} cannot be read: {error.strerror}") from error
         if found != digest:
-            raise UserError(f"{manifest.root / path} is not the image that was prepared")
+            raise ChangedError(f"{manifest.root / path} is not the image that was prepared")

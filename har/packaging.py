@@ -9,10 +9,12 @@ from typing import Any
 import mlflow
 import numpy as np
 import pandas as pd
+from mlflow.exceptions import MlflowException
 from mlflow.models import ModelSignature
 from mlflow.types.schema import Array, ColSpec, DataType, Object, Property, Schema
 
 from har.classifier import CLASSIFIER_FOLDER, Classifier, read_facts
+from har.errors import UserError, first_line
 from har.manifest import Manifest
 from har.runtimes import RUNTIMES
 
@@ -60,8 +62,15 @@ class Latency:
 
 
 def load_served(uri: str) -> tuple[Any, Classifier]:
-    """The model as a server has it, read back from the store, and the classifier inside."""
-    model = mlflow.pyfunc.load_model(uri)
+    """The model as a server has it, read back from the store, and the classifier inside.
+
+    Raises:
+        UserError: MLflow cannot load it, or will not, since it is a pickle.
+    """
+    try:
+        model = mlflow.pyfunc.load_model(uri)
+    except MlflowException as error:
+        raise UserError(f"{uri} cannot be loaded: {first_line(error)}") from error
     return model, model.unwrap_python_model().classifier
 
 

@@ -5,7 +5,8 @@ of (seed, epoch, position): the same recipe sees the same images in the same ord
 machine, and training that goes on at epoch 7 sees what it would have seen.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,7 +18,7 @@ import tensorflow as tf
 from har.devices import free_memory
 from har.errors import UserError
 from har.images import decode_in_graph
-from har.manifest import Manifest
+from har.manifest import Manifest, check_images
 from har.progress import progress
 from har.recipe import Recipe
 from har.runtimes import available_cpus
@@ -119,6 +120,22 @@ def build_decoder(
     return decode_row
 
 
+@contextmanager
+def naming_images(manifest: Manifest) -> Iterator[None]:
+    """Meanwhile TensorFlow's error of an image that is gone or changed names it.
+
+    Raises:
+        UserError: so it is; TensorFlow does not always say which one.
+    """
+    try:
+        yield
+    except tf.errors.ResourceExhaustedError:
+        raise
+    except tf.errors.OpError:
+        check_images(manifest)
+        raise
+
+
 def read_images(manifest: Manifest, rows: pd.DataFrame, recipe: Recipe) -> tf.Tensor:
     """Every row's image as one (rows, size, size, 3) uint8 tensor in RAM."""
     size = recipe.image_size
@@ -136,14 +153,23 @@ def read_images(manifest: Manifest, rows: pd.DataFrame, recipe: Recipe) -> tf.Te
 
 def check_memory(images: int, size: int) -> None:
     """Raise a UserError if that many decoded images will not fit the free memory."""
-    # once as an array, once as a tensor, while one becomes the other
-    needed = 2 * images * size * size * 3
-    free = free_memory()
+    what = f"loader memory needs {{}} for {images:,} images at {size} px"
+    check_free(images * size * size * 3, what, "use --loader stream")
+
+
+def check_feature_memory(images: int, views: int, features: int) -> None:
+    """Raise a UserError if the features of that many images will not fit the free memory."""
+    what = f"loader features needs {{}} for {images:,} images in {views} views"
+    check_free(images * views * features * 4, what, "take fewer --feature-views")
+
+
+def check_free(size: int, what: str, instead: str) -> None:
+    """Raise a UserError unless an array of so many bytes can become a tensor."""
+    # both are there while one becomes the other
+    needed, free = 2 * size, free_memory()
     if needed > MAX_MEMORY_SHARE * free:
-        raise UserError(
-            f"loader memory needs {needed / 1e9:.1f} GB for {images:,} images at {size} px, but"
-            f" {free / 1e9:.1f} GB are free: use --loader stream"
-        )
+        needs = what.format(f"{needed / 1e9:.1f} GB")
+        raise UserError(f"{needs}, but {free / 1e9:.1f} GB are free: {instead}")
 
 
 def augment(images: Any, seed: Any) -> Any:

@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 import pandas as pd
 
 from har.errors import UserError, first_line
+from har.images import ImageError, read_image
 from har.progress import progress, say
 from har.sources import IMAGE_SUFFIXES, TEST_FOLDER, is_image_name
 
@@ -111,9 +112,9 @@ def format_row(row: dict[str, Any]) -> str:
 def read_file(path: Path) -> bytes | str:
     """Its bytes, or why it cannot be read."""
     try:
-        return path.read_bytes()
-    except OSError as error:
-        return f"cannot be read: {error.strerror}"
+        return read_image(path)
+    except ImageError as error:
+        return str(error)
 
 
 def predict_to_file(data: Path, out: Path, classify: Classify, model: str) -> int:

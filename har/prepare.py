@@ -3,6 +3,7 @@ test images held out.
 """
 
 import hashlib
+import os
 from collections import Counter
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -17,8 +18,8 @@ import pandas as pd
 from har import manifest as manifests
 from har.duplicates import DUPLICATES, describe_groups, find_copies, perceptual_hash
 from har.errors import UserError
-from har.images import ImageError, is_plain_jpeg, open_image, to_rgb
-from har.labels import Bad, bad_row, check_rows, find_test_file, read_labels
+from har.images import ImageError, is_plain_jpeg, open_image, read_image, to_rgb
+from har.labels import Bad, bad_row, check_rows, find_test_file, printable, read_labels
 from har.manifest import Manifest
 from har.progress import progress, say
 from har.runtimes import available_cpus
@@ -28,7 +29,7 @@ from har.splits import Split, assign_splits
 # More bad rows than this share are a broken download, not a few broken files.
 MAX_BAD_SHARE = 0.02
 # Part of the cache's key: raise it when a manifest would come out different.
-PREPARE_VERSION = 2
+PREPARE_VERSION = 3
 # Handing them out one by one takes a tenth of the time.
 FILES_AT_ONCE = 16
 
@@ -102,9 +103,10 @@ def fingerprint(source: Source, split: Split) -> str:
     if split.test_file != "none":
         files.append(find_test_file(source, split.test_file))
     for path in files:
-        stat = path.lstat()
-        parts.append(f"{path} {stat.st_size} {stat.st_mtime_ns}")
-    return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:16]
+        with suppress(FileNotFoundError):  # gone since it was listed
+            stat = path.lstat()
+            parts.append(f"{path} {stat.st_size} {stat.st_mtime_ns}")
+    return hashlib.sha256(os.fsencode("\n".join(parts))).hexdigest()[:16]
 
 
 def prepare(source: Source, out: Path, split: Split = Split()) -> Manifest:
@@ -193,15 +195,11 @@ def inspect_images(root: Path, paths: "pd.Series[str]") -> tuple[pd.DataFrame, d
 def inspect_image(path: Path) -> dict[str, Any] | str:
     """Size, digests and kind of one image file, or why it cannot be used."""
     try:
-        if not path.is_file():
-            return "no such file" if not path.exists() else "not a file"
-        data = path.read_bytes()
+        data = read_image(path)
         image = open_image(data)
         # turning it upright takes the tag away that these look at
         facts = {"width": image.width, "height": image.height, "plain_jpeg": is_plain_jpeg(image)}
         image = to_rgb(image)
-    except OSError as error:
-        return f"cannot be read: {error.strerror}"
     except ImageError as error:
         return str(error)
     return {
@@ -272,4 +270,5 @@ def find_strays(source: Source, rows: pd.DataFrame, split: Split) -> list[str]:
         folders = [folder for folder in folders if folder.name != TEST_FOLDER]
     files = (path for folder in folders for path in folder.rglob("*") if path.is_file())
     named = set(rows["path"])
-    return sorted({path.relative_to(source.root).as_posix() for path in files} - named)
+    found = {path.relative_to(source.root).as_posix() for path in files} - named
+    return sorted(printable(name) for name in found)

@@ -80,7 +80,7 @@ def measure_robustness(
     rows = judged_rows(classifier, manifest)
     rows = rows.iloc[spread(rows["label_id"].to_numpy(), most)].reset_index(drop=True)
     batches = read_batches(classifier, manifest, rows)
-    pictures = (images for images, _ in batches.as_numpy_iterator())
+    pictures = (images for images, _ in batches)
     return measure(classifier, pictures, rows["label_id"].to_numpy())
 
 

@@ -132,8 +132,9 @@ def load_tensorflow(folder: Path) -> Forward:
     """The folder's network as a compiled function; Keras' safe mode runs no code from the file."""
     import keras
 
-    from har.graphs import trace
+    from har.graphs import compute_float32_in_full, trace
 
+    compute_float32_in_full()
     model = keras.models.load_model(folder / MODEL_FILE, compile=False)
     return Forward(compiled=compile_tensorflow(trace(model, "uint8")))
 

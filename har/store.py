@@ -7,6 +7,7 @@ starts, and without it; on the default sqlite store and on an http server.
 import logging
 import os
 import re
+import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -25,6 +26,9 @@ from har.interrupts import interrupts_at_checkpoints
 from har.sources import cache_folder
 from har.ui import set_up_experiment
 
+# Of an experiment: when something last began that is recorded there, in seconds since the epoch.
+BEGUN_TAG = "har.begun"
+TWICE_WITHIN_S = 2.0
 # One more attempt, and no long wait for an answer.
 BRIEFLY = {
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",
@@ -44,14 +48,14 @@ def open_run(experiment: str, tags: Mapping[str, str], run_id: str | None = None
         UserError: the tracking store cannot be used.
     """
     quiet_mlflow()
-    with store_errors(), store_lock():
+    with store_errors(), store_lock(), briefly():
         # under `mlflow run` the experiment is chosen already, and choosing again is an error
         if "MLFLOW_RUN_ID" not in os.environ and run_id is None:
             mlflow.set_experiment(experiment)
         run = mlflow.start_run(run_id, log_system_metrics=True)
     try:
-        mlflow.set_tags(dict(tags))
-        with store_lock():
+        with briefly(), store_lock():
+            mlflow.set_tags(dict(tags))
             prepare_experiment(run.info.experiment_id)
         yield run.info.run_id
     except BaseException as error:
@@ -65,11 +69,22 @@ def open_run(experiment: str, tags: Mapping[str, str], run_id: str | None = None
     end_run("FINISHED")
 
 
-def check_store() -> None:
-    """Raise a UserError within 20 seconds unless the tracking store answers: before long work."""
+def check_store(experiment: str | None = None) -> None:
+    """Raise a UserError within 20 seconds unless the tracking store answers: before long work.
+
+    And unless it can write, where the experiment is given that will be recorded in.
+    """
     quiet_mlflow()
     with store_errors(), store_lock(), briefly():
-        mlflow.search_experiments(max_results=1)
+        if experiment is None:
+            mlflow.search_experiments(max_results=1)
+            return
+        if run_id := os.environ.get("MLFLOW_RUN_ID"):
+            experiment_id = mlflow.get_run(run_id).info.experiment_id
+        else:
+            experiment_id = mlflow.set_experiment(experiment).experiment_id
+        now = str(int(time.time()))
+        twice(lambda: mlflow.MlflowClient().set_experiment_tag(experiment_id, BEGUN_TAG, now))
 
 
 @contextmanager
@@ -80,9 +95,19 @@ def store_lock() -> Iterator[None]:
     if mlflow.get_tracking_uri().startswith("http"):
         yield
         return
-    cache_folder().mkdir(parents=True, exist_ok=True)
-    with FileLock(cache_folder() / "store.lock", is_singleton=True):
+    lock = FileLock(cache_folder() / "store.lock", is_singleton=True)
+    try:
+        cache_folder().mkdir(parents=True, exist_ok=True)
+        lock.acquire()
+    except OSError as error:
+        raise UserError(
+            f"the cache {cache_folder()} cannot be written: {error.strerror}; set HAR_CACHE to"
+            " another folder"
+        ) from error
+    try:
         yield
+    finally:
+        lock.release()
 
 
 def prepare_experiment(experiment_id: str) -> None:
@@ -99,9 +124,13 @@ def twice(write: Callable[[], None]) -> None:
     """Write; again, if it failed: MLflow looks whether a thing is there and then makes it, so where
     two processes do so at once, even on a server, one of them fails (mlflow 3.17).
     """
+    began = time.monotonic()
     try:
         write()
     except MlflowException:
+        # one that did not answer at all will not now
+        if time.monotonic() - began > TWICE_WITHIN_S:
+            raise
         write()
 
 
@@ -161,6 +190,8 @@ def quiet_mlflow() -> None:
     logging.getLogger("mlflow").setLevel(logging.WARNING)
     logging.getLogger("alembic").setLevel(logging.WARNING)
     os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
+    # our models hold none, and others' would run what its maker likes
+    os.environ["MLFLOW_ALLOW_PICKLE_DESERIALIZATION"] = "false"
     for message in (
         "The specified dataset source can be interpreted in multiple ways",  # all the same
         "Hint: Inferred schema contains integer column",  # a manifest's ids are never missing
@@ -178,6 +209,28 @@ def log_missing_params(params: Mapping[str, Any]) -> None:
     assert run is not None
     there = mlflow.get_run(run.info.run_id).data.params
     mlflow.log_params({name: value for name, value in params.items() if name not in there})
+
+
+def log_metrics_once(metrics: Mapping[str, float], **links: Any) -> None:
+    """Log metrics of what can be done again, such as a model and its scores: values that are there
+    already are the same to MLflow, others come after them. `links` are those of `log_metrics`.
+    """
+    run = mlflow.active_run()
+    assert run is not None
+    there = mlflow.get_run(run.info.run_id).data.metrics
+    same = {name: value for name, value in metrics.items() if there.get(name, value) == value}
+    others = {name: value for name, value in metrics.items() if name not in same}
+    mlflow.log_metrics(same, timestamp=run.info.start_time, **links)
+    mlflow.log_metrics(others, **links)
+
+
+def log_missing_metrics(metrics: Mapping[str, float], **links: Any) -> None:
+    """Log metrics of what is done once, such as times: what is there already stays."""
+    run = mlflow.active_run()
+    assert run is not None
+    there = mlflow.get_run(run.info.run_id).data.metrics
+    missing = {name: value for name, value in metrics.items() if name not in there}
+    mlflow.log_metrics(missing, **links)
 
 
 def log_table_file(table: Any, artifact: str) -> None:
@@ -246,15 +299,19 @@ def find_training(run_id: str) -> Any:
     return run
 
 
-def check_unfinished(run_id: str) -> None:
-    """Raise a UserError unless there is such a run and it did not end well."""
+def has_finished(run_id: str) -> bool:
+    """Whether a run ended well.
+
+    Raises:
+        UserError: there is no such run, or it was deleted.
+    """
     try:
         run = mlflow.get_run(run_id)
     except (MlflowException, OSError) as error:
         raise UserError(f"run {run_id} cannot be read: {first_line(error)}") from error
-    if run.info.lifecycle_stage != "active" or run.info.status == "FINISHED":
-        state = run.info.status if run.info.lifecycle_stage == "active" else "deleted"
-        raise UserError(f"run {run_id} cannot be gone on with: it is {state}")
+    if run.info.lifecycle_stage != "active":
+        raise UserError(f"run {run_id} cannot be gone on with: it is deleted")
+    return str(run.info.status) == "FINISHED"
 
 
 def forget_models(run_id: str) -> None:

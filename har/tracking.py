@@ -17,12 +17,19 @@ from har.devices import Hardware, hardware_tag
 from har.duplicates import describe_groups
 from har.evaluation import Evaluation, compare_siblings
 from har.journal import journal_of
-from har.manifest import SUMMARY_FILE, TABLE_FILE, Manifest
+from har.manifest import Manifest, texts_of
 from har.packaging import Latency
 from har.recipe import VARIANTS, Recipe, describe_changes, items
 from har.runtimes import AUTO
 from har.splits import Split
-from har.store import briefly, log_dataset, log_missing_params, log_table_file
+from har.store import (
+    briefly,
+    log_dataset,
+    log_metrics_once,
+    log_missing_metrics,
+    log_missing_params,
+    log_table_file,
+)
 from har.training import OnEpoch, Result
 
 RECIPE_ARTIFACT, HISTORY_ARTIFACT = "recipe.json", "history.json"
@@ -151,8 +158,8 @@ def count_images(manifest: Manifest) -> dict[str, int]:
 
 def log_manifest(manifest: Manifest) -> None:
     """Both files of a prepared folder."""
-    log_table_file(manifest.table, TABLE_FILE)
-    mlflow.log_dict(manifest.described, SUMMARY_FILE)
+    for name, text in texts_of(manifest).items():
+        mlflow.log_text(text, name)
 
 
 def comparison_tags(runs: int) -> dict[str, str]:
@@ -232,7 +239,8 @@ def epochs_of(run_id: str, history: Sequence[dict[str, float]]) -> Iterator[OnEp
     Of a run that is gone on with, epochs of `history` that it lacks are logged first, and those
     that it has, and that are trained again, are not.
     """
-    logged = mlflow.MlflowClient().get_metric_history(run_id, "epoch_time_s")
+    with briefly():
+        logged = mlflow.MlflowClient().get_metric_history(run_id, "epoch_time_s")
     known = {each.step for each in logged}
 
     def send(entry: tuple[int, dict[str, float], int]) -> None:
@@ -252,15 +260,17 @@ def epochs_of(run_id: str, history: Sequence[dict[str, float]]) -> Iterator[OnEp
 
 def log_result(trial: Trial, result: Result) -> None:
     """The numbers of a finished training, its recipe, history and curves."""
-    numbers = {"train_time_s": result.train_time_s}
+    times = {"train_time_s": result.train_time_s}
     if result.best_epoch is not None:
         best = result.history[result.best_epoch - 1]
-        numbers |= {"best_epoch": result.best_epoch, "best_val_accuracy": best["val_accuracy"]}
+        log_metrics_once(
+            {"best_epoch": result.best_epoch, "best_val_accuracy": best["val_accuracy"]}
+        )
     # a warm run's times are not quoted beside others
     mlflow.set_tag("features", result.extracted.state if result.extracted else "none")
     if result.extracted is not None:
-        numbers["extraction_time_s"] = result.extracted.seconds
-        numbers["saved_time_s"] = result.extracted.saved_s
+        times["extraction_time_s"] = result.extracted.seconds
+        times["saved_time_s"] = result.extracted.saved_s
         mlflow.log_params(
             {
                 "used.feature_runtime": result.extracted.runtime,
@@ -270,7 +280,7 @@ def log_result(trial: Trial, result: Result) -> None:
     log_missing_params(
         {"train_images": result.train_images, "validation_images": result.validation_images}
     )
-    mlflow.log_metrics(numbers)
+    log_missing_metrics(times)
     recipes = {"requested": asdict(trial.requested), "used": asdict(trial.used)}
     mlflow.log_dict({"variant": trial.variant, **recipes}, RECIPE_ARTIFACT)
     mlflow.log_text(json.dumps(result.history, indent=1), HISTORY_ARTIFACT)
@@ -282,11 +292,9 @@ def log_evaluation(
     evaluation: Evaluation, latency: Latency, manifest: Manifest, model_id: str | None
 ) -> None:
     """Test scores and latency, linked to the model and the data set, with tables and figures."""
-    mlflow.log_metrics(
-        {**asdict(evaluation.scores), **asdict(latency)},
-        model_id=model_id,
-        dataset=manifest_dataset(manifest),
-    )
+    links = {"model_id": model_id, "dataset": manifest_dataset(manifest)}
+    log_metrics_once(asdict(evaluation.scores), **links)
+    log_missing_metrics(asdict(latency), **links)
     tables = {
         "per_class": evaluation.per_class,
         "predictions": evaluation.predictions,

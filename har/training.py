@@ -15,8 +15,9 @@ from har.checkpoint import State, Stopping, put, take
 from har.devices import STRATEGIES, Hardware, make_deterministic
 from har.errors import UserError
 from har.extraction import extract_splits
+from har.graphs import compute_float32_in_full
 from har.interrupts import interrupts_at_checkpoints
-from har.manifest import Manifest, check_images
+from har.manifest import Manifest
 from har.model import backbone_of, build_float32_copy, build_head, build_model, copy_head
 from har.pipeline import (
     Splits,
@@ -24,6 +25,7 @@ from har.pipeline import (
     build_feature_validation_dataset,
     build_training_dataset,
     build_validation_dataset,
+    naming_images,
     split_training,
     steps_per_epoch,
 )
@@ -135,9 +137,6 @@ def prepare_features(
     train_data = build_feature_training_dataset(
         found.train, manifest, splits.train, recipe, first_epoch
     )
-    validation_data = build_feature_validation_dataset(
-        found.validation, manifest, splits.validation, recipe, replicas
-    )
 
     def finish() -> keras.Model:
         copy_head(model, head, back=True)
@@ -146,7 +145,9 @@ def prepare_features(
     return Lesson(
         learner=head,
         train_data=train_data,
-        validation_data=validation_data,
+        validation_data=build_feature_validation_dataset(
+            found.validation, manifest, splits.validation, recipe, replicas
+        ),
         finish=finish,
         extracted=Extracted(
             test_features=found.test,
@@ -189,13 +190,14 @@ def train(
             divide evenly over the devices.
     """
     make_deterministic()
+    compute_float32_in_full()
     keras.utils.set_random_seed(recipe.seed)
     splits = split_training(manifest, recipe)
     check_batch(recipe, STRATEGIES[recipe.strategy]().num_replicas_in_sync)
     # decoding into memory and extraction are part of training, or the loaders could not be compared
     started = time.monotonic() - (before.train_time_s if before else 0.0)
     first_epoch = before.first_epoch(recipe) if before else 0
-    with explained(recipe, manifest):
+    with explained(manifest):
         lesson = LESSONS[recipe.loader](recipe, manifest, splits, runtime, first_epoch)
         steps = steps_per_epoch(len(splits.train), recipe)
         history = teach(lesson, recipe, steps, callbacks, before, on_state, started)
@@ -213,20 +215,15 @@ def train(
 
 
 @contextmanager
-def explained(recipe: Recipe, manifest: Manifest) -> Iterator[None]:
+def explained(manifest: Manifest) -> Iterator[None]:
     """TensorFlow's errors of memory and of images, as what the user can do about them."""
     try:
-        yield
+        with naming_images(manifest):
+            yield
     except tf.errors.ResourceExhaustedError as error:
-        smaller = max(1, recipe.batch_size // 2)
         raise UserError(
-            f"out of memory with batch_size {recipe.batch_size} at {recipe.image_size} px: try"
-            f" --batch-size {smaller}"
+            "out of memory before the first epoch: a smaller --backbone or --image-size needs less"
         ) from error
-    except tf.errors.OpError:
-        # of a file that is gone or changed it does not always say which
-        check_images(manifest)
-        raise
 
 
 def teach(
@@ -250,9 +247,34 @@ def teach(
     with interrupts_at_checkpoints() as checkpoint:
         report = EpochReport(recipe, steps, callbacks, checkpoint, keep)
         report.history += before.history if before else []
-        fit(lesson, report, stopping, before.first_epoch(recipe) if before else 0)
+        try:
+            fit(lesson, report, stopping, before.first_epoch(recipe) if before else 0)
+        except tf.errors.ResourceExhaustedError as error:
+            raise UserError(advise_on_memory(lesson, recipe, checkpoint)) from error
         checkpoint()
     return report.history
+
+
+def advise_on_memory(lesson: Lesson, recipe: Recipe, checkpoint: Callable[[], None]) -> str:
+    """What to do about too little memory, found by trying a step of smaller batches."""
+    problem = f"out of memory with batch_size {recipe.batch_size} at {recipe.image_size} px"
+    if lesson.learner.jit_compile:
+        # XLA's step has given the weights' memory away: the next may abort the process (2.21)
+        return f"{problem}: try --batch-size {max(1, recipe.batch_size // 2)}"
+    say(f"{problem}: trying smaller ones")
+    replicas = lesson.learner.distribute_strategy.num_replicas_in_sync
+    images, labels = next(iter(lesson.train_data))
+    size = recipe.batch_size
+    # a half at a time, each a multiple of the devices
+    while (size := size // 2 // replicas * replicas) > 0:
+        checkpoint()
+        try:
+            # every device takes all of what it is given here
+            lesson.learner.train_on_batch(images[: size // replicas], labels[: size // replicas])
+        except tf.errors.ResourceExhaustedError:
+            continue
+        return f"{problem}: --batch-size {size} fits"
+    return f"{problem}, and with any smaller: take a smaller --backbone or --image-size"
 
 
 def fit(lesson: Lesson, report: "EpochReport", stopping: Stopping | None, first_epoch: int) -> None:

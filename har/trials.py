@@ -3,7 +3,7 @@
 import tempfile
 import time
 from collections.abc import Collection, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
@@ -16,8 +16,10 @@ from har.backbones import with_weights_by_content
 from har.backup import (
     Backup,
     Job,
+    at_work,
     backed_up,
     folder_of,
+    forget,
     list_backups,
     read_job,
     read_state,
@@ -111,25 +113,25 @@ def run_trial(
     `resume`, a run's id, that one is gone on with from its backup, and its times added up.
     """
     tags = tracking.trial_tags(trial, parent)
-    with store.open_run(experiment, tags, resume) as run_id:
-        tracking.log_trial(trial)
+    with ExitStack() as to_the_end, store.open_run(experiment, tags, resume) as run_id:
+        with store.briefly():
+            tracking.log_trial(trial)
         if exploration := DIAGNOSTICS[trial.used.diagnostics](trial.manifest, trial.hardware):
             say(exploration)
             mlflow.log_text(exploration, "exploration.txt")
-        with (
-            hint_at_resume(run_id, parent),
-            backed_up(run_id, job_of(trial), trial.manifest, started) as backup,
-        ):
+        # deleted when the run is FINISHED, and not before
+        job = job_of(trial)
+        backup = to_the_end.enter_context(backed_up(run_id, job, trial.manifest, started))
+        to_the_end.enter_context(hint_at_resume(run_id, parent))
+        with backup.filled():
             result, evaluation = train_and_judge(trial, run_id, backup)
             description = descriptions.describe_training(run_id, trial, result, evaluation)
             store.set_description(description)
+            see = where_to_see(run_id)
             wall_time_s = time.time() - backup.started
-            mlflow.log_metrics({"peak_memory_mb": peak_memory_mb(), "wall_time_s": wall_time_s})
-    try:
-        link_twins(run_id)
-    # the training is done and recorded, whatever becomes of this
-    except UserError as error:
-        warn(f"{error}; `har twins {run_id}` tries again")
+            used = {"peak_memory_mb": peak_memory_mb(), "wall_time_s": wall_time_s}
+            store.log_missing_metrics(used)
+    link_to_twins(run_id)
     return Outcome(
         run_id=run_id,
         variant=trial.variant,
@@ -138,8 +140,17 @@ def run_trial(
         scores=evaluation.scores if evaluation else None,
         wall_time_s=wall_time_s,
         warm=result.extracted is not None and result.extracted.state == "warm",
-        see=where_to_see(run_id),
+        see=see,
     )
+
+
+def link_to_twins(run_id: str) -> None:
+    """The training is done and recorded, whatever becomes of this."""
+    try:
+        with store.briefly():
+            link_twins(run_id)
+    except UserError as error:
+        warn(f"{error}; `har twins {run_id}` tries again")
 
 
 def job_of(trial: Trial) -> Job:
@@ -192,7 +203,8 @@ def resume_trial(
         raise UserError(f"run {run_id} is trained by another recipe; received {other}")
     store.check_store()
     with training_lock(folder_of(run_id)):
-        store.check_unfinished(run_id)
+        if forgot_finished(run_id):
+            raise UserError(f"run {run_id} cannot be gone on with: it has ended well")
         manifest = manifests.read(data, images)
         trial = build_trial(
             job.variant, job.requested, job.typed, manifest, job.runtime, job.feature_runtime
@@ -202,9 +214,22 @@ def resume_trial(
                 f"run {run_id} cannot be gone on with on this hardware: it would train with"
                 f" {describe_changes(job.used, trial.used)}"
             )
+        if trial.recipe_digest != job.recipe_digest:
+            raise UserError(
+                f"run {run_id} cannot be gone on with: {job.used.weights} holds other weights now"
+            )
         # of a process that ended between logging its model and the end
         store.forget_models(run_id)
         return run_trial(trial, EXPERIMENT, started, resume=run_id)
+
+
+def forgot_finished(run_id: str) -> bool:
+    """Whether the run ended well; then the backup of it, if its process was killed before it could
+    delete that, is deleted now.
+    """
+    if finished := store.has_finished(run_id):
+        forget(run_id)
+    return finished
 
 
 def sync_trainings(started: float) -> Iterator[Outcome]:
@@ -219,7 +244,12 @@ def sync_trainings(started: float) -> Iterator[Outcome]:
     store.check_store()
     failed = 0
     for run_id in list_backups():
+        if at_work(run_id):
+            say(f"run {run_id} is being trained by another process")
+            continue
         try:
+            if forgot_finished(run_id):
+                continue
             job, _ = read_job(run_id)
             state, _ = read_state(folder_of(run_id))
             if state is not None and state.first_epoch(job.used) == job.used.epochs:

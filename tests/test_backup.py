@@ -40,6 +40,7 @@ JOB = Job(
     typed=("epochs",),
     runtime="auto",
     feature_runtime="tensorflow",
+    recipe_digest="1234",
 )
 
 

@@ -1,5 +1,6 @@
 """What can be wrong with images, when, and what comes of it: one table for each moment."""
 
+import json
 import os
 import resource
 import shutil
@@ -62,6 +63,7 @@ PREPARING: dict[str, tuple[Callable[[Path], object], str]] = {
     "vanished": (Path.unlink, "no such file"),
     "0 bytes": (lambda file: file.write_bytes(b""), "0 bytes"),
     "truncated": (cut, "cannot be decoded"),
+    "PNG, truncated": (lambda file: (saved_as("PNG")(file), cut(file)), "cannot be decoded"),
     "text": (lambda file: file.write_text("no image"), "not an image of the kinds"),
     "a folder": (instead(Path.mkdir), "not a file"),
     "a pipe": (instead(os.mkfifo), "not a file"),
@@ -143,6 +145,7 @@ BEFORE_TRAINING: dict[str, tuple[Damage, str]] = {
         "manifest.csv was changed after it was prepared",
     ),
     "a split was edited": (edit("manifest.csv", ",test", ",train"), "test_digest"),
+    "a training image was left out": (edit("manifest.csv", ",train", ",unused"), "table_sha256"),
     "a column is gone": (edit("manifest.csv", "sha256", "sha"), "no readable prepared folder"),
     "a digest was edited": (edit("dataset.json", '"dataset_digest": "', '"dataset_digest": "0'),
         "dataset_digest"),
@@ -170,7 +173,25 @@ def test_before_training(
     damage(*folders)
     result = cli("train", "--data", folders[0], "--experiment", "trouble")
     assert result.exit_code == 2 and said in result.output and "Traceback" not in result.output
-    assert mlflow.get_experiment_by_name("trouble") is None
+    assert runs_of("trouble") == []
+
+
+def runs_of(experiment: str) -> list[mlflow.entities.Run]:
+    found = mlflow.get_experiment_by_name(experiment)
+    return mlflow.search_runs([found.experiment_id], output_format="list")
+
+
+def test_a_test_image_changed_since_training(
+    folders: tuple[Path, Path], store: str, tiny_backbone: None, cli
+) -> None:
+    """It is not judged under the digest of the one before, though it has as many bytes."""
+    prepared, images = folders
+    trial = build_trial("v3", tiny_recipe("v3"), ["backbone"], manifests.read(prepared))
+    run_id = run_trial(trial, "judged", time.time()).run_id
+    path = images / manifests.read(prepared).rows("test")["path"][0]
+    path.write_bytes(path.read_bytes()[:-1] + b"?")
+    result = cli("evaluate", "--run-id", run_id, "--data", prepared)
+    assert result.exit_code == 2 and f"{path.name} is not the image" in result.output
 
 
 # --- during an epoch
@@ -213,8 +234,7 @@ def test_during_an_epoch(
             run_trial(trial, "trouble in training", time.time())
     else:
         run_trial(trial, "trouble in training", time.time())
-    found = mlflow.get_experiment_by_name("trouble in training")
-    run = mlflow.search_runs([found.experiment_id], output_format="list")[0]
+    run = runs_of("trouble in training")[0]
     assert run.info.status == ("FAILED" if said else "FINISHED")
 
 
@@ -254,6 +274,26 @@ def test_names(raw: Path, store: str, tiny_backbone: None, cli) -> None:
     )
     paths = set(pd.read_csv(text, keep_default_na=False)["path"])
     assert len(paths) == 21 and len(paths & {f"train/{name}" for name in NAMES}) >= 3
+
+
+def test_names_of_other_bytes(tmp_path: Path, store: str, tiny_backbone: None, cli) -> None:
+    """As in old archives: such a file cannot be written into a table, and is left out."""
+    raw = tmp_path / "classes"
+    for label in ("a", "b"):
+        (raw / label).mkdir(parents=True)
+        for number in range(30):
+            shutil.copyfile(
+                write_images(tmp_path / f"{label}{number}", per_class=1) / "train" / NAME,
+                raw / label / f"{number}.jpg",
+            )
+    (raw / "a" / "0.jpg").rename(raw / "a" / os.fsdecode(b"l\xe4ufer.jpg"))
+    (raw / "a" / os.fsdecode(b"stray \xff.txt")).write_text("no image")
+    result = cli("prepare", "--data", raw, "--out", tmp_path / "out", "--duplicates", "ignore")
+    assert result.exit_code == 0, result.output
+    summary = json.loads((tmp_path / "out" / "dataset.json").read_text(encoding="utf-8"))
+    (dropped,) = summary["dropped"]
+    assert dropped["filename"] == "a/l\\udce4ufer.jpg" and "not UTF-8" in dropped["reason"]
+    assert "a/stray \\udcff.txt" in summary["strays"]
 
 
 @contextmanager

@@ -100,7 +100,7 @@ def test_rows_are_read_in_order_and_decoded_as_in_training(
     classifier: Classifier, manifest: Manifest
 ) -> None:
     rows = judged_rows(classifier, manifest)
-    batches = list(read_batches(classifier, manifest, rows).as_numpy_iterator())
+    batches = list(read_batches(classifier, manifest, rows))
     assert np.concatenate([indices for _, indices in batches]).tolist() == list(range(len(rows)))
     expected = [classifier.decode((manifest.root / path).read_bytes()) for path in rows["path"]]
     np.testing.assert_array_equal(np.concatenate([images for images, _ in batches]), expected)

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from conftest import build_tiny, tiny_recipe
 
-from har import extraction
+from har import extraction, feature_cache, pipeline
 from har.errors import UserError
 from har.extraction import (
     PREPARE,
@@ -218,6 +218,36 @@ def test_an_image_that_vanished_is_named_and_what_is_done_is_kept(
         Extraction(network, manifest, recipe, "openvino").features(rows)
     gone.write_bytes(data)
     assert len(Extraction(network, manifest, recipe, "openvino").features(rows)) == len(rows)
+
+
+def test_features_of_another_image_are_never_kept(
+    network: keras.Model, raw: Path, recipe: Recipe, tmp_path: Path
+) -> None:
+    """One that took an image's place for a while, and can be decoded."""
+    source = folder_source(raw, why="a test")
+    manifest = prepare(source, tmp_path / "prepared", Split(test_fraction=0.25))
+    rows = manifest.rows("train")
+    right = Extraction(network, manifest, recipe, "tensorflow").features(rows).copy()
+    for entry in feature_cache.list_entries():
+        assert feature_cache.remove(entry)
+    one, other = (manifest.root / rows["path"].iloc[at] for at in (0, -1))
+    data = one.read_bytes()
+    one.write_bytes(other.read_bytes())
+    with pytest.raises(UserError, match=f"{one.name} is not the image that was prepared"):
+        Extraction(network, manifest, recipe, "tensorflow").features(rows)
+    one.write_bytes(data)
+    again = Extraction(network, manifest, recipe, "tensorflow")
+    np.testing.assert_array_equal(again.features(rows), right)
+    assert again.computed == len(rows)
+
+
+def test_views_without_memory_for_them_are_refused(
+    network: keras.Model, manifest: Manifest, recipe: Recipe, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pipeline, "free_memory", lambda: 1000)
+    splits = split_training(manifest, recipe)
+    with pytest.raises(UserError, match=r"loader features needs .* take fewer --feature-views"):
+        extract_splits(network, manifest, recipe, "tensorflow", splits)
 
 
 def test_views_that_would_push_each_other_out_are_refused(

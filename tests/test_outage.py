@@ -168,6 +168,21 @@ def test_away_for_a_few_epochs(trouble: str, server: Server, data: Path) -> None
     assert_whole(server, only_run(server, trouble))
 
 
+@pytest.mark.parametrize("command", ["train", "prepare"])
+@pytest.mark.skipif(sys.platform != "linux", reason="limits the server's disk as Linux can")
+def test_a_store_that_cannot_write_is_said_before_the_work(
+    command: str, server: Server, data: Path, tmp_path: Path
+) -> None:
+    server.fill_disk(True)
+    words = {"train": arguments(data, "full"), "prepare": ["prepare", "--data", str(data)]}
+    process = start([*words[command], *(["--out", f"{tmp_path}/out"] * (command == "prepare"))])
+    said = process.communicate(timeout=120)[0]
+    assert process.returncode == 2, said
+    assert "cannot be used" in said and "--offline" in said
+    for too_much in ("checking images", "Traceback", "confidential"):
+        assert too_much not in said
+
+
 def test_away_to_the_end_then_sync(server: Server, data: Path, cli) -> None:
     process = start(arguments(data, "late"), "import har.journal as j; j.PATIENCE_S = 2.0; ")
     said = read_to(process, 3)

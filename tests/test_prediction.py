@@ -1,6 +1,7 @@
 """Many images into a table or a file; interrupted and gone on with."""
 
 import csv
+import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -54,6 +55,16 @@ def kaggle(tmp_path: Path) -> Path:
     return root
 
 
+def test_what_is_no_file_of_an_image_is_never_opened(tmp_path: Path) -> None:
+    """A pipe would be waited for, and a film read whole."""
+    os.mkfifo(tmp_path / "pipe.jpg")
+    with (tmp_path / "film.jpg").open("wb") as film:
+        film.truncate(30_000_000_000)
+    film, pipe = classify_files(find_images([tmp_path]), Counter())
+    assert film["error"] == "30,000,000,000 bytes, more than 25,000,000"
+    assert pipe["error"] == "not a file"
+
+
 def read(out: Path) -> list[dict[str, str]]:
     with out.open(newline="") as file:
         return list(csv.DictReader(file))
@@ -104,7 +115,7 @@ def test_bad_images_are_rows_with_an_error(kaggle: Path) -> None:
     errors = {row["filename"]: row["error"] for row in read(out) if row["error"]}
     assert errors == {
         "Image_5.jpg": "empty: 0 bytes",
-        "Image_6.jpg": "cannot be read: No such file or directory",
+        "Image_6.jpg": "no such file",
     }
 
 
@@ -166,4 +177,4 @@ def test_rows_are_said_in_a_line(kaggle: Path) -> None:
     (row,) = classify_files([kaggle / "test" / "Image_1.jpg"], Counter())
     assert format_row(row).endswith("Image_1.jpg  size 2 75%  (other 25%)")
     (row,) = classify_files([kaggle / "gone.jpg"], Counter())
-    assert format_row(row).endswith("gone.jpg  error: cannot be read: No such file or directory")
+    assert format_row(row).endswith("gone.jpg  error: no such file")

@@ -18,6 +18,7 @@ ROOT = Path(__file__).parents[1]
 # Each module may import only from those above it.
 ORDER = [
     "errors",
+    "files",
     "interrupts",
     "recipe",
     "notebooks",

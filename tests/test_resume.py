@@ -1,5 +1,7 @@
 """`har train --resume` after kill -9, Ctrl-C and an error: one run, nothing lost, nothing twice."""
 
+import json
+import re
 import signal
 import subprocess
 import sys
@@ -12,7 +14,8 @@ import pandas as pd
 import pytest
 from conftest import CLASSES, write_images
 
-from har.backup import STATE_FILE, folder_of
+from har import manifest as manifests
+from har.backup import JOB_FILE, STATE_FILE, backed_up, folder_of, read_job, training_lock
 
 # A backup after each epoch, however short it is; all else is the real command.
 COMMAND = (
@@ -85,6 +88,13 @@ def start_and_stop(words: list[str], stop: int, epochs: int, later_s: float) -> 
     return rest
 
 
+def first_epoch(said: str) -> int:
+    """The number of the first epoch that was trained."""
+    found = re.search(rf"^epoch (\d+)/{EPOCHS}  loss", said, re.MULTILINE)
+    assert found, said
+    return int(found[1])
+
+
 def assert_as_if_nothing_had_happened(run: mlflow.entities.Run, whole: mlflow.entities.Run) -> None:
     assert run.info.status == "FINISHED"
     for name in ("train_loss", "train_accuracy", "val_loss", "val_accuracy"):
@@ -115,13 +125,69 @@ def test_killed_it_goes_on_in_the_same_run(
     # it may be killed while it goes on, too
     resume = ["train", "--resume", run.info.run_id]
     start_and_stop(resume, signal.SIGKILL, epochs=7, later_s=0.0)
-    har(*resume)
+    assert first_epoch(har(*resume).stderr) > 7
     run = only_run("killed")
     assert_as_if_nothing_had_happened(run, whole)
     # what is counted was spent, and was spent once
     assert run.data.metrics["train_time_s"] < run.data.metrics["wall_time_s"] < time.time() - began
     again = cli(*resume)
     assert again.exit_code == 2 and "no backup" in again.output
+
+
+def test_an_end_that_was_not_recorded_is_recorded_once(
+    whole: mlflow.entities.Run, data: Path, store: str, cli
+) -> None:
+    """All is done and logged but for the run's end: nothing is trained or logged again."""
+    away = (
+        "import mlflow\n"
+        "end = mlflow.MlflowClient.set_terminated\n"
+        "def away(client, run_id, status=None, end_time=None):\n"
+        "    if status == 'FINISHED': raise mlflow.exceptions.MlflowException('away')\n"
+        "    end(client, run_id, status, end_time)\n"
+        "mlflow.MlflowClient.set_terminated = away\n"
+    )
+    words = [sys.executable, "-c", away + COMMAND, *arguments(data, "end")]
+    done = subprocess.run(words, capture_output=True, text=True, check=False)
+    assert done.returncode == 2 and "cannot be used: away" in done.stderr, done.stderr
+    assert "to go on with this training" in done.stderr
+    run_id = only_run("end").info.run_id
+    job, prepared = read_job(run_id)
+    manifest = manifests.read(prepared)
+    went_on = har("train", "--resume", run_id)
+    assert "  loss " not in went_on.stderr
+    run = only_run("end")
+    assert_as_if_nothing_had_happened(run, whole)
+    for name in ("train_time_s", "wall_time_s", "latency_ms", "best_epoch"):
+        assert len(history(run, name)) == 1
+    # killed before it could delete its backup
+    with pytest.raises(KeyboardInterrupt), backed_up(run_id, job, manifest, 0.0):
+        raise KeyboardInterrupt
+    assert cli("sync").exit_code == 0
+    assert not folder_of(run_id).exists()
+
+
+def test_other_weights_are_not_gone_on_with(data: Path, store: str, cli) -> None:
+    start_and_stop(arguments(data, "weights"), signal.SIGKILL, epochs=2, later_s=0.0)
+    run_id = only_run("weights").info.run_id
+    job = folder_of(run_id) / JOB_FILE
+    digest = json.loads(job.read_text())["recipe_digest"]
+    job.write_text(job.read_text().replace(digest, "0" * len(digest)))
+    result = cli("train", "--resume", run_id)
+    assert result.exit_code == 2 and "holds other weights now" in result.output
+    job.write_text(job.read_text().replace("0" * len(digest), digest))
+    with training_lock(folder_of(run_id)):
+        # who holds the lock may enter again: ask in a process of its own
+        said = har("sync").stderr
+    assert f"run {run_id} is being trained by another process" in said
+    assert f"har train --resume {run_id}" in har("sync").stderr
+
+
+def test_a_mistake_leaves_no_backup(data: Path, store: str, cli) -> None:
+    result = cli(*arguments(data, "mistake"), "--batch-size", 500)
+    assert result.exit_code == 2 and "batch_size 500 is more than" in result.output
+    assert "--resume" not in result.output
+    assert only_run("mistake").info.status == "FAILED"
+    assert not folder_of(only_run("mistake").info.run_id).exists()
 
 
 @pytest.mark.slow
@@ -160,5 +226,6 @@ def test_killed_at_any_moment(
     name = f"killed {seed}"
     epochs, later_s = int(rng.integers(1, EPOCHS)), float(rng.uniform(0, 0.3))
     start_and_stop(arguments(data, name), signal.SIGKILL, epochs, later_s)
-    har("train", "--resume", only_run(name).info.run_id)
+    went_on = har("train", "--resume", only_run(name).info.run_id)
+    assert first_epoch(went_on.stderr) > epochs
     assert_as_if_nothing_had_happened(only_run(name), whole)

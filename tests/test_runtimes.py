@@ -9,6 +9,7 @@ from pathlib import Path
 import keras
 import numpy as np
 import pytest
+import tensorflow as tf
 from conftest import tiny_recipe
 
 from har import runtimes
@@ -52,6 +53,12 @@ def load(runtime: str, model: keras.Model, folder: Path, parts: Parts | None = N
 
 def noise(count: int, size: int = 32) -> np.ndarray:
     return np.random.default_rng(0).integers(0, 256, (count, size, size, 3)).astype(np.uint8)
+
+
+def test_float32_is_not_rounded_on_a_gpu_that_could(model: keras.Model, tmp_path: Path) -> None:
+    tf.config.experimental.enable_tensor_float_32_execution(True)
+    load("tensorflow", model, tmp_path)
+    assert not tf.config.experimental.tensor_float_32_execution_enabled()
 
 
 def test_every_runtime_computes_what_keras_does(forward: Forward, model: keras.Model) -> None:

@@ -1,0 +1,37 @@
+"""Files that are whole or not there, and on disk when that is said."""
+
+import os
+from contextlib import suppress
+from pathlib import Path
+from uuid import uuid4
+
+
+def replace_text(path: Path, text: str) -> None:
+    """Write `path` so that a reader sees the old content or the new, never a part, whatever ends
+    the process or the machine.
+    """
+    # a name of its own keeps two processes that write one file out of each other's way
+    beside = path.with_name(f".{path.name}.{uuid4().hex}")
+    try:
+        # every character as it is, line ends too
+        with beside.open("x", encoding="utf-8", newline="") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(beside, path)
+    except BaseException:
+        beside.unlink(missing_ok=True)
+        raise
+    sync_folder(path.parent)
+
+
+def sync_folder(folder: Path) -> None:
+    """The new name of a file on disk too, where folders can be opened."""
+    if hasattr(os, "O_DIRECTORY"):
+        descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            # not every network's file system can
+            with suppress(OSError):
+                os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
