@@ -11,6 +11,8 @@ from har.errors import UserError, first_line
 from har.sources import LABELS_FILE, TEST_FOLDER, TRAIN_FOLDER, Source, is_image_name
 
 COLUMNS = ("part", "path", "label", "file", "row")
+# A byte of a file's name that is no UTF-8, as `printable` writes it.
+NOT_UTF8 = r"\\udc[89a-f][0-9a-f]"
 
 
 @dataclass(frozen=True)
@@ -70,7 +72,7 @@ def find_test_file(source: Source, test_file: str) -> Path:
 def read_class_folders(source: Source) -> pd.DataFrame:
     """Every image in a class folder, classes in alphabetical order."""
     rows = [
-        ("train", path.relative_to(source.root).as_posix(), folder.name, "", 0)
+        ("train", printable(path.relative_to(source.root).as_posix()), folder.name, "", 0)
         for folder in source.image_folders
         for path in sorted(folder.rglob("*"))
         if is_image_name(path)
@@ -126,7 +128,7 @@ def check_rows(rows: pd.DataFrame) -> tuple[pd.DataFrame, list[Bad]]:
     reasons[twice] = "listed twice; the first row counts"
     reasons[rows["label"] == ""] = "the label is empty"
     reasons[rows["path"] == ""] = "the filename is empty"
-    reasons[rows["path"] != rows["path"].map(printable)] = "the filename is not UTF-8"
+    reasons[rows["path"].str.contains(NOT_UTF8)] = "the filename is not UTF-8"
     bad = [bad_row(rows.loc[index], reasons[index]) for index in rows.index[reasons != ""]]
     return rows[reasons == ""], bad
 
@@ -136,9 +138,11 @@ def bad_row(row: "pd.Series[str]", reason: str) -> Bad:
     path = row["path"]
     # as the CSV writes it: without the folder that its names start from
     filename = path.removeprefix(f"{row['part']}/") if row["file"] else path
-    return Bad(row["file"], int(row["row"]), printable(filename), reason)
+    return Bad(row["file"], int(row["row"]), filename, reason)
 
 
 def printable(name: str) -> str:
-    """A file's name as it is, but for bytes that are no UTF-8: those as `\\udcff`."""
+    """A file's name as it is, but for bytes that are no UTF-8, which no table can hold: those as
+    `\\udcff`.
+    """
     return name.encode("utf-8", "backslashreplace").decode("utf-8")
