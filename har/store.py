@@ -212,16 +212,14 @@ def log_missing_params(params: Mapping[str, Any]) -> None:
 
 
 def log_metrics_once(metrics: Mapping[str, float], **links: Any) -> None:
-    """Log metrics of what can be done again, such as a model and its scores: values that are there
-    already are the same to MLflow, others come after them. `links` are those of `log_metrics`.
+    """Log metrics of what is done again where a run was cut short after that, such as judging: not
+    the values that are there already. `links` are those of `mlflow.log_metrics`.
     """
     run = mlflow.active_run()
     assert run is not None
     there = mlflow.get_run(run.info.run_id).data.metrics
-    same = {name: value for name, value in metrics.items() if there.get(name, value) == value}
-    others = {name: value for name, value in metrics.items() if name not in same}
-    mlflow.log_metrics(same, timestamp=run.info.start_time, **links)
-    mlflow.log_metrics(others, **links)
+    new = {name: value for name, value in metrics.items() if there.get(name) != value}
+    mlflow.log_metrics(new, **links)
 
 
 def log_missing_metrics(metrics: Mapping[str, float], **links: Any) -> None:

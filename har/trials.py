@@ -248,9 +248,9 @@ def sync_trainings(started: float) -> Iterator[Outcome]:
             say(f"run {run_id} is being trained by another process")
             continue
         try:
+            job, _ = read_job(run_id)
             if forgot_finished(run_id):
                 continue
-            job, _ = read_job(run_id)
             state, _ = read_state(folder_of(run_id))
             if state is not None and state.first_epoch(job.used) == job.used.epochs:
                 yield resume_trial(run_id, {}, None, started)
