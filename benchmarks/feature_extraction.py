@@ -162,16 +162,16 @@ def measure_growth(manifest: Manifest, runtime: str, images: int) -> Growth:
     extraction = build_extraction(manifest, GROWTH_BACKBONE, runtime)
     with empty_cache():
         extraction.features(some_rows(manifest, WARM_UP_IMAGES))
-        with watch_memory() as highest:
-            started = time.perf_counter()
-            features = extraction.features(some_rows(manifest, images))
-            seconds = time.perf_counter() - started
-        return Growth(
-            images=len(features),
-            seconds=seconds,
-            features_mb=features.nbytes / 1e6,
-            growth_mb=highest[0] / 1e6,
-        )
+    with empty_cache(), watch_memory() as highest:
+        started = time.perf_counter()
+        features = extraction.features(some_rows(manifest, images))
+        seconds = time.perf_counter() - started
+    return Growth(
+        images=len(features),
+        seconds=seconds,
+        features_mb=features.nbytes / 1e6,
+        growth_mb=highest[0] / 1e6,
+    )
 
 
 @contextmanager
