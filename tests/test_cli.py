@@ -1,17 +1,20 @@
 """The command line as a user meets it: help, results, mistakes."""
 
+import errno
 import os
 import signal
 import subprocess
 import sys
 import time
 from dataclasses import fields
+from functools import partial
 from pathlib import Path
 
 import mlflow
 import pytest
 from conftest import write_images
 
+from har.cli import main
 from har.errors import UserError, first_line
 from har.recipe import VARIANTS, Recipe
 
@@ -255,3 +258,18 @@ def test_help_is_fast_and_loads_nothing_heavy() -> None:
         subprocess.run([sys.executable, "-m", "har", "--help"], check=True, capture_output=True)
         times.append(time.monotonic() - started)
     assert min(times) < 0.5
+
+
+def test_what_the_system_refuses_is_said_in_a_line(cli, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Wherever it is met; other errors of the system are bugs and keep their trace."""
+
+    def refuse(number: int) -> None:
+        raise OSError(number, os.strerror(number), "there")
+
+    for number in (errno.ENOSPC, errno.EACCES):
+        monkeypatch.setattr(main.commands["variants"], "callback", partial(refuse, number))
+        result = cli("variants")
+        assert result.exit_code == 2
+        assert result.output.strip() == f"error: [Errno {number}] {os.strerror(number)}: 'there'"
+    monkeypatch.setattr(main.commands["variants"], "callback", partial(refuse, errno.ENOTDIR))
+    assert isinstance(cli("variants").exception, NotADirectoryError)

@@ -25,6 +25,7 @@ from har.errors import UserError
 from har.evaluation import compare_siblings, evaluate, judge_features
 from har.experiment import evaluate_logged
 from har.manifest import Manifest
+from har.packaging import load_served
 from har.recipe import Recipe, digest
 from har.recorded import load_logged
 from har.splits import Split
@@ -403,3 +404,17 @@ def test_offline_records_here(tmp_path: Path) -> None:
     under_mlflow = {**away, "MLFLOW_RUN_ID": "0" * 32}
     refused = subprocess.run(words, env=under_mlflow, capture_output=True, text=True, check=False)
     assert refused.returncode == 2 and "--offline is not for `mlflow run`" in refused.stderr
+
+
+class Pickled(mlflow.pyfunc.PythonModel):
+    def predict(self, context, model_input):  # type: ignore[no-untyped-def]
+        return model_input
+
+
+def test_a_pickled_model_is_never_loaded(store: str, tmp_path: Path) -> None:
+    """Reading it would run whatever its maker likes."""
+    mlflow.pyfunc.save_model(tmp_path / "model", python_model=Pickled(), pip_requirements=[])
+    assert list((tmp_path / "model").glob("*.pkl"))
+    mlflow_store.quiet_mlflow()
+    with pytest.raises(UserError, match=r"cannot be loaded.*PICKLE"):
+        load_served(str(tmp_path / "model"))
