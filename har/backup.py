@@ -138,7 +138,7 @@ def backed_up(run_id: str, job: Job, manifest: Manifest, started: float) -> Iter
         except BaseException:
             backup.write_last()
             raise
-        shutil.rmtree(folder, ignore_errors=True)
+        forget(run_id)
 
 
 @contextmanager

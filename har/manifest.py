@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
+from filelock import FileLock
 
 from har.errors import ChangedError, UserError
 from har.files import replace_text
@@ -136,8 +137,13 @@ def write(manifest: Manifest, out: Path) -> None:
     """
     try:
         out.mkdir(parents=True, exist_ok=True)
-        for name, text in texts_of(manifest).items():
-            replace_text(out / name, text)
+        # or another process' table could come to lie beside this summary
+        with FileLock(lock := out / ".lock"):
+            try:
+                for name, text in texts_of(manifest).items():
+                    replace_text(out / name, text)
+            finally:
+                lock.unlink(missing_ok=True)
     except OSError as error:
         raise UserError(f"cannot write the prepared data to {out}: {error}") from error
 

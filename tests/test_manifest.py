@@ -1,6 +1,7 @@
 """Written, read back, checked."""
 
 import json
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
@@ -30,6 +31,20 @@ def test_read_equals_written(manifest: Manifest, folder: Path) -> None:
         manifest.class_names,
     )
     assert sorted(path.name for path in folder.iterdir()) == ["dataset.json", "manifest.csv"]
+
+
+def test_two_who_write_one_folder_leave_what_one_of_them_wrote(
+    manifest: Manifest, tmp_path: Path
+) -> None:
+    other = replace(manifest, table=manifest.table.iloc[::-1].reset_index(drop=True))
+    with ThreadPoolExecutor(4) as writers:
+        for number in range(40):
+            out = tmp_path / str(number)
+            list(
+                writers.map(lambda each, out=out: manifests.write(each, out), (manifest, other) * 2)
+            )
+            manifests.read(out)
+            assert {path.name for path in out.iterdir()} == {"dataset.json", "manifest.csv"}
 
 
 def test_awkward_names_survive(manifest: Manifest, tmp_path: Path) -> None:
