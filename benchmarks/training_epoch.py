@@ -90,14 +90,13 @@ def build_forwards(manifest: Manifest, steps: int) -> dict[str, Call]:
     import numpy as np
     import tensorflow as tf
 
-    from har.graphs import trace
     from har.model import build_model
     from har.runtimes import compile_tensorflow
 
     model = build_model(V3, len(manifest.class_names))
     images = np.zeros((V3.batch_size, V3.image_size, V3.image_size, 3), np.uint8)
     keras_graph = tf.function(lambda x: model(x, training=False))
-    frozen = compile_tensorflow(trace(model, "uint8"))
+    frozen = compile_tensorflow(model, "uint8")
     return {
         "forward pass alone, Keras' graph": lambda: [keras_graph(images) for _ in range(steps)],
         "forward pass alone, frozen graph": lambda: [frozen(images) for _ in range(steps)],

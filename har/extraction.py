@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import cache
 from importlib.metadata import version
 from typing import Any
 
@@ -20,7 +21,7 @@ import pandas as pd
 import tensorflow as tf
 
 from har.backbones import build_backbone, copy_weights
-from har.devices import free_memory, precision_policy
+from har.devices import precision_policy
 from har.errors import UserError, first_line
 from har.feature_cache import Features, Key, check_limit, load_or_compute
 from har.graphs import run_once, trace
@@ -99,26 +100,29 @@ def has_gpu() -> bool:
 
 
 def prepare_tensorflow(network: Any, traced: Any, recipe: Recipe) -> Prepared:
-    """By Keras' policies on a GPU; on a CPU float32, or a frozen graph that oneDNN computes in
+    """By Keras' policies on a GPU; on a CPU one graph, that oneDNN computes in float32 or in
     bfloat16.
     """
 
+    @cache
+    def compile_under(policy: str) -> Any:
+        plain = policy == "float32"
+        model = network if plain else under_policy(network, recipe, policy)
+        return compile_tensorflow(model, "float32")
+
     def compile_network(arithmetic: str) -> Extractor:
         rewrite = arithmetic == "bfloat16" and not has_gpu()
-        policy = {"float32": "float32", "bfloat16": "mixed_bfloat16", "float16": "mixed_float16"}
-        graph = traced
-        if not rewrite and policy[arithmetic] != "float32":
-            graph = trace(under_policy(network, recipe, policy[arithmetic]), "float32")
-        # constants take thirty times the weights' size while they are made
-        roomy = free_memory() > 30 * 4 * network.count_params()
-        constants = {"most_constants": network.count_params()} if rewrite and roomy else {}
-        forward = compile_tensorflow(graph, **constants)
+        policy = "float32" if rewrite or arithmetic == "float32" else f"mixed_{arithmetic}"
+        forward = compile_under(policy)
 
         def run(batches: Iterable[tuple[int, Images]], sink: Sink) -> None:
+            def infer(start: int, images: Images) -> None:
+                sink(start, forward(images).numpy())
+
             # at every call: without the option a function that was rewritten runs as it was
             with onednn_bfloat16(rewrite):
-                for start, images in batches:
-                    sink(start, forward(images).numpy())
+                # on a CPU one batch's small steps fill what another's leave idle
+                in_threads(batches, 1 if has_gpu() else 2, lambda: infer)
 
         return Extractor(
             runtime="tensorflow",

@@ -13,6 +13,7 @@ class FrozenGraph:
     graph_def: Any
     input: str
     output: str
+    signature: Any
 
 
 def compute_float32_in_full() -> None:
@@ -66,14 +67,15 @@ def freeze(traced: Any) -> FrozenGraph:
         constant.attr["dtype"].type = value.dtype.as_datatype_enum
         constant.attr["value"].tensor.CopyFrom(tf.make_tensor_proto(value.numpy()))
     return FrozenGraph(
-        graph_def=frozen, input=traced.inputs[0].op.name, output=traced.outputs[0].name
+        graph_def=frozen,
+        input=traced.inputs[0].op.name,
+        output=traced.outputs[0].name,
+        signature=traced.structured_input_signature[0],
     )
 
 
-def compile_frozen(frozen: FrozenGraph, signature: Any) -> Any:
-    """The graph as a function of images as in `signature`; TensorFlow folds constants into each
-    other at its first call, batch normalisation into convolutions.
-    """
+def compile_frozen(frozen: FrozenGraph) -> Any:
+    """The graph as a function of what its model took."""
 
     def run(images: Any) -> Any:
         placed = {frozen.input: images}
@@ -81,4 +83,4 @@ def compile_frozen(frozen: FrozenGraph, signature: Any) -> Any:
             frozen.graph_def, input_map=placed, return_elements=[frozen.output], name=""
         )[0]
 
-    return tf.function(run, input_signature=signature)
+    return tf.function(run, input_signature=frozen.signature)

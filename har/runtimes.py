@@ -30,8 +30,8 @@ AUTO = "auto"
 # A batch is filled up to one of these: few shapes, for each of which a runtime prepares once.
 BUCKETS = (1, 2, 4, 8, 16, 32)
 BATCH_SIZE = BUCKETS[-1]
-# Weights as constants are a third faster, but take many times their size while it is done:
-# seconds for Lite0 (3 million), 40 seconds and 7 GB for B7 (64 million).
+# Weights as constants of a graph are up to a sixth faster, but each compilation holds five copies
+# of them: for B7 (64 million) 1.6 GB, for no gain with 32 images at once.
 MOST_CONSTANTS = 25_000_000
 # OpenVINO's buffers for so few images stay in a processor's caches: a seventh faster than 32 at
 # once on two cores.
@@ -132,22 +132,20 @@ def load_tensorflow(folder: Path) -> Forward:
     """The folder's network as a compiled function; Keras' safe mode runs no code from the file."""
     import keras
 
-    from har.graphs import compute_float32_in_full, trace
+    from har.graphs import compute_float32_in_full
 
     compute_float32_in_full()
     model = keras.models.load_model(folder / MODEL_FILE, compile=False)
-    return Forward(compiled=compile_tensorflow(trace(model, "uint8")))
+    return Forward(compiled=compile_tensorflow(model, "uint8"))
 
 
-def compile_tensorflow(traced: Any, most_constants: int = MOST_CONSTANTS) -> Any:
-    """A traced network for running it often: up to so many weights become constants of its graph,
-    so that TensorFlow merges batch normalisation into convolutions.
-    """
-    from har.graphs import compile_frozen, freeze
+def compile_tensorflow(model: Any, dtype: str) -> Any:
+    """A network as a function of images of `dtype`, for running it often."""
+    from har.folding import fold_batch_norms
+    from har.graphs import compile_frozen, freeze, trace
 
-    if sum(variable.shape.num_elements() for variable in traced.variables) > most_constants:
-        return traced
-    return compile_frozen(freeze(traced), traced.structured_input_signature[0])
+    traced = trace(fold_batch_norms(model), dtype)
+    return traced if model.count_params() > MOST_CONSTANTS else compile_frozen(freeze(traced))
 
 
 def import_openvino() -> Any:

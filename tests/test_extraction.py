@@ -13,6 +13,7 @@ from har import extraction, feature_cache, pipeline
 from har.errors import UserError
 from har.extraction import (
     PREPARE,
+    TOLERANCE,
     Extraction,
     Extractor,
     Prepared,
@@ -26,6 +27,7 @@ from har.manifest import Manifest
 from har.pipeline import split_training
 from har.prepare import prepare
 from har.recipe import Recipe
+from har.runtimes import has_bfloat16
 from har.sources import folder_source
 from har.splits import Split
 
@@ -313,3 +315,22 @@ def test_a_gpus_precision_is_computed_by_keras_policy(
     extractor.run([(0, images)], sink)
     wanted = np.asarray(network(images, training=False))
     np.testing.assert_allclose(found, wanted, rtol=0, atol=0.05 * np.abs(wanted).max())
+
+
+@pytest.mark.skipif(not has_bfloat16(), reason="this CPU computes no bfloat16 by itself")
+def test_one_network_is_computed_in_either_arithmetic_in_turn(
+    network: keras.Model, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(extraction, "has_gpu", lambda: False)
+    images = np.random.default_rng(0).integers(0, 256, (40, 32, 32, 3)).astype(np.float32)
+    prepared = PREPARE["tensorflow"](network, trace(network, "float32"), tiny_recipe("v5"))
+    found = {name: np.zeros((40, 8), np.float32) for name in ("float32", "bfloat16")}
+    wanted = np.asarray(network(images, training=False))
+    for name in ("float32", "bfloat16", "float32"):
+
+        def sink(start: int, features: np.ndarray, into: np.ndarray = found[name]) -> None:
+            into[start : start + len(features)] = features
+
+        prepared.compile(name).run([(0, images[:32]), (32, images[32:])], sink)
+        distance = np.linalg.norm(found[name] - wanted) / np.linalg.norm(wanted)
+        assert distance <= 1e-5 if name == "float32" else 1e-4 < distance < TOLERANCE["bfloat16"]

@@ -6,7 +6,6 @@ from typing import Any
 import keras
 import numpy as np
 import pytest
-import tensorflow as tf
 
 from har.graphs import compile_frozen, freeze, trace
 
@@ -24,9 +23,7 @@ def model() -> keras.Model:
 
 
 def test_a_frozen_graph_computes_what_keras_does(model: keras.Model) -> None:
-    frozen = freeze(trace(model, "float32"))
-    signature = [tf.TensorSpec((None, 16, 16, 3), "float32")]
-    compiled = compile_frozen(frozen, signature)
+    compiled = compile_frozen(freeze(trace(model, "float32")))
     for count in (1, 5):
         images = np.random.default_rng(count).uniform(0, 255, (count, 16, 16, 3)).astype("float32")
         expected = model(images, training=False)
@@ -34,9 +31,7 @@ def test_a_frozen_graph_computes_what_keras_does(model: keras.Model) -> None:
 
 
 def test_a_frozen_graph_keeps_its_weights_when_the_model_learns_on(model: keras.Model) -> None:
-    compiled = compile_frozen(
-        freeze(trace(model, "float32")), [tf.TensorSpec((None, 16, 16, 3), "float32")]
-    )
+    compiled = compile_frozen(freeze(trace(model, "float32")))
     images = np.ones((2, 16, 16, 3), np.float32)
     before = compiled(images).numpy()
     weights = model.get_weights()

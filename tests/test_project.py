@@ -24,6 +24,7 @@ ORDER = [
     "notebooks",
     "metrics",
     "progress",
+    "folding",
     "graphs",
     "runtimes",
     "client",
