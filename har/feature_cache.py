@@ -35,7 +35,7 @@ Compute = Callable[[Features, int, Callable[[int], None]], None]
 ARRAY_FILE = "features.npy"
 ABOUT_FILE = "about.json"
 # Raise it when the same key would mean other numbers.
-VERSION = 1
+VERSION = 2
 DEFAULT_LIMIT_GB = 20.0
 
 

@@ -156,10 +156,12 @@ def test_interrupted_extraction_ends_as_an_uninterrupted_one(
     recipe = tiny_recipe("v5", augmentation=AUGMENTED, feature_views=2)
     rows = manifest.rows("train")
     monkeypatch.setitem(extraction.BATCH_SIZES, runtime, 4)
+    monkeypatch.setattr(extraction, "READ_SIZE", 8)
     whole = np.array(Extraction(network, manifest, recipe, runtime).features(rows, view=view))
 
     monkeypatch.setenv("HAR_CACHE", str(tmp_path))
     monkeypatch.setattr(extraction, "CHUNK", 8)
+    monkeypatch.setattr(extraction, "KEPT_AFTER_S", 0)
     with monkeypatch.context() as patch:
         # the first chunks, and no more
         patch.setattr(extraction, "until", stop_after(extraction.until, chunks=2))
@@ -180,6 +182,24 @@ def stop_after(until: object, chunks: int) -> object:
         return until(*arguments)  # type: ignore[operator]
 
     return stopping
+
+
+@pytest.mark.parametrize(("after_s", "kept"), [(0, [32, 64, 70]), (1e9, [32, 70])])
+def test_what_is_quick_is_kept_seldom(
+    after_s: float,
+    kept: list[int],
+    network: keras.Model,
+    manifest: Manifest,
+    recipe: Recipe,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(extraction, "CHUNK", 32)
+    monkeypatch.setattr(extraction, "KEPT_AFTER_S", after_s)
+    rows = manifest.table.sample(70, replace=True, random_state=0)
+    work = Extraction(network, manifest, recipe, "tensorflow")
+    array, found = np.empty((70, 8), np.float32), []
+    work.extract(rows, None, work.extractor("float32", rows), array, 0, found.append)
+    assert found == kept
 
 
 @pytest.mark.parametrize("wrong", [0.0, np.nan, 3.0])
