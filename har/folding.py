@@ -29,8 +29,8 @@ def fold_batch_norms(model: keras.Model) -> keras.Model:
     def copy(layer: Any) -> Any:
         if layer in dropped:
             return layers.Identity()
-        bias = {"use_bias": True} if layer in merged else {}
-        copies[layer] = type(layer).from_config(layer.get_config() | bias)
+        config = layer.get_config() | ({"use_bias": True} if layer in merged else {})
+        copies[layer] = type(layer).from_config(config | without_chance(config))
         return copies[layer]
 
     def call(layer: Any, *args: Any, **kwargs: Any) -> Any:
@@ -45,6 +45,14 @@ def fold_batch_norms(model: keras.Model) -> keras.Model:
             # it keeps what it computes with apart from its weights
             twin.finalize_state()
     return folded
+
+
+def without_chance(config: dict[str, Any]) -> dict[str, Any]:
+    """A layer's options, so that building it draws no random numbers: others would be drawn
+    afterwards, and a training whose features are cached would be another one.
+    """
+    zeros = {name: "zeros" for name in config if name.endswith("_initializer")}
+    return zeros | ({"seed": 0} if "seed" in config else {})
 
 
 def find_merged(model: keras.Model) -> dict[Any, Any]:

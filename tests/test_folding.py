@@ -1,5 +1,6 @@
 """Batch normalisation merged into convolutions: less to compute, the same output."""
 
+import random
 from collections.abc import Callable
 from typing import Any
 
@@ -66,6 +67,19 @@ def test_the_model_itself_stays_as_it_was() -> None:
     fold_batch_norms(network)
     np.testing.assert_array_equal(np.asarray(network(IMAGES, training=False)), before)
     assert len(norms(network)) == 49
+
+
+def test_no_random_number_is_drawn() -> None:
+    """Or a training that finds its features in the cache would go another way."""
+    inputs = keras.Input((32, 32, 3))
+    x = layers.Dropout(0.2)(layers.BatchNormalization()(layers.Conv2D(4, 3)(inputs)))
+    model = keras.Model(inputs, layers.Dense(2)(layers.GlobalAveragePooling2D()(x)))
+    found = []
+    for fold in (lambda _: None, fold_batch_norms):
+        keras.utils.set_random_seed(0)
+        fold(model)
+        found.append([random.random(), np.random.rand(), float(keras.random.uniform(()))])
+    assert found[0] == found[1]
 
 
 @pytest.mark.parametrize("kind", [layers.Conv2D, layers.DepthwiseConv2D])
