@@ -50,9 +50,9 @@ from har.runtimes import (
 BATCH_SIZES = {"tensorflow": 32, "openvino": 4}
 # Images that are read, and augmented, together.
 READ_SIZE = 32
-# Rows after which what is done is kept on disk, more of them where they take less than so many
-# seconds: what an interruption can lose. Meanwhile nothing is computed. Whole READ_SIZEs, or
-# augmented views would not come out equal after one.
+# Rows after which what is done is kept on disk, twice as many while that takes less than so many
+# seconds: what an interruption can lose. Nothing is computed while it is kept. Whole READ_SIZEs,
+# or augmented views would not come out equal after one.
 CHUNK = 512
 KEPT_AFTER_S = 30.0
 # Of a runtime's features against Keras' own, as a relative distance.
@@ -346,8 +346,8 @@ class Extraction:
                 extractor.run(until(batches, done, checkpoint), sink)
                 keep(done)
                 checkpoint()
-                seconds_a_chunk = (time.monotonic() - started) * CHUNK / chunk
-                chunk = CHUNK * max(1, int(KEPT_AFTER_S / seconds_a_chunk))
+                if time.monotonic() - started < KEPT_AFTER_S / 2:
+                    chunk *= 2
 
     def batches(
         self, rows: pd.DataFrame, view: int | None, size: int, first: int

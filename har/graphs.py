@@ -8,7 +8,9 @@ import tensorflow as tf
 
 @dataclass(frozen=True, kw_only=True)
 class FrozenGraph:
-    """A graph whose weights are constants; `input` names an operation, `output` a tensor."""
+    """A graph whose weights are constants; `input` names an operation, `output` a tensor;
+    `signature` is what its model takes.
+    """
 
     graph_def: Any
     input: str

@@ -30,8 +30,8 @@ AUTO = "auto"
 # A batch is filled up to one of these: few shapes, for each of which a runtime prepares once.
 BUCKETS = (1, 2, 4, 8, 16, 32)
 BATCH_SIZE = BUCKETS[-1]
-# Weights as constants of a graph are up to a sixth faster, but each compilation holds five copies
-# of them: for B7 (64 million) 1.6 GB, for no gain with 32 images at once.
+# Weights as constants of a graph are up to a fifth faster (B0, one image), but each compilation
+# holds several copies of them: for B7 (64 million) 1.6 GB, to gain a twentieth.
 MOST_CONSTANTS = 25_000_000
 # OpenVINO's buffers for so few images stay in a processor's caches: a seventh faster than 32 at
 # once on two cores.

@@ -27,6 +27,7 @@ from har.runtimes import (
     Forward,
     Parts,
     choose_runtime,
+    compile_tensorflow,
     convert_to_openvino,
     has_bfloat16,
     openvino_core,
@@ -110,6 +111,19 @@ def test_no_batch_size_is_traced_anew(model: keras.Model, tmp_path: Path) -> Non
     for count in range(1, BATCH_SIZE + 1):
         assert forward(noise(count)).shape == (count, 3)
     assert forward.compiled.experimental_get_tracing_count() == 1
+
+
+def test_weights_are_constants_only_up_to_a_limit(
+    model: keras.Model, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    images = noise(5)
+    expected = model(images, training=False)
+    for most in (0, 10**9):
+        monkeypatch.setattr(runtimes, "MOST_CONSTANTS", most)
+        found = compile_tensorflow(model, "uint8")
+        np.testing.assert_allclose(found(images), expected, rtol=0, atol=1e-6)
+        function = found.get_concrete_function() if most else found
+        assert (len(function.variables) == 0) is (most > 0)
 
 
 def test_a_head_is_joined_to_the_backbone_that_was_converted_before(
