@@ -6,9 +6,10 @@ Everything runs in this one command, on images of DIR (a folder that `har run --
 
 - speed, with the notebooks' EfficientNetB7 (random weights, which cost what ImageNet's do): the
   original notebook's loop, written anew here as it stands there, for three epochs on 4,000 images;
-  our original and v3 for two epochs on fewer; and v5 as the whole job, `har run`, with an empty
-  cache, on 12,600 images, by each runtime. Where DIR has fewer images they are repeated under other
-  names. The loop's 40 epochs on 12,600 images are extrapolated from the median epoch;
+  between them, so that a machine's faster and slower hours are shared, v5 as the whole job,
+  `har run`, with an empty cache, on 12,600 images, by each runtime; our original and v3 for two
+  epochs on fewer. Where DIR has fewer images they are repeated under other names. The loop's 40
+  epochs on 12,600 images are extrapolated from the median epoch;
 - the limit: the same backbone's forward pass over ready images, by each runtime, alone;
 - accuracy, with EfficientNet-Lite0 and its ImageNet weights on DIR's own images: v3 and v5 to their
   ends, v5 with an empty cache.
@@ -56,34 +57,35 @@ BARE_IMAGES, BARE_PASSES = 256, 3
 
 @dataclass(frozen=True, kw_only=True)
 class Scale:
-    """How much is measured: images and epochs of the loop, images of our variants and of v5."""
+    """How much is measured: images of the loop, of our variants and of v5."""
 
     backbone: str
     loop_images: int
-    loop_epochs: int
     variant_images: int
     job_images: int
 
 
 @dataclass(frozen=True, kw_only=True)
 class Loop:
-    """The notebook's loop: seconds to decode and of each epoch."""
+    """The notebook's loop, started several times: seconds to decode and of an epoch, each time."""
 
     images: int
-    decode_s: float
+    decode_s: list[float]
     epoch_s: list[float]
 
     def extrapolate(self, images: int, epochs: int) -> float:
         """Seconds of so many epochs on so many images, each epoch as long as the median one."""
-        scale = images / self.images
-        return scale * (self.decode_s + epochs * statistics.median(self.epoch_s))
+        decode_s, epoch_s = statistics.median(self.decode_s), statistics.median(self.epoch_s)
+        return images / self.images * (decode_s + epochs * epoch_s)
 
 
 # --- the notebook's loop
 
 
-def notebook_loop(folder: Path, images: int, epochs: int, backbone: str) -> Loop:
-    """The original notebook's cells, one after the other, in its own way of doing things."""
+def notebook_loop(folder: Path, images: int, backbone: str) -> tuple[float, float]:
+    """The original notebook's cells, one after the other, in its own way of doing things: seconds
+    to decode, and of an epoch.
+    """
     import keras
     import numpy as np
     import pandas as pd
@@ -112,13 +114,9 @@ def notebook_loop(folder: Path, images: int, epochs: int, backbone: str) -> Loop
     model.compile(optimizer="adam", loss="categorical_crossentropy", metrics=["accuracy"])
     # the notebook's first epoch traces too; here that is left out, in its favour
     model.fit(data[:64], labels[:64], epochs=1, verbose=0)
-    epoch_s = []
-    for epoch in range(epochs):
-        say(f"notebook's loop: epoch {epoch + 1} of {epochs}")
-        started = time.perf_counter()
-        model.fit(data, labels, epochs=1, verbose=0)
-        epoch_s.append(time.perf_counter() - started)
-    return Loop(images=len(data), decode_s=decode_s, epoch_s=epoch_s)
+    started = time.perf_counter()
+    model.fit(data, labels, epochs=1, verbose=0)
+    return decode_s, time.perf_counter() - started
 
 
 def notebook_backbone(name: str) -> Any:
@@ -217,15 +215,22 @@ def measure_speed(manifest: Manifest, scale: Scale, scratch: Path) -> dict[str, 
     common = ("--backbone", name, "--weights", "random", "--duplicates", "ignore")
     files = [str(each) for each in itertools.islice((job / "train").iterdir(), BARE_IMAGES)]
     found: dict[str, Any] = {"v5": {}, "bare": {}}
+    times: list[tuple[float, float]] = []
+
+    def time_loop() -> None:
+        say(f"notebook's loop: an epoch on {scale.loop_images:,} images")
+        times.append(in_fresh_process(notebook_loop, job, scale.loop_images, name))
+
+    time_loop()
     for runtime in RUNTIMES:
         say(f"the forward pass alone: {runtime}")
         found["bare"][runtime] = in_fresh_process(bare_forward, runtime, name, files)
         found["v5"][runtime] = har_run("v5", job, scratch, *common, "--runtime", runtime)
+        time_loop()
     for variant in ("original", "v3"):
         found[variant] = har_run(variant, few, scratch, *common, "--epochs", "2")
-    found["loop"] = in_fresh_process(
-        notebook_loop, job, scale.loop_images, scale.loop_epochs, scale.backbone
-    )
+    decode_s, epoch_s = (list(each) for each in zip(*times, strict=True))
+    found["loop"] = Loop(images=scale.loop_images, decode_s=decode_s, epoch_s=epoch_s)
     return found
 
 
@@ -334,8 +339,7 @@ def main(
     manifest = load_images(data)
     scale = Scale(
         backbone=backbone,
-        loop_images=loop_images,
-        loop_epochs=3,
+        loop_images=min(loop_images, images),
         variant_images=variant_images,
         job_images=images,
     )

@@ -1,5 +1,6 @@
 """Copies are found whatever was done to them; other images are not."""
 
+import imagehash
 import numpy as np
 import pandas as pd
 import pytest
@@ -94,3 +95,14 @@ def test_groups_are_described_conflicting_ones_first() -> None:
     assert found["conflicting"].tolist() == [True] * 4 + [False] * 2
     assert found["kind"].tolist() == ["near"] * 4 + ["exact"] * 2
     assert "4" not in found["path"].tolist()
+
+
+def test_hashes_are_imagehashs_own() -> None:
+    image = picture(3).convert("L")
+    both = (image, ImageOps.mirror(image))
+    expected = [f"{hashed(each)}" for each in both for hashed in (imagehash.dhash, imagehash.phash)]
+    found = perceptual_hash(picture(3))
+    # a resized mirror image and a mirrored resized one: equal but for rounding
+    assert found[:32] == "".join(expected[:2])
+    differing = (int(found, 16) ^ int("".join(expected), 16)).bit_count()
+    assert len(found) == 64 and differing <= 2
