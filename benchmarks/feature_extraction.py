@@ -116,7 +116,7 @@ def empty_cache() -> Iterator[None]:
 
 def measure_speed(manifest: Manifest, backbone: str, runtime: str, turns: int) -> list[Turn]:
     """Extraction and bare runtime take turns; a first turn, which compiles, is not counted."""
-    from har.extraction import choose_arithmetic
+    from har.extractors import choose_arithmetic
 
     rows = some_rows(manifest, SPEED_IMAGES[backbone])
     extraction = build_extraction(manifest, backbone, runtime)

@@ -89,6 +89,13 @@ def build_tiny(image_size: int) -> keras.Model:
     return keras.Model(inputs, layers.GlobalAveragePooling2D()(x), name="tiny")
 
 
+@pytest.fixture
+def network() -> keras.Model:
+    """A tiny backbone, with the same weights each time."""
+    keras.utils.set_random_seed(0)
+    return build_tiny(32)
+
+
 def tiny_recipe(variant: str = "v3", **fields: object) -> Recipe:
     """A variant small enough for a test: the tiny backbone, 32 pixels, two epochs."""
     small = {

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from conftest import tiny_recipe
 
-from har import extraction
+from har import extractors
 from har.checkpoint import State, changing_variables, put, take
 from har.errors import UserError
 from har.manifest import Manifest
@@ -39,7 +39,7 @@ def numbers(result: Result) -> list[dict[str, float]]:
 
 @pytest.fixture(autouse=True)
 def float32(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(extraction, "has_bfloat16", lambda: False)
+    monkeypatch.setattr(extractors, "has_bfloat16", lambda: False)
 
 
 @pytest.mark.parametrize("variant", RECIPES)

@@ -9,25 +9,15 @@ import numpy as np
 import pytest
 from conftest import build_tiny, tiny_recipe
 
-from har import extraction, feature_cache, pipeline
+from har import extraction, extractors, feature_cache, pipeline
 from har.errors import UserError
-from har.extraction import (
-    PREPARE,
-    TOLERANCE,
-    Extraction,
-    Extractor,
-    Prepared,
-    choose_arithmetic,
-    digest_weights,
-    extract_splits,
-)
-from har.graphs import trace
+from har.extraction import Extraction, digest_weights, extract_splits
+from har.extractors import PREPARE, Extractor, Prepared
 from har.images import decode
 from har.manifest import Manifest
 from har.pipeline import split_training
 from har.prepare import prepare
 from har.recipe import Recipe
-from har.runtimes import has_bfloat16
 from har.sources import folder_source
 from har.splits import Split
 
@@ -40,15 +30,9 @@ def recipe() -> Recipe:
 
 
 @pytest.fixture
-def network() -> keras.Model:
-    keras.utils.set_random_seed(0)
-    return build_tiny(32)
-
-
-@pytest.fixture
 def plain_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
     """A CPU without bfloat16: every number is float32."""
-    monkeypatch.setattr(extraction, "has_bfloat16", lambda: False)
+    monkeypatch.setattr(extractors, "has_bfloat16", lambda: False)
 
 
 def expected(network: keras.Model, manifest: Manifest, paths: list[str]) -> np.ndarray:
@@ -83,7 +67,7 @@ def test_only_test_images_are_exact_where_the_cpu_has_bfloat16(
     recipe: Recipe,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(extraction, "has_bfloat16", lambda: True)
+    monkeypatch.setattr(extractors, "has_bfloat16", lambda: True)
     splits = split_training(manifest, recipe)
     found = extract_splits(network, manifest, recipe, runtime, splits)
     assert found.arithmetic == "bfloat16"
@@ -155,7 +139,7 @@ def test_interrupted_extraction_ends_as_an_uninterrupted_one(
 ) -> None:
     recipe = tiny_recipe("v5", augmentation=AUGMENTED, feature_views=2)
     rows = manifest.rows("train")
-    monkeypatch.setitem(extraction.BATCH_SIZES, runtime, 4)
+    monkeypatch.setitem(extractors.BATCH_SIZES, runtime, 4)
     monkeypatch.setattr(extraction, "READ_SIZE", 8)
     whole = np.array(Extraction(network, manifest, recipe, runtime).features(rows, view=view))
 
@@ -285,72 +269,3 @@ def test_views_that_would_push_each_other_out_are_refused(
 def test_no_rows_are_no_features(network: keras.Model, manifest: Manifest, recipe: Recipe) -> None:
     nothing = Extraction(network, manifest, recipe, "tensorflow").features(manifest.table[:0])
     assert nothing.shape == (0, 8)
-
-
-@pytest.mark.parametrize(
-    ("gpu", "bfloat16", "precision", "exact", "arithmetic"),
-    [
-        (False, False, "float32", False, "float32"),
-        (False, True, "float32", False, "bfloat16"),
-        (False, True, "float32", True, "float32"),
-        (True, True, "float32", False, "float32"),
-        (True, False, "mixed_float16", False, "float16"),
-        (True, False, "mixed_float16", True, "float32"),
-        (True, False, "mixed_bfloat16", False, "bfloat16"),
-    ],
-)
-def test_arithmetic_is_the_machines_best_but_for_test_images(
-    gpu: bool,
-    bfloat16: bool,
-    precision: str,
-    exact: bool,
-    arithmetic: str,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.setattr(extraction, "has_gpu", lambda: gpu)
-    monkeypatch.setattr(extraction, "has_bfloat16", lambda: bfloat16)
-    recipe = tiny_recipe("v5", precision=precision)
-    assert choose_arithmetic("tensorflow", recipe, exact) == arithmetic
-
-
-@pytest.mark.parametrize("precision", ["mixed_float16", "mixed_bfloat16"])
-def test_a_gpus_precision_is_computed_by_keras_policy(
-    precision: str,
-    network: keras.Model,
-    tiny_backbone: None,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    """On a CPU here: that the weights are carried over, and the precision is as asked for."""
-    monkeypatch.setattr(extraction, "has_gpu", lambda: True)
-    recipe = tiny_recipe("v5", precision=precision)
-    images = np.random.default_rng(0).integers(0, 256, (6, 32, 32, 3)).astype(np.float32)
-    prepared = PREPARE["tensorflow"](network, trace(network, "float32"), recipe)
-    extractor = prepared.compile(precision.removeprefix("mixed_"))
-    found = np.zeros((6, 8), np.float32)
-
-    def sink(start: int, features: np.ndarray) -> None:
-        assert features.dtype.name == precision.removeprefix("mixed_")
-        found[start : start + len(features)] = features
-
-    extractor.run([(0, images)], sink)
-    wanted = np.asarray(network(images, training=False))
-    np.testing.assert_allclose(found, wanted, rtol=0, atol=0.05 * np.abs(wanted).max())
-
-
-@pytest.mark.skipif(not has_bfloat16(), reason="this CPU computes no bfloat16 by itself")
-def test_one_network_is_computed_in_either_arithmetic_in_turn(
-    network: keras.Model, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(extraction, "has_gpu", lambda: False)
-    images = np.random.default_rng(0).integers(0, 256, (40, 32, 32, 3)).astype(np.float32)
-    prepared = PREPARE["tensorflow"](network, trace(network, "float32"), tiny_recipe("v5"))
-    found = {name: np.zeros((40, 8), np.float32) for name in ("float32", "bfloat16")}
-    wanted = np.asarray(network(images, training=False))
-    for name in ("float32", "bfloat16", "float32"):
-
-        def sink(start: int, features: np.ndarray, into: np.ndarray = found[name]) -> None:
-            into[start : start + len(features)] = features
-
-        prepared.compile(name).run([(0, images[:32]), (32, images[32:])], sink)
-        distance = np.linalg.norm(found[name] - wanted) / np.linalg.norm(wanted)
-        assert distance <= 1e-5 if name == "float32" else 1e-4 < distance < TOLERANCE["bfloat16"]

@@ -43,6 +43,7 @@ ORDER = [
     "efficientnet_lite",
     "backbones",
     "model",
+    "extractors",
     "pipeline",
     "extraction",
     "checkpoint",

@@ -9,7 +9,7 @@ import pytest
 import tensorflow as tf
 from conftest import tiny_recipe
 
-from har import extraction
+from har import extractors
 from har.backbones import FINE_TUNES, build_backbone
 from har.errors import UserError
 from har.manifest import Manifest
@@ -64,7 +64,7 @@ def test_a_head_trained_on_features_is_the_one_trained_on_images(
     validation_fraction: float, manifest: Manifest, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The same order, the same first weights, the same numbers: only the time differs."""
-    monkeypatch.setattr(extraction, "has_bfloat16", lambda: False)
+    monkeypatch.setattr(extractors, "has_bfloat16", lambda: False)
     same = {"validation_fraction": validation_fraction, "epochs": 3, "seed": 5}
     images = train(tiny_recipe("original", **same), manifest)
     for runtime in ("tensorflow", "openvino"):
