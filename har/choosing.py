@@ -21,12 +21,14 @@ Selection = Literal["validation", "test"]
 @dataclass(frozen=True, kw_only=True)
 class Rules:
     """By what a candidate is selected, among runs of which test digest (None: the champion's,
-    else the newest run's), and below which p-value it is better than the champion.
+    else the newest run's), and below which p-value it is better than the champion; with
+    `start_over` the champion counts for nothing.
     """
 
     select: Literal["auto", "validation", "test"] = "auto"
     test_digest: str | None = None
     level: float = 0.05
+    start_over: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -136,7 +138,7 @@ def choose(candidates: Sequence[Candidate], rules: Rules, champions: str | None)
         score = f"accuracy {best.accuracy:.1%}, which flatters it"
     notes = [f"candidates with test digest {digest}: {len(within)}"]
     if others := len(candidates) - len(within):
-        notes.append(f"left out, with other test digests: {others}")
+        notes.append(f"left out, with other test digests: {others} (--start-over, --test-digest)")
     if selection == "validation" and (unknown := [c for c in within if c.val_accuracy is None]):
         names = ", ".join(each.run_id for each in unknown)
         notes.append(f"not considered, without validation accuracy: {names}")
@@ -184,13 +186,18 @@ def compare_predictions(candidate: pd.DataFrame, champion: pd.DataFrame) -> Comp
 def decide(
     choice: Choice, champion: Champion | None, comparison: Comparison | None, level: float
 ) -> Decision:
-    """Promote what is the first, or significantly better; `comparison` is with the champion."""
+    """Promote what is the first, or significantly better; `comparison` is with the champion, None
+    where they are one or it counts for nothing.
+    """
     if champion is None:
         why = "there is no champion yet"
         return Decision(outcome="would promote", why=why, choice=choice, champion=None)
-    if comparison is None:
+    if comparison is None and champion.run_id == choice.candidate.run_id:
         why = f"the candidate is the present champion, version {champion.version}"
         return Decision(outcome="kept", why=why, choice=choice, champion=champion)
+    if comparison is None:
+        why = f"starting over, not compared with the champion, version {champion.version}"
+        return Decision(outcome="would promote", why=why, choice=choice, champion=champion)
     found = comparison
     better = found.only_candidate > found.only_champion
     significant = found.p_value < level

@@ -3,6 +3,7 @@
 import errno
 import gc
 import json
+import os
 import sys
 from dataclasses import asdict, fields, replace
 from functools import partial
@@ -169,14 +170,21 @@ def repeat_and_report(
     manifest = load_manifest(data, default=past.split, images=images)
     check_same_data(past, manifest)
     every_field = [each.name for each in fields(Recipe)]
-    # the features it was trained on, unless another runtime was typed
-    features = past.feature_runtime if runtime == AUTO else None
+    features = None
+    # what it was computed by, unless another runtime was typed
+    if runtime == AUTO:
+        runtime, features = past.runtime, past.feature_runtime
     trial = build_trial(past.variant, past.recipe, every_field, manifest, runtime, features)
     click.echo(describe_outcome(run_trial(trial, experiment, started_at())))
 
 
 def resume_and_report(ctx: click.Context, run_id: str) -> None:
     """What `train --resume` does: all but where the images lie comes from the backup."""
+    if "MLFLOW_RUN_ID" in os.environ:
+        raise UserError(
+            "--resume is not for `mlflow run`, which has opened another run:"
+            f" har train --resume {run_id}"
+        )
     typed = {
         name: value
         for name, value in ctx.params.items()
@@ -348,6 +356,7 @@ def model_option(command: Any) -> Any:
 @model_option
 @click.option("--url", help="Ask this running server instead, such as http://127.0.0.1:5001.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON object a line, with top_3.")
+@offline_option
 def classify(images: tuple[Path, ...], model: str, url: str | None, as_json: bool) -> None:
     """Say what people do in IMAGES: files, or folders of them."""
     from har.prediction import classify_files, find_images, format_row
@@ -381,6 +390,7 @@ def classify(images: tuple[Path, ...], model: str, url: str | None, as_json: boo
     help="A new .csv or .parquet file: filename, label, probability, error.",
 )
 @model_option
+@offline_option
 def predict(data: Path, out: Path, model: str) -> None:
     """Score many unlabelled images into a file; interrupted, the same command goes on."""
     with quiet_loading():
@@ -392,6 +402,19 @@ def predict(data: Path, out: Path, model: str) -> None:
     if bad:
         warn(f"{bad} images have no label; the column error says why")
     click.echo(out)
+
+
+def flag(name: str, help: str) -> Any:
+    """One that `mlflow run` can give too: it can only write --name true."""
+    return click.option(
+        name,
+        type=click.BOOL,
+        is_flag=False,
+        flag_value=True,
+        default=False,
+        metavar="",
+        help=help,
+    )
 
 
 @main.command()
@@ -418,15 +441,12 @@ def predict(data: Path, out: Path, model: str) -> None:
     show_default=True,
     help="The candidate is better if McNemar's exact test gives a p-value below this.",
 )
-@click.option(
-    "--dry-run",
-    type=click.BOOL,
-    is_flag=False,  # `mlflow run` can only write --dry-run true
-    flag_value=True,
-    default=False,
-    metavar="",
-    help="Only say what would be done; the model is tried all the same.",
+@flag(
+    "--start-over",
+    "For other images or labels than the champion's: the best run on the newest run's test images"
+    " takes its place without a comparison.",
 )
+@flag("--dry-run", "Only say what would be done; the model is tried all the same.")
 @offline_option
 def promote(experiment: str | None, dry_run: bool, **options: Any) -> None:
     """Make the best run the champion, if it beats the present one on the same test images.

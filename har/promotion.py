@@ -4,7 +4,7 @@ import hashlib
 import io
 import os
 from collections import Counter
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager, redirect_stderr
 from dataclasses import fields, replace
 from io import StringIO
@@ -38,6 +38,7 @@ from har.sources import cache_folder
 from har.splits import Split
 from har.store import (
     find_experiment,
+    find_models,
     find_runs,
     load_predictions,
     open_run,
@@ -88,8 +89,9 @@ def settle(experiment: str, rules: Rules, dry_run: bool) -> Decision:
     with promotion_lock():
         for _ in range(ATTEMPTS):
             candidates, champion = load_candidates(experiment), load_champion()
-            choice = choose(candidates, rules, champion.test_digest if champion else None)
-            comparison = compare(choice.candidate, champion)
+            before = None if rules.start_over else champion
+            choice = choose(candidates, rules, before.test_digest if before else None)
+            comparison = compare(choice.candidate, before)
             decision = decide(choice, champion, comparison, rules.level)
             if decision.outcome == "would promote":
                 decision = refuse_broken(decision)
@@ -136,27 +138,28 @@ def load_candidates(experiment: str) -> list[Candidate]:
     Raises:
         UserError: the store cannot be used, no such experiment, or no candidate in it.
     """
-    runs = find_runs("tags.job = 'train'", [find_experiment(experiment)])
-    unfit = Counter(why for run in runs if (why := why_unfit(run)))
+    experiment_id = find_experiment(experiment)
+    runs, models = find_runs("tags.job = 'train'", [experiment_id]), find_models(experiment_id)
+    unfit = Counter(why for run in runs if (why := why_unfit(run, models)))
     if not runs:
         raise UserError(f"experiment {experiment} has no trainings: `har run` records one")
     if unfit.total() == len(runs):
         reasons = ", ".join(f"{count} {why}" for why, count in unfit.items())
         raise UserError(f"no training of experiment {experiment} can be promoted: {reasons}")
-    return [read_candidate(run) for run in runs if not why_unfit(run)]
+    return [read_candidate(run, models) for run in runs if not why_unfit(run, models)]
 
 
-def why_unfit(run: Any) -> str | None:
-    """Why a training is no candidate, in words that follow a count."""
+def why_unfit(run: Any, models: Mapping[str, str]) -> str | None:
+    """Why a training is no candidate, in words that follow a count; `models` by run id."""
     if run.info.status != "FINISHED":
         return "not finished"
     if "accuracy" not in run.data.metrics:
         return "without a test accuracy"
-    return None if run.outputs and run.outputs.model_outputs else "without a model"
+    return None if run.info.run_id in models else "without a model"
 
 
-def read_candidate(run: Any) -> Candidate:
-    """What a training run says of itself."""
+def read_candidate(run: Any, models: Mapping[str, str]) -> Candidate:
+    """What a training run says of itself; `models` by run id."""
     tags, metrics = run.data.tags, run.data.metrics
     options = ((each.name, run.data.params.get(each.name)) for each in fields(Split))
     return Candidate(
@@ -169,7 +172,7 @@ def read_candidate(run: Any) -> Candidate:
         split_options=" ".join(f"--{n.replace('_', '-')} {value}" for n, value in options if value),
         accuracy=metrics["accuracy"],
         val_accuracy=metrics.get("best_val_accuracy"),
-        model_uri=f"models:/{run.outputs.model_outputs[-1].model_id}",
+        model_uri=models[run.info.run_id],
     )
 
 

@@ -252,6 +252,17 @@ def find_runs(condition: str, experiment_ids: list[str] | None = None) -> list[A
         )
 
 
+def find_models(experiment_id: str) -> dict[str, str]:
+    """The URI of each run's model, the newest where it has several, by run id.
+
+    A run itself lists what it logged in no order, and with what was deleted since.
+    """
+    with store_errors():
+        found = mlflow.search_logged_models([experiment_id], output_format="list")
+    by_age = sorted(found, key=lambda model: model.creation_timestamp)
+    return {model.source_run_id: model.model_uri for model in by_age}
+
+
 def choose_experiment(name: str) -> str:
     """The id of the experiment, which is made and described if there is none.
 

@@ -18,7 +18,7 @@ import pytest
 from conftest import CLASSES, PATH, build_tiny, tiny_recipe
 from mlflow import MlflowClient
 
-from har import backbones, promotion
+from har import backbones, promotion, store
 from har.backbones import Backbone
 from har.choosing import (
     Candidate,
@@ -73,7 +73,7 @@ def test_validation_accuracy_selects_where_a_run_has_one() -> None:
     assert (choice.candidate, choice.selection) == (best, "validation")
     assert choice.notes == (
         "candidates with test digest d1: 4",
-        "left out, with other test digests: 1",
+        "left out, with other test digests: 1 (--start-over, --test-digest)",
         "not considered, without validation accuracy: tested only",
         "candidate: v3 · lite0 · 1xCPU, run b, selected on validation (validation accuracy 80.0%)",
     )
@@ -417,6 +417,35 @@ def test_a_broken_model_is_never_promoted(lab: Lab, cli) -> None:
     MlflowClient().delete_run(gone)
     assert cli("promote").exit_code == 0
     assert aliases() == {"champion": good}
+
+
+def test_other_images_can_start_over(lab: Lab, cli) -> None:
+    """As after a champion of the sample, with photographs of one's own."""
+    first = lab.train("1111")
+    assert cli("promote").exit_code == 0
+    lab.train("1111", digest="d2")
+    best = lab.train("11100000", digest="d3")
+    assert "the present champion" in cli("promote").stdout
+    assert cli("promote", "--test-digest", "d3").exit_code == 2
+    dry = cli("promote", "--start-over", "--dry-run")
+    assert dry.exit_code == 0 and aliases() == {"champion": first}
+    result = cli("promote", "--start-over")
+    assert "promoted: starting over, not compared with the champion, version 1" in result.stdout
+    assert aliases() == {"champion": best, "previous-champion": first}
+    assert "kept: the candidate is the present champion" in cli("promote", "--start-over").stdout
+
+
+def test_a_run_that_was_gone_on_with_is_promoted_by_the_model_that_is_left(lab: Lab, cli) -> None:
+    with lab.log("train", "1111", "d1") as run_id:
+        for _ in range(3):
+            log_classifier(lab.folder)
+            # as when a training that was cut short after this goes on
+            store.forget_models(run_id)
+        left = log_classifier(lab.folder)
+    assert len(mlflow.get_run(run_id).outputs.model_outputs) == 4
+    assert cli("promote").exit_code == 0
+    (version,) = MlflowClient().search_model_versions("name = 'har'")
+    assert (version.run_id, version.source) == (run_id, f"models:/{left}")
 
 
 def test_no_candidates_and_why(lab: Lab, cli) -> None:
