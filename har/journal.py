@@ -5,7 +5,6 @@ and tried again with what comes next and at the end. The training's backup has i
 that is in neither is trained again after a crash.
 """
 
-import queue
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -32,7 +31,7 @@ class Journal(Generic[Entry]):
         """The thread starts at once; it does not keep the process from ending."""
         self.send = send
         self.unsent: list[Entry] = []
-        self.wishes: queue.SimpleQueue[bool] = queue.SimpleQueue()
+        self.news, self.ended = threading.Event(), False
         self.away = ""
         self.thread = threading.Thread(target=self.work, daemon=True)
         self.thread.start()
@@ -40,12 +39,24 @@ class Journal(Generic[Entry]):
     def add(self, entry: Entry) -> None:
         """Send it when it can be; returns at once."""
         self.unsent.append(entry)
-        self.wishes.put(True)
+        self.news.set()
 
     def work(self) -> None:
-        """As often as something was added, until told to stop."""
-        while self.wishes.get():
+        """One attempt for all that was added since the last one, and a last one at the end: a store
+        that does not answer takes many seconds of each.
+        """
+        ended = False
+        while not ended:
+            self.news.wait()
+            self.news.clear()
+            ended = self.ended
             self.send_all()
+
+    def end(self, timeout_s: float | None = None) -> None:
+        """Let the thread make its last attempt, and wait for it."""
+        self.ended = True
+        self.news.set()
+        self.thread.join(timeout_s)
 
     def send_all(self) -> None:
         """The entries in order, until one cannot be sent."""
@@ -63,10 +74,10 @@ class Journal(Generic[Entry]):
                 self.away = ""
 
     def flush(self) -> None:
-        """Raise a UserError unless everything can be sent within half a minute."""
-        self.wishes.put(False)
-        self.thread.join()
-        self.send_all()
+        """Raise a UserError unless everything can be sent, at the latest half a minute after the
+        thread's last attempt.
+        """
+        self.end()
         if self.unsent:
             say(f"waiting {PATIENCE_S:.0f} s for the tracking store")
         deadline = time.monotonic() + PATIENCE_S
@@ -89,7 +100,6 @@ def journal_of(send: Callable[[Entry], None]) -> Iterator[Callable[[Entry], None
     try:
         yield journal.add
     except BaseException:
-        journal.wishes.put(False)
-        journal.thread.join(MOMENT_S)
+        journal.end(MOMENT_S)
         raise
     journal.flush()

@@ -254,6 +254,8 @@ def sync_trainings(started: float) -> Iterator[Outcome]:
             state, _ = read_state(folder_of(run_id))
             if state is not None and state.first_epoch(job.used) == job.used.epochs:
                 yield resume_trial(run_id, {}, None, started)
+                # the next one did not wait for this command to start, nor for this training
+                started = time.time()
             else:
                 say(f"run {run_id} has epochs to go: har train --resume {run_id}")
         except UserError as error:

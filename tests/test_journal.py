@@ -64,6 +64,26 @@ def test_a_store_that_hangs_holds_nobody_up() -> None:
     assert waiting.unsent == []
 
 
+def test_what_came_while_the_store_hung_is_one_attempt(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Or each of forty quick epochs would wait for it once more at the end."""
+    monkeypatch.setattr(journal, "PATIENCE_S", 0.0)
+    hanging, attempts = threading.Event(), []
+
+    def send(entry: int) -> None:
+        attempts.append(entry)
+        hanging.wait(60)
+        raise ConnectionError("timed out")
+
+    waiting: Journal[int] = Journal(send)
+    for entry in range(40):
+        waiting.add(entry)
+    hanging.set()
+    with pytest.raises(UserError, match="40 epochs could not be recorded"):
+        waiting.flush()
+    # the one that hung, one for all that came meanwhile, one at the end
+    assert attempts == [0] * len(attempts) and len(attempts) <= 3
+
+
 def test_an_error_of_the_training_is_not_held_up() -> None:
     blocked = threading.Event()
     with pytest.raises(KeyError), journal_of(lambda entry: blocked.wait(60) and None) as add:
