@@ -79,7 +79,7 @@ def evaluate(classifier: Classifier, manifest: Manifest) -> Evaluation:
     """Judge on the manifest's test split, decoded as in training.
 
     Raises:
-        UserError: as `judged_rows`.
+        UserError: as `judged_rows` and `describe_evaluation`.
     """
     rows = judged_rows(classifier, manifest)
     parts = []
@@ -87,11 +87,23 @@ def evaluate(classifier: Classifier, manifest: Manifest) -> Evaluation:
         for images, _ in read_batches(classifier, manifest, rows):
             parts.append(classifier.forward(images))
             advance(len(images))
+    return describe_evaluation(classifier, rows, np.concatenate(parts))
+
+
+def describe_evaluation(
+    classifier: Classifier, rows: pd.DataFrame, probabilities: npt.NDArray[np.float32]
+) -> Evaluation:
+    """What (rows, classes) probabilities mean. Raises a UserError if they are no numbers."""
+    if not np.isfinite(probabilities).all():
+        raise UserError(
+            "the model's probabilities are not finite: its training diverged; a lower"
+            " --learning-rate may help"
+        )
     return Evaluation(
         class_names=classifier.class_names,
         paths=rows["path"].tolist(),
         label_ids=rows["label_id"].to_numpy(),
-        probabilities=np.concatenate(parts),
+        probabilities=probabilities,
     )
 
 
@@ -101,24 +113,20 @@ def judge_features(
     """`evaluate`, from the test split's features: `head` maps (batch, features) to probabilities.
 
     Raises:
-        UserError: as `judged_rows`; or the classifier says otherwise of the first images.
+        UserError: as `evaluate`; or the classifier says otherwise of the first images.
     """
     rows = judged_rows(classifier, manifest)
     parts = [np.asarray(head(features[i : i + 1024])) for i in range(0, len(rows), 1024)]
-    probabilities = np.concatenate(parts)
+    evaluation = describe_evaluation(classifier, rows, np.concatenate(parts))
     images, indices = next(iter(read_batches(classifier, manifest, rows)))
-    difference = float(np.abs(classifier.forward(images) - probabilities[indices]).max())
+    expected = evaluation.probabilities[indices]
+    difference = float(np.abs(classifier.forward(images) - expected).max())
     if not difference <= MOST_DIFFERENCE:
         raise UserError(
             f"the logged model's probabilities differ by {difference:.2g} from those computed from"
             " features: `har cache --clear`, and try again"
         )
-    return Evaluation(
-        class_names=classifier.class_names,
-        paths=rows["path"].tolist(),
-        label_ids=rows["label_id"].to_numpy(),
-        probabilities=probabilities,
-    )
+    return evaluation
 
 
 def compare_siblings(evaluation: Evaluation, manifest: Manifest) -> pd.DataFrame:

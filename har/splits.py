@@ -70,24 +70,27 @@ def hold_out(
         return np.zeros(len(table), dtype=bool)
     by_group = table.groupby("duplicate_group")["label"]
     groups = by_group.first()[by_group.nunique() == 1]
-    check_enough(groups, fraction, table["label"].nunique(), purpose)
+    check_enough(groups, fraction, table["label"].unique(), purpose)
     _, held_out = train_test_split(
         groups.index.to_numpy(), test_size=fraction, stratify=groups, random_state=seed
     )
     return table["duplicate_group"].isin(held_out).to_numpy()
 
 
-def check_enough(groups: pd.Series, fraction: float, classes: int, purpose: str) -> None:
-    """Raise a UserError unless each side of the split can have an image of every class.
+def check_enough(
+    groups: pd.Series, fraction: float, labels: npt.NDArray[np.object_], purpose: str
+) -> None:
+    """Raise a UserError unless each side of the split can have an image of every label.
 
     `groups` is the label of every group that may be held out.
     """
-    counts = groups.value_counts()
-    if len(counts) < classes or counts.min() < 2:
+    counts = groups.value_counts().reindex(labels, fill_value=0)
+    if counts.min() < 2:
         raise UserError(
-            f"too few images for a {purpose} split: every label needs 2 distinct images, but"
-            f" {counts.index[-1]!r} has {counts.min()}"
+            f"too few images for a {purpose} split: every label needs 2 distinct images without"
+            f" a copy under another label, but {counts.idxmin()!r} has {counts.min()}"
         )
+    classes = len(counts)
     needed = int(np.ceil(classes / min(fraction, 1 - fraction)))
     if len(groups) < needed:
         raise UserError(

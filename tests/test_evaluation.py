@@ -9,7 +9,7 @@ from conftest import tiny_recipe
 
 from har.classifier import Classifier, load_classifier, save_classifier
 from har.errors import UserError
-from har.evaluation import Evaluation, evaluate, judged_rows, read_batches
+from har.evaluation import Evaluation, evaluate, judge_features, judged_rows, read_batches
 from har.manifest import Manifest
 from har.model import build_model
 
@@ -53,6 +53,22 @@ def test_unknown_label_is_named(classifier: Classifier, manifest: Manifest) -> N
 def test_no_test_split_is_said(classifier: Classifier, manifest: Manifest) -> None:
     with pytest.raises(UserError, match="no test split"):
         evaluate(classifier, replace(manifest, table=manifest.table.assign(split="train")))
+
+
+def test_a_training_that_diverged_is_named(
+    tiny_backbone: None, manifest: Manifest, tmp_path: Path
+) -> None:
+    model = build_model(tiny_recipe(), 3)
+    model.set_weights([np.full_like(each, np.nan) for each in model.get_weights()])
+    save_classifier(tmp_path, model, manifest.class_names, tiny_recipe())
+    diverged = load_classifier(tmp_path)
+    features = np.full((len(manifest.rows("test")), 3), np.nan, np.float32)
+    for judge in (
+        lambda: evaluate(diverged, manifest),
+        lambda: judge_features(diverged, manifest, lambda batch: batch, features),
+    ):
+        with pytest.raises(UserError, match="not finite: its training diverged"):
+            judge()
 
 
 EVALUATION = Evaluation(

@@ -47,6 +47,15 @@ def test_a_lonely_label_is_named() -> None:
         hold_out(rows.reset_index(drop=True), 0.2, 0, "test")
 
 
+@pytest.mark.parametrize("copied", [["c0"], ["c0", "c1"]])
+def test_a_label_of_nothing_but_other_labels_copies_is_named(copied: list[str]) -> None:
+    rows = table(classes=2)
+    copies = rows[rows["label"].isin(copied)]
+    rows = pd.concat([rows, copies.assign(label=copies["label"] + " too")], ignore_index=True)
+    with pytest.raises(UserError, match=r"without a copy under another label, but 'c0' has 0"):
+        hold_out(rows, 0.2, 0, "test")
+
+
 def test_too_few_images_says_how_many_are_needed() -> None:
     with pytest.raises(UserError, match="5 labels need at least 50 distinct images; found 10"):
         hold_out(table(per_class=2), 0.1, 0, "validation")
