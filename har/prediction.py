@@ -4,16 +4,19 @@ import csv
 import json
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from itertools import islice
 from pathlib import Path
 from typing import Any, TypeVar
 
 import pandas as pd
+from filelock import FileLock, Timeout
 
 from har.errors import UserError, first_line
 from har.images import ImageError, read_image
+from har.labels import printable
 from har.progress import progress, say
-from har.sources import IMAGE_SUFFIXES, TEST_FOLDER, is_image_name
+from har.sources import IMAGE_SUFFIXES, KAGGLE_FOLDER, TEST_FOLDER, is_image_name
 
 # What one call of the classifier gets; also how much an interruption can lose.
 BATCH = 32
@@ -55,17 +58,21 @@ def find_images(paths: Sequence[Path]) -> list[Path]:
 
 def list_unlabelled(data: Path) -> tuple[Path, list[str]]:
     """A folder and the names of the images in it to score: what Testing_set.csv lists of
-    Kaggle's test/, else all of test/, else all of a plain folder.
+    Kaggle's test/, else all of test/, else all of a plain folder. Kaggle's unpacked archive has
+    both in a folder of its own.
 
     Raises:
         UserError: no such folder, no images, or a list that cannot be read or leads elsewhere.
     """
     if not data.is_dir():
         raise UserError(f"no such folder: {data}")
-    folder = data / TEST_FOLDER if (data / TEST_FOLDER).is_dir() else data
-    listed = data / TEST_LIST
-    if folder != data and listed.is_file():
-        return folder, read_list(listed, folder)
+    folder = data
+    for root in (data, data / KAGGLE_FOLDER):
+        if (root / TEST_FOLDER).is_dir():
+            folder, listed = root / TEST_FOLDER, root / TEST_LIST
+            if listed.is_file():
+                return folder, read_list(listed, folder)
+            break
     return folder, [path.relative_to(folder).as_posix() for path in find_images([folder])]
 
 
@@ -98,7 +105,8 @@ def classify_files(paths: Sequence[Path], classify: Classify) -> Iterator[dict[s
                 "top_3": [],
                 "error": data,
             }
-            yield {"filename": str(path), **(next(rows) if isinstance(data, bytes) else unread)}
+            name = printable(str(path))
+            yield {"filename": name, **(next(rows) if isinstance(data, bytes) else unread)}
 
 
 def format_row(row: dict[str, Any]) -> str:
@@ -124,27 +132,46 @@ def predict_to_file(data: Path, out: Path, classify: Classify, model: str) -> in
     `model` says which model it is: rows of another one are not gone on with.
 
     Raises:
-        UserError: as `list_unlabelled`; `out` exists, is of another kind, or cannot be written.
+        UserError: as `list_unlabelled`; `out` exists, is of another kind, or cannot be written, or
+            another process is writing it.
     """
     if out.suffix not in WRITERS:
         raise UserError(f"--out must end in .csv or .parquet; received {out}")
-    if out.exists():
-        raise UserError(f"{out} exists already: move it away, or give another --out")
     folder, names = list_unlabelled(data)
     part = out.with_name(f".{out.name}.part")
     task = {"folder": str(folder.resolve()), "model": model, "names": len(names)}
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
-        done = rows_done(part, task, names)
-        with part.open("a", newline="", encoding="utf-8") as file:
-            write_rows(file, folder, names, done, classify)
-        bad = sum(bool(row["error"]) for row in read_rows(part))
-        WRITERS[out.suffix](part, out)
-        part.with_suffix(".json").unlink()
-        part.unlink(missing_ok=True)
-    except OSError as error:
+        with written_by_one(out, part.with_suffix(".lock")):
+            done = rows_done(part, task, names)
+            with part.open("a", newline="", encoding="utf-8") as file:
+                write_rows(file, folder, names, done, classify)
+            bad = sum(bool(row["error"]) for row in read_rows(part))
+            WRITERS[out.suffix](part, out)
+            part.with_suffix(".json").unlink()
+            part.unlink(missing_ok=True)
+    except (OSError, NotImplementedError) as error:
         raise UserError(f"cannot write {out}: {error}") from error
     return bad
+
+
+@contextmanager
+def written_by_one(out: Path, lock: Path) -> Iterator[None]:
+    """Meanwhile no other process writes `out`.
+
+    Raises:
+        UserError: another is writing it, or it is there already.
+    """
+    try:
+        with FileLock(lock, timeout=0):
+            try:
+                if out.exists():
+                    raise UserError(f"{out} exists already: move it away, or give another --out")
+                yield
+            finally:
+                lock.unlink(missing_ok=True)
+    except Timeout:
+        raise UserError(f"another process is writing {out}: give another --out") from None
 
 
 def rows_done(part: Path, task: dict[str, Any], names: list[str]) -> int:
@@ -155,7 +182,7 @@ def rows_done(part: Path, task: dict[str, Any], names: list[str]) -> int:
         # the last line may have been cut in two
         part.write_bytes(text[: text.rfind(b"\n") + 1])
         found = [row["filename"] for row in read_rows(part)]
-        if found and found == names[: len(found)]:
+        if found and found == [printable(name) for name in names[: len(found)]]:
             say(f"going on after {len(found):,} images scored before")
             return len(found)
     about.write_text(json.dumps(task))
@@ -173,7 +200,9 @@ def write_rows(file: Any, folder: Path, names: list[str], done: int, classify: C
             for name, row in batch:
                 # an error is one line, so that a cut file ends in a whole row
                 error = " ".join((row["error"] or "").split())
-                writer.writerow((name, row["label"] or "", row["probability"] or "", error))
+                writer.writerow(
+                    (printable(name), row["label"] or "", row["probability"] or "", error)
+                )
             file.flush()
             os.fsync(file.fileno())
             advance(len(batch))

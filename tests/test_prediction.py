@@ -19,6 +19,7 @@ from har.prediction import (
     list_unlabelled,
     predict_to_file,
 )
+from har.sources import KAGGLE_FOLDER
 
 
 class Counter:
@@ -160,6 +161,41 @@ def test_nothing_is_overwritten(kaggle: Path) -> None:
     with pytest.raises(UserError, match=r"must end in .csv or .parquet; received .*p.txt"):
         predict_to_file(kaggle, kaggle / "p.txt", Counter(), "m")
     assert (kaggle / "p.csv").read_text() == "precious"
+
+
+def test_two_never_write_one_file(kaggle: Path) -> None:
+    out, counter = kaggle / "p.csv", Counter()
+
+    def classify(files: Sequence[bytes]) -> list[dict]:
+        with pytest.raises(UserError, match=r"another process is writing .*p.csv"):
+            predict_to_file(kaggle, out, Counter(), "m")
+        return counter(files)
+
+    predict_to_file(kaggle, out, classify, "m")
+    assert len(read(out)) == 70 == counter.asked
+    assert not list(kaggle.glob(".p.*"))
+
+
+def test_names_that_are_no_utf8_are_written_as_they_are_printed(tmp_path: Path) -> None:
+    folder = tmp_path / "images"
+    folder.mkdir()
+    for number in range(BATCH + 1):
+        (folder / os.fsdecode(b"caf\xe9%d.jpg" % number)).write_bytes(b"x")
+    out = tmp_path / "p.csv"
+    with pytest.raises(KeyboardInterrupt):
+        predict_to_file(folder, out, Counter(stop_after=BATCH), "m")
+    again = Counter()
+    predict_to_file(folder, out, again, "m")
+    assert again.asked == 1 and read(out)[0]["filename"] == r"caf\udce90.jpg"
+    (row,) = classify_files([folder / os.fsdecode(b"caf\xe91.jpg")], Counter())
+    assert format_row(row).encode().endswith(rb"caf\udce91.jpg  size 1 75%  (other 25%)")
+
+
+def test_kaggles_unpacked_archive_has_its_folder_in_a_folder(kaggle: Path, tmp_path: Path) -> None:
+    (tmp_path / "archive").mkdir()
+    kaggle.rename(tmp_path / "archive" / KAGGLE_FOLDER)
+    folder, names = list_unlabelled(tmp_path / "archive")
+    assert folder == tmp_path / "archive" / KAGGLE_FOLDER / "test" and len(names) == 70
 
 
 def test_files_and_folders_are_found(kaggle: Path) -> None:
