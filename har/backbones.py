@@ -5,7 +5,6 @@ part of the network. Keras' `efficientnet.preprocess_input`, which the notebooks
 nothing and has no place here.
 """
 
-import hashlib
 import math
 import warnings
 from collections.abc import Callable, Iterator
@@ -19,6 +18,7 @@ from keras import layers
 
 from har.efficientnet_lite import LITES, build_imagenet_lite, build_lite
 from har.errors import UserError, first_line
+from har.files import digest_of
 from har.recipe import Recipe
 
 
@@ -117,8 +117,7 @@ def with_weights_by_content(recipe: Recipe) -> Recipe:
     if recipe.weights in ("imagenet", "random"):
         return recipe
     check_weights_file(Path(recipe.weights))
-    with open(recipe.weights, "rb") as file:
-        return replace(recipe, weights=f"sha256:{hashlib.file_digest(file, 'sha256').hexdigest()}")
+    return replace(recipe, weights=f"sha256:{digest_of(Path(recipe.weights))}")
 
 
 def check_weights_file(path: Path) -> None:

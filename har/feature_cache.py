@@ -22,7 +22,7 @@ import numpy.typing as npt
 from filelock import FileLock, Timeout
 
 from har.errors import ChangedError, UserError
-from har.files import replace_text
+from har.files import digest_of, replace_text
 from har.progress import say
 from har.sources import cache_folder
 
@@ -151,10 +151,11 @@ def load_or_compute(
             saved_s = spent(folder) if done else 0.0
         if not sealed:
             about = {"key": asdict(key), "version": VERSION, "shape": list(shape)}
+            about["seconds"] = saved_s
             with writing():
-                array = open_array(folder, shape, done)
+                array = open_array(folder, about, done)
             if done < shape[0]:
-                fill(folder, about, array, done, compute, saved_s)
+                fill(folder, about, array, done, compute)
             try:
                 check()
             except ChangedError:
@@ -211,7 +212,7 @@ def sound_rows(folder: Path, key: Key, shape: tuple[int, int]) -> tuple[int, boo
     if known and about is not None and read_array(folder, shape) is not None:
         if "sha256" not in about:
             return int(about["done"]), False
-        if about["sha256"] == digest_of(folder):
+        if about["sha256"] == digest_of(folder / ARRAY_FILE):
             return shape[0], True
     if folder.exists():
         say(f"not usable, made anew: {folder}")
@@ -243,39 +244,33 @@ def read_array(folder: Path, shape: tuple[int, int]) -> Features | None:
     return array if array.shape == shape and array.dtype == np.float32 else None
 
 
-def digest_of(folder: Path) -> str:
-    """SHA-256 of the array's file."""
-    with (folder / ARRAY_FILE).open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def open_array(folder: Path, shape: tuple[int, int], done: int) -> Mapped:
+def open_array(folder: Path, about: dict[str, Any], done: int) -> Mapped:
     """The entry's file, mapped for writing; made with room for every row where none is done."""
-    folder.mkdir(exist_ok=True)
+    shape = tuple(about["shape"])
     if not done:
         make_room(folder, shape)
+        folder.mkdir(exist_ok=True)
+        # first of all: what is there is listed, and can be cleared, whatever comes next
+        replace_text(folder / ABOUT_FILE, json.dumps({**about, "done": 0}))
     array: Mapped = np.lib.format.open_memmap(  # type: ignore[no-untyped-call]
         folder / ARRAY_FILE, mode="r+" if done else "w+", dtype=np.float32, shape=shape
     )
     if not done and hasattr(os, "posix_fallocate"):
         # a full disk is an error now, and no crash when a page is written
-        with (folder / ARRAY_FILE).open("r+b") as file:
-            os.posix_fallocate(file.fileno(), 0, os.fstat(file.fileno()).st_size)
+        try:
+            with (folder / ARRAY_FILE).open("r+b") as file:
+                os.posix_fallocate(file.fileno(), 0, os.fstat(file.fileno()).st_size)
+        except OSError:
+            shutil.rmtree(folder, ignore_errors=True)
+            raise
     return array
 
 
-def fill(
-    folder: Path,
-    about: dict[str, Any],
-    array: Mapped,
-    done: int,
-    compute: Compute,
-    before_s: float,
-) -> None:
-    """Compute the rows from `done` on, those before it took `before_s`; what is done is on disk
-    before about.json says so.
+def fill(folder: Path, about: dict[str, Any], array: Mapped, done: int, compute: Compute) -> None:
+    """Compute the rows from `done` on; what is done is on disk before about.json says so, and how
+    many seconds it took.
     """
-    started = time.monotonic()
+    started, before_s = time.monotonic(), about["seconds"]
 
     def keep(rows: int) -> None:
         about["seconds"] = before_s + time.monotonic() - started
@@ -283,7 +278,6 @@ def fill(
             array.flush()
             replace_text(folder / ABOUT_FILE, json.dumps({**about, "done": rows}))
 
-    keep(done)
     compute(array, done, keep)
     keep(len(array))
 
@@ -297,7 +291,7 @@ def seal(folder: Path, about: dict[str, Any], array: Features) -> None:
     if not np.isfinite(array).all():
         shutil.rmtree(folder)
         raise UserError("the backbone's output is not finite: check its weights and its precision")
-    digest = {"done": len(array), "sha256": digest_of(folder)}
+    digest = {"done": len(array), "sha256": digest_of(folder / ARRAY_FILE)}
     replace_text(folder / ABOUT_FILE, json.dumps(about | digest))
 
 

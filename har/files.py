@@ -1,5 +1,6 @@
-"""Files that are whole or not there, and on disk when that is said."""
+"""Files that are whole or not there, and on disk when that is said; what tells them apart."""
 
+import hashlib
 import os
 from contextlib import suppress
 from pathlib import Path
@@ -23,6 +24,12 @@ def replace_text(path: Path, text: str) -> None:
         beside.unlink(missing_ok=True)
         raise
     sync_folder(path.parent)
+
+
+def digest_of(path: Path) -> str:
+    """SHA-256 of a file's bytes, in hexadecimal digits."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def sync_folder(folder: Path) -> None:

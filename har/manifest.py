@@ -25,7 +25,7 @@ import pandas as pd
 from filelock import FileLock
 
 from har.errors import ChangedError, UserError
-from har.files import replace_text
+from har.files import digest_of, replace_text
 
 COLUMNS = {
     "path": str,
@@ -230,8 +230,7 @@ def check_bytes(manifest: Manifest, rows: pd.DataFrame) -> None:
     """Raise a UserError unless the image of every row has its digest; reads them all."""
     for path, digest in zip(rows["path"], rows["sha256"], strict=True):
         try:
-            with open(manifest.root / path, "rb") as file:
-                found = hashlib.file_digest(file, "sha256").hexdigest()
+            found = digest_of(manifest.root / path)
         except OSError as error:
             raise UserError(f"{manifest.root / path} cannot be read: {error.strerror}") from error
         if found != digest:

@@ -115,7 +115,7 @@ def measure(
     with progress("judging perturbed images", len(label_ids) * len(PERTURBATIONS)) as advance:
         for images in batches:
             for name, perturb in PERTURBATIONS.items():
-                probabilities = classifier.probabilities(perturb(images))
+                probabilities = classifier.forward(perturb(images))
                 predicted[name].append(metrics.predicted_ids(probabilities))
                 advance(len(images))
     ids = {name: np.concatenate(parts) for name, parts in predicted.items()}

@@ -41,9 +41,9 @@ CPU_INFO = Path("/proc/cpuinfo")
 
 @dataclass(frozen=True, kw_only=True)
 class Forward:
-    """(batch, size, size, 3) uint8, at most BATCH_SIZE images, to (batch, classes) float32
-    probabilities. `compiled` is run in the shapes of `buckets`, by any number of threads at once;
-    what is more than the largest is run in parts.
+    """(images, size, size, 3) uint8, one or more, to (images, classes) float32 probabilities.
+    `compiled` is run in the shapes of `buckets`, by any number of threads at once; what is more
+    than the largest is run in parts.
     """
 
     compiled: Callable[[Any], Any]

@@ -58,7 +58,7 @@ def test_loaded_equals_saved(
 def test_rows_hold_label_probability_and_top_3(classifier: Classifier, files: list[bytes]) -> None:
     rows = classifier.classify(files)
     images = np.stack([classifier.decode(data) for data in files])
-    probabilities = classifier.probabilities(images)
+    probabilities = classifier.forward(images)
     assert len(rows) == len(files) > 32  # more than one batch
     for row, expected in zip(rows, probabilities, strict=True):
         assert row["label"] == classifier.class_names[expected.argmax()]

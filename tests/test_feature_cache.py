@@ -211,6 +211,8 @@ def test_rows_that_were_never_sealed_are_checked_before_use() -> None:
     work = Work()
     assert_whole(load(work), 0)
     assert work.asked == [] and list_entries()[0].complete
+    # and still say how long they took
+    assert list_entries()[0].about["seconds"] == about["seconds"] > 0
     del about["done"]
     array = np.load(folder_of() / ARRAY_FILE)
     array[3, 1] = np.nan
@@ -229,8 +231,22 @@ def test_a_full_disk_is_said_before_the_work(monkeypatch: pytest.MonkeyPatch) ->
     work = Work()
     with pytest.raises(UserError, match="No space left on device; set HAR_CACHE"):
         load(work)
-    assert work.asked == []
+    assert work.asked == [] and not folder_of().exists()
     monkeypatch.undo()
+
+
+def test_a_process_killed_while_it_makes_room_leaves_what_can_be_cleared(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def killed(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("os.posix_fallocate", killed)
+    with pytest.raises(KeyboardInterrupt):
+        load(Work())
+    (entry,) = list_entries()
+    assert entry.folder == folder_of() and not entry.complete
+    assert clear() > 0 and not folder_of().exists()
 
 
 def test_errors_of_the_work_are_not_the_caches() -> None:

@@ -203,7 +203,7 @@ def test_robustness_judges_the_picked_images(
     expected = [classifier.decode((manifest.root / path).read_bytes()) for path in rows["path"]]
     np.testing.assert_array_equal(np.concatenate(seen), expected)
     assert seen[0].shape[1:] == (TINY_SIZE, TINY_SIZE, 3)
-    ids = np.argmax(classifier.probabilities(np.stack(expected)), axis=1)
+    ids = np.argmax(classifier.forward(np.stack(expected)), axis=1)
     labels = [classifier.class_names[i] for i in ids]
     assert table.loc[0, "accuracy"] == pytest.approx(np.mean(labels == rows["label"].to_numpy()))
 
