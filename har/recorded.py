@@ -53,6 +53,7 @@ class Past:
     recipe: Recipe
     split: Split
     digests: dict[str, str]
+    runtime: str
     feature_runtime: str | None
 
 
@@ -71,6 +72,7 @@ def load_past(run_id: str) -> Past:
             variant=recipe["variant"],
             recipe=Recipe(**recipe["used"]),
             split=split_of(run),
+            runtime=run.data.params["runtime"],
             feature_runtime=run.data.params.get("used.feature_runtime"),
             digests={name: run.data.tags[name] for name in ("dataset_digest", "test_digest")},
         )

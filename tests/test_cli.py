@@ -124,6 +124,10 @@ def test_a_run_is_repeated_with_equal_numbers(
     faster = train("--like", first.info.run_id, "--runtime", "openvino")
     assert faster.data.params["runtime"] == "openvino"
     assert numbers(faster) == pytest.approx(numbers(first), abs=1e-5)
+    # and what repeats that one computes as it did
+    as_fast = train("--like", faster.info.run_id)
+    assert as_fast.data.params["runtime"] == "openvino"
+    assert numbers(as_fast) == numbers(faster)
     assert faster.data.tags["recipe_digest"] == first.data.tags["recipe_digest"]
 
     (raw / "train" / "Image_1.jpg").write_bytes((raw / "train" / "Image_2.jpg").read_bytes())

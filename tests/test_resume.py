@@ -218,6 +218,16 @@ def test_what_cannot_be_gone_on_with(words: list[str], said: str, store: str, cl
     assert result.exit_code == 2 and said in result.output
 
 
+def test_mlflow_run_has_a_run_of_its_own(cli, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MLFLOW_RUN_ID", "1" * 32)
+    # as its entry point types it
+    result = cli("train", "--variant", "v3", "--data", "auto", "--resume", "2" * 32)
+    assert result.exit_code == 2
+    assert f"not for `mlflow run`, which has opened another run: har train --resume {'2' * 32}" in (
+        result.stderr
+    )
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("seed", range(20))
 def test_killed_at_any_moment(
