@@ -11,7 +11,6 @@ logistic regression on the frozen features, likewise at 160 px (`--image-size`).
 regularisation is chosen on a fifth of the training images; test is used once.
 """
 
-import json
 import statistics
 import time
 from collections.abc import Iterator
@@ -24,12 +23,11 @@ import numpy as np
 import pandas as pd
 
 from har.metrics import wilson_interval
-from har.prepare import load_manifest
-from har.progress import progress, quiet_loading, say
+from har.progress import progress, quiet_loading
 from har.recipe import VARIANTS, Recipe
 from har.splits import hold_out
+from measuring import RESULTS, find_machine, finish, load_images
 
-RESULTS = Path(__file__).parent / "results"
 # Of the networks' authors: Tan and Le 2019 for B0 to B7, the EfficientNet-Lite page for the rest.
 DESIGNED_PX = {
     "efficientnet-lite0": 224,
@@ -223,12 +221,10 @@ def main(data: str, names: tuple[str, ...], size: int, probes: bool, out: Path) 
     """Measure the backbones; print a table, write it as JSON."""
     with quiet_loading():
         import tensorflow  # noqa: F401
-    manifest = load_manifest(data)
+    manifest = load_images(data)
     rows = measure(manifest, list(names or DESIGNED_PX), size, probes)
-    out.parent.mkdir(parents=True, exist_ok=True)
-    out.write_text(json.dumps([asdict(row) for row in rows], indent=2), encoding="utf-8")
     click.echo(format_rows(rows, size))
-    say(f"written: {out}")
+    finish(out, {"machine": find_machine(), "backbones": [asdict(row) for row in rows]}, [])
 
 
 if __name__ == "__main__":

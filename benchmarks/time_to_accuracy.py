@@ -151,7 +151,7 @@ def repeat_images(manifest: Manifest, count: int, folder: Path) -> Path:
     return folder
 
 
-def har_run(variant: str, data: Path, scratch: Path, *options: str) -> dict[str, Any]:
+def har_run(variant: str, data: Path | str, scratch: Path, *options: str) -> dict[str, Any]:
     """`har run` with an empty cache and a store of its own; the run's metrics and tags."""
     import mlflow
 
@@ -184,7 +184,7 @@ def bare_forward(runtime: str, backbone: str, files: list[str]) -> float:
     from PIL import Image
 
     from har.backbones import build_backbone
-    from har.extraction import PREPARE, choose_arithmetic
+    from har.extractors import PREPARE, choose_arithmetic
     from har.graphs import trace
 
     recipe = replace(VARIANTS["v5"], backbone=backbone, weights="random", precision="float32")
@@ -237,7 +237,9 @@ def measure_speed(manifest: Manifest, scale: Scale, scratch: Path) -> dict[str, 
 def measure_accuracy(data: str, scratch: Path) -> dict[str, Any]:
     """v3 and v5 to their ends, with the weights that are installed."""
     lite = ("--backbone", "efficientnet-lite0")
-    return {name: har_run(name, Path(data).resolve(), scratch, *lite) for name in ("v3", "v5")}
+    # a word such as sample stays one; each job has a working folder of its own
+    where = str(Path(data).resolve()) if Path(data).is_dir() else data
+    return {name: har_run(name, where, scratch, *lite) for name in ("v3", "v5")}
 
 
 def build_bars(speed: dict[str, Any], accuracy: dict[str, Any], scale: Scale) -> list[Bar]:

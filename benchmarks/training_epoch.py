@@ -59,7 +59,8 @@ def build_fit(manifest: Manifest, recipe: Recipe, steps_per_execution: int) -> C
     from har.pipeline import split_training
     from har.training import prepare_images
 
-    lesson = prepare_images(recipe, manifest, split_training(manifest, recipe), "tensorflow")
+    splits = split_training(manifest, recipe)
+    lesson = prepare_images(recipe, manifest, splits, "tensorflow", first_epoch=0)
     compile_model(lesson.learner, recipe, steps_per_execution)
     return lambda: lesson.learner.fit(
         lesson.train_data,

@@ -9,7 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from conftest import write_images
+from conftest import tiny_recipe, write_images
 
 import backbones
 import feature_extraction
@@ -17,6 +17,7 @@ import input_pipeline
 import measuring
 import serving
 import time_to_accuracy
+import training_epoch
 
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 
@@ -301,6 +302,20 @@ def test_time_to_accuracy_bars(monkeypatch: pytest.MonkeyPatch) -> None:
         measured = [17.5, 50.0, 18.75, 80.0, 0.02, 10.0]
         assert [bar.measured for bar in bars] == pytest.approx(measured)
         assert all(bar.met for bar in bars)
+
+
+def test_the_parts_of_a_training_epoch_take_turns(
+    manifest, tiny_backbone: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    as_it_is, autotuned = training_epoch.AS_IT_IS, training_epoch.AUTOTUNED
+    recipe = tiny_recipe("v3", strategy="one_device")
+    monkeypatch.setattr(training_epoch, "V3", recipe)
+    monkeypatch.setattr(training_epoch, "FITS", {as_it_is: (recipe, 1), autotuned: (recipe, 2)})
+    monkeypatch.setattr(training_epoch, "STEPS", 2)
+    seconds = training_epoch.take_turns(manifest, turns=2)
+    assert len(seconds) == 4 and all(len(each) == 2 for each in seconds.values())
+    lines = training_epoch.table(training_epoch.images_of_fit(manifest), seconds)
+    assert lines[1].split()[-1] == "1.00" and len(lines) == 5
 
 
 def test_feature_extraction_bars() -> None:
