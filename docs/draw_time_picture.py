@@ -27,7 +27,8 @@ def minutes_here(found: dict[str, Any]) -> list[Row]:
     speed, scale = found["speed"], found["scale"]
     images, loop = scale["job_images"], speed["loop"]
     factor = images / loop["images"]
-    loop_s = factor * (loop["decode_s"] + EPOCHS * statistics.median(loop["epoch_s"]))
+    decode_s, epoch_s = statistics.median(loop["decode_s"]), statistics.median(loop["epoch_s"])
+    loop_s = factor * (decode_s + EPOCHS * epoch_s)
     rows = [("notebook's loop, 40 epochs", loop_s, EXTRAPOLATED)]
     for name in ("original", "v3"):
         # 15 % are test, and a share of the rest is validation
