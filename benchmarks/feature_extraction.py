@@ -9,8 +9,8 @@ with random weights, which cost what ImageNet's do:
   forward, write, checksum) and the bare runtime over the same images, decoded before, take turns;
   a ratio is the median of the ratios within a turn. The limit: where the forward pass takes every
   core, decoding can only take its time from it, and the ratio is at most the forward pass' share of
-  the CPU seconds of both. The notebooks' EfficientNetB7 is held to 0.9 of the bare runtime; B0 is so
-  quick that decoding alone takes a tenth of two cores: it is held to 0.9 of the limit;
+  the CPU seconds of both. The notebooks' EfficientNetB7 is held to 0.9 of the bare runtime; B0 is
+  so quick that decoding alone takes a tenth of two cores: it is held to 0.9 of the limit;
 - growth: seconds and memory of EfficientNetB0's features of 1,000, 2,000 and 4,000 images, each in
   a fresh process. Compiling is left out: it is paid once.
 
