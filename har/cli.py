@@ -21,6 +21,8 @@ from har.options import (
     Spelled,
     data_options,
     experiment_option,
+    flag,
+    model_option,
     offline_option,
     recipe_options,
     runtime_option,
@@ -75,7 +77,7 @@ def main() -> None:
     """Human action recognition from still images, as one MLflow-tracked experiment.
 
     \b
-    har run                    the whole job on the built-in sample
+    har run                    the whole job; without data of yours, on a drawn sample
     har run --variant v4 --data DIR
     har variants               what the variants are
     """
@@ -341,16 +343,6 @@ def evaluate(
         click.echo(format_table(robustness))
 
 
-def model_option(command: Any) -> Any:
-    """Which model answers."""
-    return click.option(
-        "--model",
-        default="models:/har@champion",
-        show_default=True,
-        help="A model URI such as runs:/RUN_ID/model, or a folder.",
-    )(command)
-
-
 @main.command()
 @click.argument("images", nargs=-1, required=True, type=click.Path(path_type=Path))
 @model_option
@@ -402,19 +394,6 @@ def predict(data: Path, out: Path, model: str) -> None:
     if bad:
         warn(f"{bad} images have no label; the column error says why")
     click.echo(out)
-
-
-def flag(name: str, help: str) -> Any:
-    """One that `mlflow run` can give too: it can only write --name true."""
-    return click.option(
-        name,
-        type=click.BOOL,
-        is_flag=False,
-        flag_value=True,
-        default=False,
-        metavar="",
-        help=help,
-    )
 
 
 @main.command()

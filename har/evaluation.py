@@ -79,7 +79,7 @@ def evaluate(classifier: Classifier, manifest: Manifest) -> Evaluation:
     """Judge on the manifest's test split, decoded as in training.
 
     Raises:
-        UserError: as `judged_rows` and `describe_evaluation`.
+        UserError: as `judged_rows` and `build_evaluation`.
     """
     rows = judged_rows(classifier, manifest)
     parts = []
@@ -87,10 +87,10 @@ def evaluate(classifier: Classifier, manifest: Manifest) -> Evaluation:
         for images, _ in read_batches(classifier, manifest, rows):
             parts.append(classifier.forward(images))
             advance(len(images))
-    return describe_evaluation(classifier, rows, np.concatenate(parts))
+    return build_evaluation(classifier, rows, np.concatenate(parts))
 
 
-def describe_evaluation(
+def build_evaluation(
     classifier: Classifier, rows: pd.DataFrame, probabilities: npt.NDArray[np.float32]
 ) -> Evaluation:
     """What (rows, classes) probabilities mean. Raises a UserError if they are no numbers."""
@@ -117,7 +117,7 @@ def judge_features(
     """
     rows = judged_rows(classifier, manifest)
     parts = [np.asarray(head(features[i : i + 1024])) for i in range(0, len(rows), 1024)]
-    evaluation = describe_evaluation(classifier, rows, np.concatenate(parts))
+    evaluation = build_evaluation(classifier, rows, np.concatenate(parts))
     images, indices = next(iter(read_batches(classifier, manifest, rows)))
     expected = evaluation.probabilities[indices]
     difference = float(np.abs(classifier.forward(images) - expected).max())

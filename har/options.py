@@ -148,6 +148,29 @@ def record_here(ctx: click.Context, option: click.Parameter, offline: bool) -> N
     os.environ["MLFLOW_TRACKING_URI"] = LOCAL_STORE
 
 
+def model_option(command: Command) -> Command:
+    """Which model answers."""
+    return click.option(
+        "--model",
+        default="models:/har@champion",
+        show_default=True,
+        help="A model URI such as runs:/RUN_ID/model, or a folder.",
+    )(command)
+
+
+def flag(name: str, help: str) -> Callable[[Command], Command]:
+    """One that `mlflow run` can give too: it can only write --name true."""
+    return click.option(
+        name,
+        type=click.BOOL,
+        is_flag=False,
+        flag_value=True,
+        default=False,
+        metavar="",
+        help=help,
+    )
+
+
 def runtime_option(command: Command) -> Command:
     """What computes forward passes."""
     return click.option(

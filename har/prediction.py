@@ -150,7 +150,7 @@ def predict_to_file(data: Path, out: Path, classify: Classify, model: str) -> in
             WRITERS[out.suffix](part, out)
             part.with_suffix(".json").unlink()
             part.unlink(missing_ok=True)
-    except (OSError, NotImplementedError) as error:
+    except OSError as error:
         raise UserError(f"cannot write {out}: {error}") from error
     return bad
 
@@ -162,16 +162,20 @@ def written_by_one(out: Path, lock: Path) -> Iterator[None]:
     Raises:
         UserError: another is writing it, or it is there already.
     """
+    held = FileLock(lock)
     try:
-        with FileLock(lock, timeout=0):
-            try:
-                if out.exists():
-                    raise UserError(f"{out} exists already: move it away, or give another --out")
-                yield
-            finally:
-                lock.unlink(missing_ok=True)
+        held.acquire(timeout=0)
     except Timeout:
         raise UserError(f"another process is writing {out}: give another --out") from None
+    except NotImplementedError as error:
+        raise UserError(f"cannot write {out}: no file can be locked there: {error}") from error
+    try:
+        if out.exists():
+            raise UserError(f"{out} exists already: move it away, or give another --out")
+        yield
+    finally:
+        lock.unlink(missing_ok=True)
+        held.release()
 
 
 def rows_done(part: Path, task: dict[str, Any], names: list[str]) -> int:
