@@ -22,10 +22,10 @@ import click
 import numpy as np
 import pandas as pd
 
-from har.metrics import wilson_interval
-from har.progress import progress, quiet_loading
+from har.data.splits import hold_out
+from har.evaluation.metrics import wilson_interval
 from har.recipe import VARIANTS, Recipe
-from har.splits import hold_out
+from har.util.progress import progress, quiet_loading
 from measuring import RESULTS, find_machine, finish, load_images
 
 # Of the networks' authors: Tan and Le 2019 for B0 to B7, the EfficientNet-Lite page for the rest.
@@ -86,7 +86,7 @@ def build_forward(recipe: Recipe) -> tuple[Any, int]:
     """The backbone as a compiled function of uint8 images, and its number of parameters."""
     import tensorflow as tf
 
-    from har.backbones import build_backbone
+    from har.models.backbones import build_backbone
 
     network = build_backbone(recipe)
     signature = tf.TensorSpec((None, recipe.image_size, recipe.image_size, 3), tf.uint8)
@@ -98,10 +98,10 @@ def read_batches(manifest: Any, rows: pd.DataFrame, recipe: Recipe) -> Iterator[
     """(batch, size, size, 3) uint8 of every row in order."""
     import tensorflow as tf
 
-    from har.pipeline import LOADERS, ahead
+    from har.training.loaders import LOADERS, prefetch
 
     load = LOADERS["stream"](manifest, rows, recipe)
-    for images, _ in ahead(load(tf.data.Dataset.range(len(rows)), BATCH, False)):
+    for images, _ in prefetch(load(tf.data.Dataset.range(len(rows)), BATCH, False)):
         yield images
 
 

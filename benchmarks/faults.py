@@ -43,9 +43,9 @@ from typing import Any
 import click
 import mlflow
 
-from har import manifest as manifests
-from har.backup import folder_of, read_state
-from har.progress import say
+from har.data.manifest import read_manifest
+from har.training.backup import backup_folder, read_state
+from har.util.progress import say
 from measuring import RESULTS, Bar, find_machine, finish, load_images
 
 EPOCHS = 8
@@ -196,7 +196,7 @@ def inject_kills(data: Path, whole: Any, number: int, chance: random.Random) -> 
             end(process)
         count.injected += 1
         run_id = find_run(name).info.run_id
-        state, _ = read_state(folder_of(run_id))
+        state, _ = read_state(backup_folder(run_id))
         next_epoch = len(state.history) + 1 if state else 1
         said = har("train", "--resume", run_id).stderr
         first = re.search(rf"^epoch (\d+)/{EPOCHS}  loss", said, re.MULTILINE)
@@ -273,7 +273,7 @@ def inject_bad_files(data: Path, scratch: Path, number: int, chance: random.Rand
         count.injected += len(chosen)
         if har("prepare", "--data", str(folder), "--out", str(out)).returncode:
             continue
-        found = manifests.read(out)
+        found = read_manifest(out)
         named = {Path(each["filename"]).name for each in found.summary["dropped"]}
         kept = Counter(Path(path).name for path in found.table["path"])
         count.survived += len(named & {file.name for file in chosen})

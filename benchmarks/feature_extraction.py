@@ -32,9 +32,9 @@ from typing import Any
 import click
 import psutil
 
-from har.manifest import Manifest
-from har.progress import say
+from har.data.manifest import Manifest
 from har.recipe import VARIANTS, Recipe
+from har.util.progress import say
 from measuring import (
     RESULTS,
     Bar,
@@ -94,8 +94,8 @@ class Growth:
 
 def build_extraction(manifest: Manifest, backbone: str, runtime: str) -> Any:
     """For v5's recipe on this backbone."""
-    from har.backbones import build_backbone
-    from har.extraction import Extraction
+    from har.models.backbones import build_backbone
+    from har.training.features import Extraction
 
     recipe = recipe_for(backbone)
     return Extraction(build_backbone(recipe), manifest, recipe, runtime)
@@ -116,7 +116,7 @@ def empty_cache() -> Iterator[None]:
 
 def measure_speed(manifest: Manifest, backbone: str, runtime: str, turns: int) -> list[Turn]:
     """Extraction and bare runtime take turns; a first turn, which compiles, is not counted."""
-    from har.extractors import choose_arithmetic
+    from har.inference.extractors import choose_arithmetic
 
     rows = some_rows(manifest, SPEED_IMAGES[backbone])
     extraction = build_extraction(manifest, backbone, runtime)
@@ -263,7 +263,7 @@ def growth_lines(growths: list[Growth]) -> list[str]:
 @click.option("--turns", type=click.IntRange(1), default=5, show_default=True)
 def main(data: str, out: Path, names: tuple[str, ...], turns: int) -> None:
     """Measure, print, write, judge."""
-    from har.runtimes import choose_runtime
+    from har.inference.runtimes import choose_runtime
 
     manifest = load_images(data)
     machine = find_machine()

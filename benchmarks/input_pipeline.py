@@ -35,9 +35,9 @@ import click
 import psutil
 from PIL import Image
 
-from har.manifest import Manifest
-from har.progress import say
+from har.data.manifest import Manifest
 from har.recipe import VARIANTS
+from har.util.progress import say
 from measuring import (
     RESULTS,
     Bar,
@@ -136,7 +136,7 @@ def bare_loop(manifest: Manifest, dct_method: str) -> Iterable[Any]:
 
 def stream(manifest: Manifest, augmentation: str) -> Iterable[Any]:
     """One epoch of v3's training data as `har run` builds it: shuffled, and whole batches."""
-    from har.pipeline import build_training_dataset
+    from har.training.loaders import build_training_dataset
 
     recipe = replace(V3, augmentation=augmentation, epochs=1)
     return build_training_dataset(manifest, manifest.table, recipe)
@@ -177,7 +177,7 @@ CONTENDERS: dict[str, Callable[[Manifest], Iterable[Any]]] = {
 
 def measure_speed(manifest: Manifest, repetitions: int) -> dict[str, list[Pass]]:
     """Let the contenders take turns. A first turn is not counted: it fills the page cache."""
-    from har.devices import make_deterministic
+    from har.models.devices import make_deterministic
 
     # as in training; it costs the bare loop nothing (the CPU seconds are the same without)
     make_deterministic()
@@ -254,8 +254,8 @@ def measure_memory(manifest: Manifest, loader: str, images: int) -> Memory:
 
     Not `ru_maxrss` alone: importing TensorFlow may have needed more than the epoch does.
     """
-    from har.devices import make_deterministic
-    from har.pipeline import build_training_dataset
+    from har.models.devices import make_deterministic
+    from har.training.loaders import build_training_dataset
 
     make_deterministic()
     rows = manifest.table.sample(images, random_state=0).reset_index(drop=True)
@@ -345,7 +345,7 @@ def clocked_fit(found: list[FitCost]) -> Iterator[None]:
     """Meanwhile every `fit` clocks all callbacks that it is given, and appends what it finds."""
     import keras
 
-    from har import tracking
+    from har.tracking.log import log
 
     plain_fit, watch = keras.Model.fit, Stopwatch()
 
@@ -369,10 +369,10 @@ def clocked_fit(found: list[FitCost]) -> Iterator[None]:
         )
         return result
 
-    log_epoch = watch.wrap("log_epoch (MLflow)", tracking.log_epoch)
+    log_epoch = watch.wrap("log_epoch (MLflow)", log.log_epoch)
     with (
         mock.patch.object(keras.Model, "fit", fit),
-        mock.patch.object(tracking, "log_epoch", log_epoch),
+        mock.patch.object(log, "log_epoch", log_epoch),
     ):
         yield
 
@@ -425,7 +425,7 @@ def measure_callbacks(manifest: Manifest, epochs: int) -> FitCost:
         os.environ.pop("MLFLOW_RUN_ID", None)
         import mlflow
 
-        from har.trials import build_trial, run_trial
+        from har.jobs.train import build_job, run_training
 
         logging.getLogger("mlflow").setLevel(logging.WARNING)
         mlflow.set_tracking_uri(uri)
@@ -433,10 +433,10 @@ def measure_callbacks(manifest: Manifest, epochs: int) -> FitCost:
         mlflow.create_experiment("benchmark", artifact_location=f"{folder}/artifacts")
         # the backbone whose steps are the shortest: there callbacks weigh the most
         recipe = replace(V3, backbone="efficientnet-lite0", epochs=epochs)
-        trial = build_trial("v3", recipe, ("backbone", "epochs"), manifest)
+        trial = build_job("v3", recipe, ("backbone", "epochs"), manifest)
         found: list[FitCost] = []
         with clocked_fit(found):
-            run_trial(trial, "benchmark", time.time())
+            run_training(trial, "benchmark", time.time())
     (cost,) = found
     assert cost.calls["log_epoch (MLflow)"] == cost.epochs
     return cost

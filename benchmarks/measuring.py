@@ -15,11 +15,11 @@ from typing import Any
 import click
 import psutil
 
-from har.errors import UserError
-from har.manifest import Manifest
-from har.prepare import load_manifest
-from har.progress import quiet_loading
-from har.runtimes import available_cpus
+from har.data.manifest import Manifest
+from har.data.prepare import load_manifest
+from har.util.errors import UserError
+from har.util.hardware import available_cpus
+from har.util.progress import quiet_loading
 
 RESULTS = Path(__file__).parent / "results"
 
@@ -74,7 +74,7 @@ def load_tensorflow() -> None:
 
 def find_machine() -> dict[str, Any]:
     """What the numbers were measured on."""
-    from har.devices import cpu_name
+    from har.util.hardware import cpu_name
 
     return {
         "cpu": cpu_name(),

@@ -42,9 +42,9 @@ from typing import Any
 
 import click
 
-from har.manifest import Manifest
-from har.progress import say
+from har.data.manifest import Manifest
 from har.recipe import VARIANTS
+from har.util.progress import say
 from measuring import (
     RESULTS,
     Bar,
@@ -115,9 +115,9 @@ def build_models(manifest: Manifest, folder: Path) -> dict[str, str]:
     """Train once, log each way into a store in `folder`; name to model address."""
     import mlflow
 
-    from har.classifier import CLASSIFIER_FOLDER, save_classifier
-    from har.packaging import log_classifier
-    from har.training import train
+    from har.inference.classifier import CLASSIFIER_FOLDER, save_classifier
+    from har.serving.package import log_classifier
+    from har.training.train import train
 
     mlflow.set_tracking_uri(store_of(folder))
     mlflow.create_experiment("serving", artifact_location=f"{folder}/artifacts")
@@ -162,7 +162,7 @@ def log_no_op(folder: Path) -> str:
     """What MLflow's server costs by itself: our signature, requests and answers, and no work."""
     import mlflow
 
-    from har.packaging import SIGNATURE
+    from har.serving.package import SIGNATURE
 
     code = folder / "no_op.py"
     code.write_text(NO_OP)
@@ -177,7 +177,7 @@ def log_no_op(folder: Path) -> str:
 
 def load_bare(folder: Path, runtime: str) -> Any:
     """The saved classifier, once a process."""
-    from har.classifier import CLASSIFIER_FOLDER, load_classifier
+    from har.inference.classifier import CLASSIFIER_FOLDER, load_classifier
 
     if runtime not in LOADED:
         LOADED[runtime] = load_classifier(folder / runtime / CLASSIFIER_FOLDER)
@@ -192,7 +192,7 @@ def measure_bare(folder: Path, runtime: str, files: list[bytes]) -> Bare:
     """One turn. Decoding by as many threads as a server uses, no request, no row of text."""
     import numpy as np
 
-    from har.classifier import decoders
+    from har.inference.classifier import decoders
 
     classifier = load_bare(folder, runtime)
 

@@ -33,9 +33,9 @@ from typing import Any
 
 import click
 
-from har.manifest import Manifest
-from har.progress import say
+from har.data.manifest import Manifest
 from har.recipe import VARIANTS
+from har.util.progress import say
 from measuring import (
     RESULTS,
     Bar,
@@ -128,7 +128,7 @@ def notebook_backbone(name: str) -> Any:
             keras.applications, f"EfficientNet{name.removeprefix('efficientnet').upper()}"
         )
         return build(include_top=False, input_shape=(160, 160, 3), pooling="avg", weights=None)
-    from har.backbones import build_backbone
+    from har.models.backbones import build_backbone
 
     return build_backbone(replace(VARIANTS["original"], backbone=name, weights="random"))
 
@@ -183,14 +183,14 @@ def bare_forward(runtime: str, backbone: str, files: list[str]) -> float:
     import numpy as np
     from PIL import Image
 
-    from har.backbones import build_backbone
-    from har.extractors import PREPARE, choose_arithmetic
-    from har.graphs import trace
+    from har.inference.extractors import EXTRACTORS, choose_arithmetic
+    from har.inference.freezing import trace
+    from har.models.backbones import build_backbone
 
     recipe = replace(VARIANTS["v5"], backbone=backbone, weights="random", precision="float32")
     arithmetic = choose_arithmetic(runtime, recipe, exact=False)
     network = build_backbone(recipe)
-    extractor = PREPARE[runtime](network, trace(network, "float32"), recipe).compile(arithmetic)
+    extractor = EXTRACTORS[runtime](network, trace(network, "float32"), recipe).compile(arithmetic)
     size = recipe.image_size
     images = np.stack([np.asarray(Image.open(f).resize((size, size)), np.float32) for f in files])
     batch = extractor.batch_size
@@ -244,7 +244,7 @@ def measure_accuracy(data: str, scratch: Path) -> dict[str, Any]:
 
 def build_bars(speed: dict[str, Any], accuracy: dict[str, Any], scale: Scale) -> list[Bar]:
     """Every claim with what was measured."""
-    from har.runtimes import has_bfloat16
+    from har.util.hardware import has_bfloat16
 
     loop_s = speed["loop"].extrapolate(scale.job_images, NOTEBOOK_EPOCHS)
     bars = []

@@ -23,9 +23,9 @@ from unittest import mock
 
 import click
 
-from har.manifest import Manifest
-from har.progress import say
+from har.data.manifest import Manifest
 from har.recipe import VARIANTS, Recipe
+from har.util.progress import say
 from measuring import (
     RESULTS,
     find_machine,
@@ -55,12 +55,12 @@ Call = Callable[[], Any]
 
 def build_fit(manifest: Manifest, recipe: Recipe, steps_per_execution: int) -> Call:
     """Two short epochs, as `har run` does them."""
-    from har.model import compile_model
-    from har.pipeline import split_training
-    from har.training import prepare_images
+    from har.models.build import compile_model
+    from har.training.loaders import split_training
+    from har.training.train import build_image_inputs
 
     splits = split_training(manifest, recipe)
-    lesson = prepare_images(recipe, manifest, splits, "tensorflow", first_epoch=0)
+    lesson = build_image_inputs(recipe, manifest, splits, "tensorflow", first_epoch=0)
     compile_model(lesson.learner, recipe, steps_per_execution)
     return lambda: lesson.learner.fit(
         lesson.train_data,
@@ -77,11 +77,11 @@ def tuned_by_tensorflow() -> Iterator[None]:
     """Meanwhile pipelines are built as they usually are: TensorFlow finds out how much at once."""
     import tensorflow as tf
 
-    from har import pipeline
+    from har.training import loaders
 
     with (
-        mock.patch.object(pipeline, "available_cpus", lambda: tf.data.AUTOTUNE),
-        mock.patch.object(pipeline, "ahead", lambda dataset: dataset.prefetch(tf.data.AUTOTUNE)),
+        mock.patch.object(loaders, "available_cpus", lambda: tf.data.AUTOTUNE),
+        mock.patch.object(loaders, "ahead", lambda dataset: dataset.prefetch(tf.data.AUTOTUNE)),
     ):
         yield
 
@@ -91,8 +91,8 @@ def build_forwards(manifest: Manifest, steps: int) -> dict[str, Call]:
     import numpy as np
     import tensorflow as tf
 
-    from har.model import build_model
-    from har.runtimes import compile_tensorflow
+    from har.inference.runtimes import compile_tensorflow
+    from har.models.build import build_model
 
     model = build_model(V3, len(manifest.class_names))
     images = np.zeros((V3.batch_size, V3.image_size, V3.image_size, 3), np.uint8)
@@ -106,7 +106,7 @@ def build_forwards(manifest: Manifest, steps: int) -> dict[str, Call]:
 
 def take_turns(manifest: Manifest, turns: int) -> dict[str, list[float]]:
     """Seconds of each; a first turn, which traces, is not counted."""
-    from har.devices import make_deterministic
+    from har.models.devices import make_deterministic
 
     make_deterministic()
     calls = {}
@@ -126,7 +126,7 @@ def take_turns(manifest: Manifest, turns: int) -> dict[str, list[float]]:
 
 def images_of_fit(manifest: Manifest) -> int:
     """Trained on and validated on, repetitions counted."""
-    from har.pipeline import split_training
+    from har.training.loaders import split_training
 
     return EPOCHS * (STEPS * V3.batch_size + len(split_training(manifest, V3).validation))
 

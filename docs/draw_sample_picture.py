@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont, ImageOps
 
-from har.sample import ACTIONS, draw_action
+from har.data.sample import ACTIONS, draw_action
 
 CELL, CAPTION, COLUMNS, SEED = (176, 132), 20, 5, 3
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import click
 from playwright.sync_api import sync_playwright
 
-from har.ui import VIEW
+from har.tracking.ui import VIEW
 
 DOCS = Path(__file__).parent
 # The page goes on asking the server, so there is no end to wait for.

@@ -1,6 +1,6 @@
 """`python -m har`: the same as the command `har`."""
 
-from har.cli import main
+from har.cli.main import main
 
 if __name__ == "__main__":
     main()

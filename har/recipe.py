@@ -9,7 +9,7 @@ import json
 from dataclasses import Field, dataclass, field, fields, replace
 from typing import Any, Literal, get_args, get_origin
 
-from har.errors import UserError
+from har.util.errors import UserError
 
 Loader = Literal["memory", "stream", "features"]
 Resize = Literal["bicubic", "bilinear"]
@@ -45,7 +45,7 @@ def axis(default: Any, help: str, *, low: float = 0, high: float = 1, our_choice
     return field(default=default, metadata=metadata)
 
 
-def items(recipe: "Recipe") -> list[tuple[Field[Any], Any]]:
+def field_values(recipe: "Recipe") -> list[tuple[Field[Any], Any]]:
     """Every field with its value, in field order."""
     return [(each, getattr(recipe, each.name)) for each in fields(recipe)]
 
@@ -144,7 +144,7 @@ class Recipe:
     )
 
     def __post_init__(self) -> None:
-        for each, value in items(self):
+        for each, value in field_values(self):
             check_value(each, value)
         self.check_validation()
         self.check_features()
@@ -216,7 +216,6 @@ V4 = replace(V3, precision="mixed_float16")
 # Ours, no notebook's: the frozen backbone runs once over the images instead of once an epoch. Each
 # augmented view would cost one more pass, and eight of them gained nothing (docs/experiment.md).
 V5 = replace(V4, loader="features", augmentation="none")
-
 VARIANTS: dict[str, Recipe] = {
     "original": ORIGINAL,
     "v1": V1,
@@ -248,9 +247,9 @@ def describe_changes(old: Recipe, new: Recipe) -> str:
     return ", ".join(f"{name}={value}" for name, (_, value) in changes(old, new).items())
 
 
-def digest(recipe: Recipe) -> str:
+def digest_recipe(recipe: Recipe) -> str:
     """16 hexadecimal digits, equal for equal recipes, with nothing of the hardware in them."""
     # 1 and 1.0 are one learning rate, but two JSON texts
-    values = {f.name: f.type(v) if f.type in (int, float) else v for f, v in items(recipe)}
+    values = {f.name: f.type(v) if f.type in (int, float) else v for f, v in field_values(recipe)}
     text = json.dumps(values, sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:16]

@@ -26,14 +26,14 @@ from click.testing import CliRunner
 from keras import layers
 from PIL import Image
 
-from har import backbones
-from har.backbones import Backbone
-from har.cli import main
-from har.manifest import Manifest
-from har.prepare import prepare
+from har.cli.main import main
+from har.data.manifest import Manifest
+from har.data.prepare import prepare
+from har.data.sources import folder_source
+from har.data.splits import Split
+from har.models import backbones
+from har.models.backbones import Backbone
 from har.recipe import VARIANTS, Recipe
-from har.sources import folder_source
-from har.splits import Split
 
 # MirroredStrategy is tested as it would run on two GPUs: two devices, two replicas.
 tf.config.set_logical_device_configuration(

@@ -7,8 +7,8 @@ from typing import Literal, get_args, get_origin
 
 import pytest
 
-from har import backbones, devices, images, model, pipeline, training
-from har.errors import UserError
+from har.data import images
+from har.models import backbones, build, devices
 from har.recipe import (
     ORIGINAL,
     V2,
@@ -18,22 +18,26 @@ from har.recipe import (
     Recipe,
     changes,
     describe_changes,
-    digest,
-    items,
+    digest_recipe,
+    field_values,
     parent_of,
 )
+from har.training import augmentation, diagnostics, train
+from har.util.errors import UserError
 
 GOLDEN = Path(__file__).parent / "goldens" / "variants.txt"
+
+
 TABLES = {
-    "loader": training.LESSONS,
+    "loader": train.FIT_INPUTS,
     "resize": images.RESIZERS,
-    "augmentation": pipeline.AUGMENTATIONS,
+    "augmentation": augmentation.AUGMENTATIONS,
     "backbone": backbones.BACKBONES,
     "fine_tune": backbones.FINE_TUNES,
-    "head": model.HEADS,
-    "loss": model.LOSSES,
+    "head": build.HEADS,
+    "loss": build.LOSSES,
     "strategy": devices.STRATEGIES,
-    "diagnostics": training.DIAGNOSTICS,
+    "diagnostics": diagnostics.DIAGNOSTICS,
 }
 
 
@@ -41,7 +45,7 @@ def resolved() -> str:
     lines = [
         f"{name}.{each.name}: {value}"
         for name, recipe in VARIANTS.items()
-        for each, value in items(recipe)
+        for each, value in field_values(recipe)
     ]
     return "\n".join(lines) + "\n"
 
@@ -122,7 +126,9 @@ def test_features_are_of_a_backbone_that_stays_as_it_is() -> None:
 
 
 def test_digest_is_of_the_values_alone() -> None:
-    assert digest(V2) == digest(V3) != digest(V4)
-    assert digest(replace(V2, learning_rate=1)) == digest(replace(V2, learning_rate=1.0))
-    assert re.fullmatch("[0-9a-f]{16}", digest(V2))
-    assert len({digest(replace(V2, seed=seed)) for seed in range(5)}) == 5
+    assert digest_recipe(V2) == digest_recipe(V3) != digest_recipe(V4)
+    assert digest_recipe(replace(V2, learning_rate=1)) == digest_recipe(
+        replace(V2, learning_rate=1.0)
+    )
+    assert re.fullmatch("[0-9a-f]{16}", digest_recipe(V2))
+    assert len({digest_recipe(replace(V2, seed=seed)) for seed in range(5)}) == 5

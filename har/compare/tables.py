@@ -1,0 +1,190 @@
+"""Trainings compared: pure functions from records to tables.
+
+Accuracies are compared only where the test images are the same, that is within one test digest.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+from itertools import combinations
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+
+from har.evaluation.metrics import (
+    correct_for_many,
+    paired_difference,
+    paired_test,
+    wilson_intervals,
+)
+from har.notebooks import NOTEBOOKS
+from har.recipe import Recipe
+from har.tracking.records import Record, find_hits_by_path
+
+# Shown instead of what is not known.
+MISSING = "-"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Group:
+    """Records that were judged on the same test images; `ranked` by test accuracy, best first."""
+
+    test_digest: str
+    ranked: tuple[Record, ...]
+
+
+def group_by_test(records: Sequence[Record]) -> tuple[list[Group], list[Record]]:
+    """Groups, that of the newest run first; and the records without a test accuracy."""
+    judged = [each for each in records if each.training.accuracy is not None]
+    judged.sort(key=lambda each: (each.training.started, each.training.run_id), reverse=True)
+    digests = dict.fromkeys(each.training.test_digest for each in judged)
+    groups = []
+    for digest in digests:
+        within = [each for each in judged if each.training.test_digest == digest]
+        within.sort(key=lambda each: -(each.training.accuracy or 0.0))
+        groups.append(Group(test_digest=digest, ranked=tuple(within)))
+    return groups, [each for each in records if each.training.accuracy is None]
+
+
+def tabulate_runs(records: Sequence[Record]) -> pd.DataFrame:
+    """One row a run: what it was, how good, how long; NaN or None where not known."""
+    return pd.DataFrame([run_row(each) for each in records], columns=list(RUN_COLUMNS))
+
+
+RUN_COLUMNS = (
+    "run_id", "name", "source", "variant", "changed", "hardware", "precision", "strategy",
+    "backbone", "dataset", "test_digest", "accuracy", "accuracy_low", "accuracy_high",
+    "top_3_accuracy", "val_accuracy", "train_accuracy", "wall_time_s", "features",
+    "epoch_time_s", "images_per_second", "epochs", "peak_memory_mb", "notebook_minutes",
+)  # fmt: skip
+
+
+def run_row(record: Record) -> dict[str, Any]:
+    """By RUN_COLUMNS. The time of an epoch is the median one's."""
+    training, history = record.training, record.history
+    epoch_times = [epoch["epoch_time_s"] for epoch in history if "epoch_time_s" in epoch]
+    notebook = NOTEBOOKS.get(training.variant)
+    found = {name: getattr(training, name) for name in RUN_COLUMNS if hasattr(training, name)}
+    return found | {
+        "source": "published" if training.published else "measured",
+        "wall_time_s": training.seconds,
+        "features": "warm" if training.warm else "",
+        "epoch_time_s": float(np.median(epoch_times)) if epoch_times else None,
+        "epochs": len(history) or None,
+        "peak_memory_mb": training.memory_mb,
+        "notebook_minutes": notebook.minutes if notebook else None,
+    }
+
+
+def tabulate_differences(records: Sequence[Record]) -> pd.DataFrame:
+    """One row a recipe field that is not the same in all, one column a run id."""
+    rows = {
+        each.name: [record.recipe.get(each.name, MISSING) for record in records]
+        for each in fields(Recipe)
+    }
+    ids = [record.training.run_id for record in records]
+    differing = {name: values for name, values in rows.items() if len(set(map(str, values))) > 1}
+    return pd.DataFrame.from_dict(differing, orient="index", columns=ids, dtype=object)
+
+
+def tabulate_pairs(group: Group) -> pd.DataFrame:
+    """Every pair on the images that both were judged on, the better one first.
+
+    difference, low, high: accuracy of `first` minus that of `second`, and its 95 % interval;
+    only_first, only_second: images that only one has right; p_value: McNemar's exact test;
+    p_corrected: for the number of pairs (Holm).
+    """
+    judged = [each for each in group.ranked if each.predictions is not None]
+    if len(judged) < 2:
+        return pd.DataFrame()
+    hits, rows = find_hits(judged), []
+    for i, j in combinations(range(len(judged)), 2):
+        first, second = judged[i].training, judged[j].training
+        both = ~np.isnan(hits[i]) & ~np.isnan(hits[j])
+        if not both.any():
+            continue
+        before, after = hits[j, both] == 1, hits[i, both] == 1
+        difference, low, high = paired_difference(before, after)
+        only_first, only_second, p_value = paired_test(before, after)
+        rows.append(
+            {
+                "test_digest": group.test_digest,
+                "first_name": first.name,
+                "first": first.run_id,
+                "second_name": second.name,
+                "second": second.run_id,
+                "images": int(both.sum()),
+                "difference": difference,
+                "low": low,
+                "high": high,
+                "only_first": only_first,
+                "only_second": only_second,
+                "p_value": p_value,
+            }
+        )
+    table = pd.DataFrame(rows)
+    if rows:
+        table["p_corrected"] = correct_for_many(table["p_value"].to_numpy())
+    return table
+
+
+def find_hits(judged: Sequence[Record]) -> npt.NDArray[np.float64]:
+    """(runs, images): 1 where a run is right, 0 where it is not, NaN where it was not judged."""
+    series = [
+        find_hits_by_path(each.predictions).astype(float)
+        for each in judged
+        if each.predictions is not None
+    ]
+    return pd.concat(series, axis=1).to_numpy().T
+
+
+def find_pareto_front(group: Group) -> list[Record]:
+    """Runs that none beats in both accuracy and wall time, the quickest first. Warm runs, whose
+    time is not the whole job's, stay out.
+    """
+    timed = [each for each in group.ranked if each.training.seconds and not each.training.warm]
+    front: list[Record] = []
+    for each in sorted(timed, key=lambda r: (r.training.seconds, -(r.training.accuracy or 0.0))):
+        if not front or (each.training.accuracy or 0) > (front[-1].training.accuracy or 0):
+            front.append(each)
+    return front
+
+
+def tabulate_recalls(group: Group) -> pd.DataFrame:
+    """One row a run and class: recall with its 95 % interval, and the class's test images."""
+    parts = []
+    for record in group.ranked:
+        if record.predictions is None:
+            continue
+        right = record.predictions.assign(
+            right=record.predictions["predicted"] == record.predictions["label"]
+        )
+        counts = right.groupby("label")["right"].agg(["sum", "size"])
+        low, high = wilson_intervals(counts["sum"].to_numpy(), counts["size"].to_numpy())
+        parts.append(
+            pd.DataFrame(
+                {
+                    "name": record.training.name,
+                    "run_id": record.training.run_id,
+                    "label": counts.index,
+                    "recall": (counts["sum"] / counts["size"]).to_numpy(),
+                    "low": low,
+                    "high": high,
+                    "images": counts["size"].to_numpy(),
+                }
+            )
+        )
+    return pd.concat(parts, ignore_index=True) if parts else pd.DataFrame()
+
+
+def find_disagreements(first: Record, second: Record, count: int) -> pd.DataFrame:
+    """Test images that only one of the two has right, at most `count` of either kind: path, label,
+    first, second (what each said).
+    """
+    assert first.predictions is not None and second.predictions is not None
+    both = first.predictions.merge(second.predictions, on=["path", "label"], suffixes=("", "_2"))
+    both = both.rename(columns={"predicted": "first", "predicted_2": "second"})
+    right = both["first"] == both["label"], both["second"] == both["label"]
+    parts = [both[right[0] & ~right[1]].head(count), both[right[1] & ~right[0]].head(count)]
+    return pd.concat(parts, ignore_index=True)

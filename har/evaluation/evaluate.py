@@ -1,0 +1,182 @@
+"""A classifier judged on a split: numbers and tables; har.evaluation.figures draws them."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+import tensorflow as tf
+
+from har.data.duplicates import has_copy
+from har.data.images import Pixels
+from har.data.manifest import Manifest
+from har.evaluation import metrics
+from har.inference.classifier import Classifier
+from har.inference.runtimes import BATCH_SIZE
+from har.training.loaders import build_stream_loader, name_bad_images, prefetch
+from har.util.errors import UserError
+from har.util.progress import progress
+
+# Of probabilities: two float32 forward passes.
+MAX_DIFFERENCE = 0.01
+
+
+@dataclass(frozen=True, kw_only=True)
+class Evaluation:
+    """`probabilities` is (images, classes) and `label_ids` (images,), in the classifier's
+    order of classes and the split's order of images (`paths`).
+    """
+
+    class_names: tuple[str, ...]
+    paths: list[str]
+    label_ids: npt.NDArray[np.integer]
+    probabilities: npt.NDArray[np.float32]
+
+    @property
+    def scores(self) -> metrics.Scores:
+        """Every reported scalar."""
+        return metrics.score(self.probabilities, self.label_ids)
+
+    @property
+    def per_class(self) -> pd.DataFrame:
+        """One row a class: label, precision, recall, recall_low, recall_high, f1, images."""
+        columns = metrics.class_scores(self.probabilities, self.label_ids)
+        return pd.DataFrame({"label": self.class_names, **columns})
+
+    @property
+    def reliability(self) -> pd.DataFrame:
+        """One row a bin of confidence, with the columns of `metrics.reliability`."""
+        return pd.DataFrame(metrics.reliability(self.probabilities, self.label_ids))
+
+    @property
+    def predictions(self) -> pd.DataFrame:
+        """One row an image: path, label, predicted, probability (of the predicted one), and
+        each class's probability under its name.
+        """
+        names = np.array(self.class_names)
+        table = pd.DataFrame(
+            {
+                "path": self.paths,
+                "label": names[self.label_ids],
+                "predicted": names[metrics.predicted_ids(self.probabilities)],
+                "probability": self.probabilities.max(axis=1),
+            }
+        )
+        by_class = pd.DataFrame(self.probabilities, columns=[f"p_{n}" for n in self.class_names])
+        return pd.concat([table, by_class], axis=1)
+
+    @property
+    def mistakes(self) -> pd.DataFrame:
+        """One row a wrong image, the surest first: path, label, predicted, probability."""
+        wrong = metrics.predicted_ids(self.probabilities) != self.label_ids
+        table = self.predictions.loc[wrong, ["path", "label", "predicted", "probability"]]
+        return table.sort_values("probability", ascending=False, kind="stable", ignore_index=True)
+
+
+def evaluate(classifier: Classifier, manifest: Manifest) -> Evaluation:
+    """Judge on the manifest's test split, decoded as in training.
+
+    Raises:
+        UserError: as `load_test_rows` and `build_evaluation`.
+    """
+    rows = load_test_rows(classifier, manifest)
+    parts = []
+    with progress("judging on test images", len(rows)) as advance:
+        for images, _ in read_batches(classifier, manifest, rows):
+            parts.append(classifier.forward(images))
+            advance(len(images))
+    return build_evaluation(classifier, rows, np.concatenate(parts))
+
+
+def build_evaluation(
+    classifier: Classifier, rows: pd.DataFrame, probabilities: npt.NDArray[np.float32]
+) -> Evaluation:
+    """What (rows, classes) probabilities mean. Raises a UserError if they are no numbers."""
+    if not np.isfinite(probabilities).all():
+        raise UserError(
+            "the model's probabilities are not finite: its training diverged; a lower"
+            " --learning-rate may help"
+        )
+    return Evaluation(
+        class_names=classifier.class_names,
+        paths=rows["path"].tolist(),
+        label_ids=rows["label_id"].to_numpy(),
+        probabilities=probabilities,
+    )
+
+
+def evaluate_features(
+    classifier: Classifier, manifest: Manifest, head: Any, features: npt.NDArray[np.float32]
+) -> Evaluation:
+    """`evaluate`, from the test split's features: `head` maps (batch, features) to probabilities.
+
+    Raises:
+        UserError: as `evaluate`; or the classifier says otherwise of the first images.
+    """
+    rows = load_test_rows(classifier, manifest)
+    parts = [np.asarray(head(features[i : i + 1024])) for i in range(0, len(rows), 1024)]
+    evaluation = build_evaluation(classifier, rows, np.concatenate(parts))
+    images, indices = next(iter(read_batches(classifier, manifest, rows)))
+    expected = evaluation.probabilities[indices]
+    difference = float(np.abs(classifier.forward(images) - expected).max())
+    if not difference <= MAX_DIFFERENCE:
+        raise UserError(
+            f"the logged model's probabilities differ by {difference:.2g} from those computed from"
+            " features: `har cache --clear`, and try again"
+        )
+    return evaluation
+
+
+def tabulate_by_duplicate(evaluation: Evaluation, manifest: Manifest) -> pd.DataFrame:
+    """Accuracy on test images that have a copy in train, exact or near, as against the rest.
+
+    Two rows: sibling_in_train (yes, no), images, accuracy, accuracy_low, accuracy_high (nan for
+    no images). Unless the data was prepared with duplicates=near, a model can have seen part of
+    the answers: the first row shows how much that is worth.
+    """
+    test, train = manifest.rows("test"), manifest.rows("train")
+    copied = has_copy(test, train)
+    hits = metrics.top_k_hits(evaluation.probabilities, evaluation.label_ids, 1)
+    rows = []
+    for name, chosen in (("yes", copied), ("no", ~copied)):
+        images, right = int(chosen.sum()), int(hits[chosen].sum())
+        low, high = metrics.wilson_interval(right, images) if images else (np.nan, np.nan)
+        accuracy = right / images if images else np.nan
+        rows.append((name, images, accuracy, low, high))
+    columns = ["sibling_in_train", "images", "accuracy", "accuracy_low", "accuracy_high"]
+    return pd.DataFrame(rows, columns=columns)
+
+
+def load_test_rows(classifier: Classifier, manifest: Manifest) -> pd.DataFrame:
+    """The test split, with `label_id` in the classifier's order of classes.
+
+    Raises:
+        UserError: there is no test split, or it has labels the classifier does not know.
+    """
+    rows = manifest.rows("test")
+    if rows.empty:
+        raise UserError("the data has no test split (test_fraction is 0): nothing to judge on")
+    ids = {name: i for i, name in enumerate(classifier.class_names)}
+    if unknown := sorted(set(rows["label"]) - set(ids)):
+        raise UserError(
+            f"the model does not know the labels {', '.join(unknown)}; it knows"
+            f" {', '.join(classifier.class_names)}"
+        )
+    return rows.assign(label_id=rows["label"].map(ids))
+
+
+def read_batches(
+    classifier: Classifier, manifest: Manifest, rows: pd.DataFrame
+) -> Iterator[tuple[Pixels, metrics.Ints]]:
+    """(images, row numbers) of every row in order, decoded as in training, never all at once:
+    (batch, size, size, 3) uint8 and (batch,) int64.
+
+    Raises:
+        UserError: an image is gone or changed.
+    """
+    load = build_stream_loader(manifest, rows, classifier.recipe)
+    batches = prefetch(load(tf.data.Dataset.range(len(rows)), BATCH_SIZE, False))
+    with name_bad_images(manifest):
+        yield from batches.as_numpy_iterator()

@@ -1,0 +1,61 @@
+"""The job `compare`: trainings side by side in one report, recorded as a run."""
+
+import shutil
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import mlflow
+
+from har.compare.report import build_comparison, write_comparison
+from har.data.report import REPORT_FILE
+from har.tracking.descriptions import describe_comparison
+from har.tracking.query import find_current_experiment, find_experiment, find_runs, find_training
+from har.tracking.records import load_records
+from har.tracking.store import DEFAULT_EXPERIMENT, open_run, quiet_mlflow, set_description
+from har.tracking.tags import comparison_tags
+from har.tracking.ui import describe_run_page
+from har.util.errors import UserError, first_line
+from har.util.progress import say
+
+
+def run_comparison(run_ids: Sequence[str], experiment: str | None, out: Path) -> Path:
+    """Compare trainings, write the report with its tables and figures into `out`, and record that
+    as a run; the report's file.
+
+    Without ids, all finished trainings of the experiment; under `mlflow run` its own by default.
+
+    Raises:
+        UserError: a run that is no finished training, fewer than two, or `out` cannot be written.
+    """
+    quiet_mlflow()
+    name = experiment or find_current_experiment() or DEFAULT_EXPERIMENT
+    records = load_records(find_trainings(run_ids, name))
+    if len(records) < 2:
+        where = "among those named" if run_ids else f"in experiment {name}"
+        raise UserError(f"a comparison needs two finished trainings; {where}: {len(records)}")
+    say("drawing the comparison")
+    comparison = build_comparison(records)
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = Path(scratch) / "comparison"
+        write_comparison(comparison, folder)
+        with open_run(name, comparison_tags(len(records))) as run_id:
+            mlflow.log_artifacts(str(folder))
+            set_description(describe_comparison(run_id, len(records)))
+        try:
+            shutil.copytree(folder, out, dirs_exist_ok=True)
+        except OSError as error:
+            raise UserError(f"{out} cannot be written: {first_line(error)}") from error
+    say(f"see it: {describe_run_page(run_id)}")
+    return out / REPORT_FILE
+
+
+def find_trainings(run_ids: Sequence[str], experiment: str) -> list[Any]:
+    """The runs named, or all finished trainings of the experiment."""
+    if not run_ids:
+        experiment_ids = [find_experiment(experiment)]
+        runs = find_runs("tags.job = 'train' and attributes.status = 'FINISHED'", experiment_ids)
+    else:
+        runs = [find_training(run_id) for run_id in dict.fromkeys(run_ids)]
+    return runs

@@ -1,0 +1,43 @@
+"""The job `evaluate`: a logged model on the test split, in a run of its own."""
+
+import pandas as pd
+
+from har.data.manifest import Manifest, check_bytes
+from har.evaluation.evaluate import Evaluation, evaluate
+from har.evaluation.latency import measure_latency
+from har.evaluation.robustness import MAX_IMAGES, measure_robustness
+from har.serving.load import LoggedModel, check_unseen, load_served
+from har.tracking.descriptions import describe_evaluation
+from har.tracking.log import log_evaluation
+from har.tracking.store import log_table_file, open_run, set_description
+from har.tracking.tags import evaluation_tags
+from har.tracking.ui import describe_run_page
+from har.util.progress import say
+
+
+def evaluate_logged_model(
+    logged: LoggedModel, manifest: Manifest, experiment: str, robustness_images: int = MAX_IMAGES
+) -> tuple[Evaluation, pd.DataFrame | None]:
+    """Judge a logged model on the manifest's test split, in a run of its own.
+
+    Also returns the table of `robustness.measure` on at most `robustness_images`, 0 for none.
+
+    Raises:
+        UserError: the model was trained on some of these images; or as `evaluation.evaluate`.
+    """
+    check_unseen(logged, manifest)
+    # what is recorded says on which images it was judged
+    check_bytes(manifest, manifest.rows("test"))
+    evaluation = evaluate(logged.classifier, manifest)
+    robustness = None
+    if robustness_images:
+        robustness = measure_robustness(logged.classifier, manifest, robustness_images)
+    latency = measure_latency(load_served(logged.uri)[0], manifest)
+    tags = evaluation_tags(logged.uri, logged.run, manifest)
+    with open_run(experiment, tags) as run_id:
+        log_evaluation(evaluation, latency, manifest, model_id=None)
+        if robustness is not None:
+            log_table_file(robustness, "evaluation/robustness.csv")
+        set_description(describe_evaluation(run_id, logged.uri, evaluation))
+    say(f"see it: {describe_run_page(run_id)}")
+    return evaluation, robustness

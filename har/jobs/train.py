@@ -1,0 +1,198 @@
+"""The main job: fit the recipe to this machine, train it, judge it, record it; go on with it."""
+
+import tempfile
+import time
+from collections.abc import Collection, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, fields
+from pathlib import Path
+
+import mlflow
+
+from har.compare.twins import link_twins
+from har.data.manifest import Manifest, check_images
+from har.evaluation.evaluate import Evaluation, evaluate, evaluate_features
+from har.evaluation.latency import measure_latency
+from har.evaluation.metrics import Scores
+from har.inference.classifier import CLASSIFIER_FOLDER, save_classifier
+from har.inference.runtimes import AUTO, Parts, choose_runtime
+from har.models.backbones import name_weights_by_content
+from har.models.build import build_trained_head
+from har.models.devices import STRATEGIES, describe_unused_gpu, find_hardware, fit_to_hardware
+from har.recipe import Recipe, digest_recipe
+from har.serving.load import load_served
+from har.serving.package import log_classifier
+from har.tracking.descriptions import describe_training
+from har.tracking.log import log_evaluation, log_job, log_result, open_epoch_log
+from har.tracking.store import log_missing_metrics, open_run, set_description, short_timeouts
+from har.tracking.tags import training_tags
+from har.tracking.ui import describe_run_page
+from har.training.backup import Backup, Job, backup_folder, open_backup
+from har.training.diagnostics import DIAGNOSTICS
+from har.training.job import TrainingJob
+from har.training.train import Result, train
+from har.util.errors import UserError
+from har.util.hardware import peak_memory_mb
+from har.util.progress import say, warn
+
+
+@dataclass(frozen=True, kw_only=True)
+class Outcome:
+    """What is told at the end; `scores` is None without a test split. `warm`: some of the work was
+    found done, so that the wall time is not that of the whole job.
+    """
+
+    run_id: str
+    variant: str
+    changed: str
+    hardware: str
+    scores: Scores | None
+    wall_time_s: float
+    warm: bool
+    see: str
+
+
+def build_job(
+    variant: str,
+    requested: Recipe,
+    typed: Collection[str],
+    manifest: Manifest,
+    runtime: str = AUTO,
+    feature_runtime: str | None = None,
+) -> TrainingJob:
+    """Find the hardware, fit the recipe to it, and warn of what had to give way.
+
+    `feature_runtime`, if given, is obeyed whatever `runtime` says.
+
+    Raises:
+        UserError: there is no such weights file, or the runtime is not installed.
+    """
+    hardware = find_hardware()
+    used, warnings = fit_to_hardware(requested, typed, hardware)
+    for message in describe_unused_gpu(hardware) + warnings:
+        warn(message)
+    return TrainingJob(
+        variant=variant,
+        requested=requested,
+        used=used,
+        typed=tuple(sorted(typed)),
+        hardware=hardware,
+        replicas=STRATEGIES[used.strategy]().num_replicas_in_sync,
+        recipe_digest=digest_recipe(name_weights_by_content(used)),
+        manifest=manifest,
+        runtime=runtime,
+        feature_runtime=choose_runtime(feature_runtime or runtime, hardware.num_gpus),
+    )
+
+
+def run_training(
+    trial: TrainingJob,
+    experiment: str,
+    started: float,
+    parent: str | None = None,
+    resume: str | None = None,
+) -> Outcome:
+    """Train, judge the model as it will be served, and log everything into one run.
+
+    `started` is when the command began, in seconds since the epoch: `wall_time_s` counts
+    from there to the logged and judged model. In the UI the run stands under `parent`. With
+    `resume`, a run's id, that one is gone on with from its backup, and its times added up.
+    """
+    tags = training_tags(trial, parent)
+    with ExitStack() as to_the_end, open_run(experiment, tags, resume) as run_id:
+        with short_timeouts():
+            log_job(trial)
+        if exploration := DIAGNOSTICS[trial.used.diagnostics](trial.manifest, trial.hardware):
+            say(exploration)
+            mlflow.log_text(exploration, "exploration.txt")
+        # deleted when the run is FINISHED, and not before
+        job = build_backup_job(trial)
+        backup = to_the_end.enter_context(open_backup(run_id, job, trial.manifest, started))
+        to_the_end.enter_context(suggest_resume(run_id, parent))
+        with backup.filled():
+            result, evaluation = train_and_evaluate(trial, run_id, backup)
+            description = describe_training(run_id, trial, result, evaluation)
+            set_description(description)
+            see = describe_run_page(run_id)
+            wall_time_s = time.time() - backup.started
+            used = {"peak_memory_mb": peak_memory_mb(), "wall_time_s": wall_time_s}
+            log_missing_metrics(used)
+    link_to_twins(run_id)
+    return Outcome(
+        run_id=run_id,
+        variant=trial.variant,
+        changed=trial.changed,
+        hardware=trial.hardware_tag,
+        scores=evaluation.scores if evaluation else None,
+        wall_time_s=wall_time_s,
+        warm=result.extracted is not None and result.extracted.state == "warm",
+        see=see,
+    )
+
+
+def link_to_twins(run_id: str) -> None:
+    """The training is done and recorded, whatever becomes of this."""
+    try:
+        with short_timeouts():
+            link_twins(run_id)
+    except UserError as error:
+        warn(f"{error}; `har twins {run_id}` tries again")
+
+
+def build_backup_job(trial: TrainingJob) -> Job:
+    """What goes into a backup."""
+    return Job(**{each.name: getattr(trial, each.name) for each in fields(Job)})
+
+
+def train_and_evaluate(
+    trial: TrainingJob, run_id: str, backup: Backup
+) -> tuple[Result, Evaluation | None]:
+    """From the backup's state on, if it has one; into the active run."""
+    history = backup.state.history if backup.state else []
+    with open_epoch_log(run_id, history) as log_epoch:
+        result = train(
+            trial.used,
+            trial.manifest,
+            [log_epoch],
+            trial.feature_runtime,
+            backup.state,
+            backup.save,
+        )
+    # what is recorded says by which images it was trained: they must still be those
+    check_images(trial.manifest)
+    log_result(trial, result)
+    return result, log_and_evaluate(trial, result)
+
+
+@contextmanager
+def suggest_resume(run_id: str, parent: str | None) -> Iterator[None]:
+    """Say how to go on with a training that is cut short; not of one among several."""
+    try:
+        yield
+    except BaseException:
+        if parent is None and backup_folder(run_id).is_dir():
+            say(f"to go on with this training: har train --resume {run_id}")
+        raise
+
+
+def log_and_evaluate(trial: TrainingJob, result: Result) -> Evaluation | None:
+    """Save and log the model, judge what was logged, log that. None without a test split."""
+    extracted, runtime, parts = result.extracted, trial.serving_runtime, None
+    head = build_trained_head(result.model, result.recipe) if extracted else None
+    if extracted and extracted.converted and extracted.runtime == runtime:
+        parts = Parts(backbone=extracted.converted, head=head)
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = Path(scratch) / CLASSIFIER_FOLDER
+        save_classifier(folder, result.model, result.class_names, result.recipe, runtime, parts)
+        say("logging the model")
+        model_id = log_classifier(folder)
+    if trial.manifest.rows("test").empty:
+        return None
+    served, classifier = load_served(f"models:/{model_id}")
+    if extracted is None:
+        evaluation = evaluate(classifier, trial.manifest)
+    else:
+        evaluation = evaluate_features(classifier, trial.manifest, head, extracted.test_features)
+    latency = measure_latency(served, trial.manifest)
+    log_evaluation(evaluation, latency, trial.manifest, model_id)
+    return evaluation

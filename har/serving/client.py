@@ -1,0 +1,40 @@
+"""Asking a running model server, `mlflow models serve`, to classify images."""
+
+import base64
+from collections.abc import Sequence
+from typing import Any
+
+import requests
+
+from har.util.errors import UserError, first_line
+
+# A server that is still warming up, or a slow one with a full batch of photographs.
+TIMEOUT_S = 120
+
+
+def ask_server(url: str, files: Sequence[bytes]) -> list[dict[str, Any]]:
+    """One row an image: label, probability, top_3, error; `url` without /invocations.
+
+    Raises:
+        UserError: no server there, or it does not answer as a classifier of this project.
+    """
+    if not files:
+        return []
+    rows = [[base64.b64encode(data).decode()] for data in files]
+    body: Any = {"dataframe_split": {"columns": ["image"], "data": rows}}
+    address = url.rstrip("/").removesuffix("/invocations") + "/invocations"
+    try:
+        answer = requests.post(address, json=body, timeout=TIMEOUT_S)
+    except requests.RequestException as error:
+        raise UserError(f"no answer from {address}: {type(error).__name__}") from error
+    try:
+        answer.raise_for_status()
+        predictions: list[dict[str, Any]] = answer.json()["predictions"]
+        return [
+            {name: row[name] for name in ("label", "probability", "top_3", "error")}
+            for row in predictions
+        ]
+    except (requests.RequestException, ValueError, KeyError, TypeError) as error:
+        raise UserError(
+            f"{address} does not answer as a classifier ({answer.status_code}): {first_line(error)}"
+        ) from error

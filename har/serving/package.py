@@ -1,0 +1,62 @@
+"""A trained classifier into the store, as a model for `mlflow models serve`."""
+
+from importlib.metadata import version
+from pathlib import Path
+
+import mlflow
+from mlflow.models import ModelSignature
+from mlflow.types.schema import Array, ColSpec, DataType, Object, Property, Schema
+
+import har
+from har.inference.classifier import CLASSIFIER_FOLDER, read_facts
+from har.inference.runtimes import RUNTIMES
+
+MODEL_NAME = "model"
+PACKAGE = Path(har.__file__).parent
+# What every served model imports, and no more; its runtime may add to it.
+SERVING_PACKAGES = ("mlflow", "tensorflow", "keras", "numpy", "pandas", "pillow")
+SIGNATURE = ModelSignature(
+    inputs=Schema([ColSpec(DataType.binary, "image")]),
+    outputs=Schema(
+        [
+            ColSpec(DataType.string, "label", required=False),
+            ColSpec(DataType.double, "probability", required=False),
+            ColSpec(
+                Array(
+                    Object(
+                        [
+                            Property("label", DataType.string),
+                            Property("probability", DataType.double),
+                        ]
+                    )
+                ),
+                "top_3",
+            ),
+            ColSpec(DataType.string, "error", required=False),
+        ]
+    ),
+)
+
+
+def log_classifier(folder: Path) -> str:
+    """The classifier in `folder` as a model for `mlflow models serve`; returns its model id.
+
+    MLflow keeps the folder under its own name: it must be called CLASSIFIER_FOLDER.
+    """
+    assert folder.name == CLASSIFIER_FOLDER
+    facts = read_facts(folder)
+    packages = SERVING_PACKAGES + RUNTIMES[facts["runtime"]].packages
+    model = mlflow.pyfunc.log_model(
+        name=MODEL_NAME,
+        python_model=str(PACKAGE / "serving" / "pyfunc.py"),
+        artifacts={CLASSIFIER_FOLDER: str(folder)},
+        code_paths=[str(PACKAGE)],
+        signature=SIGNATURE,
+        # the very versions that judged it; the CPU build, which also serves
+        pip_requirements=[f"{name}=={version(name)}" for name in packages],
+        metadata={
+            "class_names": facts["class_names"],
+            "runtime": facts["runtime"],
+        },
+    )
+    return str(model.model_id)

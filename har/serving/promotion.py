@@ -1,0 +1,364 @@
+"""The champion: the registered model's version that is served, and how another becomes it."""
+
+import hashlib
+import io
+import os
+from collections import Counter
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager, redirect_stderr
+from dataclasses import fields, replace
+from io import StringIO
+from typing import Any
+
+import mlflow
+import pandas as pd
+from filelock import FileLock, Timeout
+from mlflow.exceptions import MlflowException
+from mlflow.utils.mlflow_tags import MLFLOW_RUN_NAME
+from numpy.random import default_rng
+
+from har.data import sample
+from har.data.splits import Split
+from har.serving.selection import (
+    CHAMPION,
+    MODEL,
+    PREVIOUS,
+    Candidate,
+    Champion,
+    Comparison,
+    Decision,
+    Rules,
+    alias_uri,
+    compare_predictions,
+    decide,
+    select_candidate,
+)
+from har.tracking.query import (
+    find_current_experiment,
+    find_experiment,
+    find_models,
+    find_runs,
+    load_predictions,
+)
+from har.tracking.store import open_run, quiet_mlflow, set_description
+from har.util.errors import UserError, first_line
+from har.util.files import cache_folder
+from har.util.progress import quiet_loading, say, warn
+
+EXPERIMENT = "har"
+# Decisions taken anew when the champion changed meanwhile, by hand or on another machine.
+ATTEMPTS = 3
+
+
+def promote(experiment: str | None, rules: Rules, dry_run: bool = False) -> str:
+    """Promote the best run of `experiment`, if it deserves it; what was decided, and why.
+
+    Under `mlflow run` that run keeps a record, and its experiment is the default.
+
+    Raises:
+        UserError: no such experiment, no candidates, a champion that was not judged on the
+            same images, or a candidate whose model does not work.
+    """
+    quiet_mlflow()
+    if "MLFLOW_RUN_ID" not in os.environ:
+        return text_or_refusal(decide_and_promote(experiment or EXPERIMENT, rules, dry_run))
+    # before the run is opened: MLflow then forgets which it was
+    name = experiment or find_current_experiment() or EXPERIMENT
+    with open_run(EXPERIMENT, {MLFLOW_RUN_NAME: "promote", "job": "promote"}):
+        decision = decide_and_promote(name, rules, dry_run)
+        candidate = decision.choice.candidate.run_id
+        mlflow.set_tags({"decision": decision.outcome, "candidate": candidate})
+        set_description(decision.text.replace("\n", "  \n"))
+        return text_or_refusal(decision)
+
+
+def text_or_refusal(decision: Decision) -> str:
+    """The decision's text; a refusal is an error."""
+    if decision.outcome == "refused":
+        raise UserError(decision.why)
+    return decision.text
+
+
+def decide_and_promote(experiment: str, rules: Rules, dry_run: bool) -> Decision:
+    """Decide, and do it unless `dry_run`; one at a time on this machine.
+
+    Other machines do not see the lock: if the champion moved meanwhile, all is decided anew.
+    """
+    with promotion_lock():
+        for _ in range(ATTEMPTS):
+            candidates, champion = load_candidates(experiment), load_champion()
+            before = None if rules.start_over else champion
+            choice = select_candidate(candidates, rules, before.test_digest if before else None)
+            comparison = compare_with_champion(choice.candidate, before)
+            decision = decide(choice, champion, comparison, rules.level)
+            if decision.outcome == "would promote":
+                decision = refuse_broken_model(decision)
+            if dry_run or decision.outcome != "would promote":
+                return decision
+            version = register(decision)
+            if load_champion() == champion:
+                move_aliases(version, champion)
+                return replace(decision, outcome="promoted", version=version)
+            say("the champion was changed meanwhile: deciding anew")
+    raise UserError(
+        f"the champion was changed {ATTEMPTS} times meanwhile: another promotion is at work"
+    )
+
+
+@contextmanager
+def promotion_lock() -> Iterator[None]:
+    """Held by one promotion of a registry at a time; freed when its process ends, however.
+
+    Raises:
+        UserError: the cache folder cannot be written or locked.
+    """
+    registry = hashlib.sha256(mlflow.get_registry_uri().encode()).hexdigest()[:16]
+    path = cache_folder() / f"promotion-{registry}.lock"
+    lock = FileLock(path)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            lock.acquire(timeout=0)
+        except Timeout:
+            say("waiting for another promotion")
+            lock.acquire()
+    except (OSError, NotImplementedError) as error:
+        raise UserError(f"cannot lock {path}: {error}; set HAR_CACHE to another folder") from error
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def load_candidates(experiment: str) -> list[Candidate]:
+    """Every candidate of an experiment.
+
+    Raises:
+        UserError: the store cannot be used, no such experiment, or no candidate in it.
+    """
+    experiment_id = find_experiment(experiment)
+    runs, models = find_runs("tags.job = 'train'", [experiment_id]), find_models(experiment_id)
+    unfit = Counter(why for run in runs if (why := why_unfit(run, models)))
+    if not runs:
+        raise UserError(f"experiment {experiment} has no trainings: `har run` records one")
+    if unfit.total() == len(runs):
+        reasons = ", ".join(f"{count} {why}" for why, count in unfit.items())
+        raise UserError(f"no training of experiment {experiment} can be promoted: {reasons}")
+    return [read_candidate(run, models) for run in runs if not why_unfit(run, models)]
+
+
+def why_unfit(run: Any, models: Mapping[str, str]) -> str | None:
+    """Why a training is no candidate, in words that follow a count; `models` by run id."""
+    if run.info.status != "FINISHED":
+        return "not finished"
+    if "accuracy" not in run.data.metrics:
+        return "without a test accuracy"
+    return None if run.info.run_id in models else "without a model"
+
+
+def read_candidate(run: Any, models: Mapping[str, str]) -> Candidate:
+    """What a training run says of itself; `models` by run id."""
+    tags, metrics = run.data.tags, run.data.metrics
+    options = ((each.name, run.data.params.get(each.name)) for each in fields(Split))
+    return Candidate(
+        run_id=run.info.run_id,
+        name=run.info.run_name,
+        variant=tags["variant"],
+        hardware=tags["hardware"],
+        started=run.info.start_time,
+        test_digest=tags["test_digest"],
+        split_options=" ".join(f"--{n.replace('_', '-')} {value}" for n, value in options if value),
+        accuracy=metrics["accuracy"],
+        val_accuracy=metrics.get("best_val_accuracy"),
+        model_uri=models[run.info.run_id],
+    )
+
+
+def load_champion() -> Champion | None:
+    """The present one, if there is one."""
+    version = find_version(CHAMPION)
+    if version is None:
+        return None
+    return Champion(
+        version=str(version.version),
+        run_id=version.run_id or None,
+        test_digest=read_version(version)[0].get("test_digest"),
+        uris=(
+            f"models:/{MODEL}/{version.version}",
+            str(version.source),
+            f"runs:/{version.run_id}/model",
+        ),
+    )
+
+
+def find_version(alias: str) -> Any:
+    """The version of an alias; None if there is no such alias or no such model.
+
+    Raises:
+        UserError: the store cannot be used.
+    """
+    try:
+        return mlflow.MlflowClient().get_model_version_by_alias(MODEL, alias)
+    except (MlflowException, OSError) as error:
+        # the two that mean: no such model, no such alias
+        code = getattr(error, "error_code", None)
+        if code in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
+            return None
+        raise UserError(
+            f"the model registry {mlflow.get_registry_uri()} cannot be used: {error}"
+        ) from error
+
+
+def read_version(version: Any) -> tuple[dict[str, str], dict[str, float]]:
+    """Tags and metrics of the run of a version; the version's own tags where it is gone."""
+    runs = find_runs(f"attributes.run_id = '{version.run_id}'") if version.run_id else []
+    if not runs:
+        return version.tags, {}
+    return {**version.tags, **runs[0].data.tags}, runs[0].data.metrics
+
+
+def compare_with_champion(candidate: Candidate, champion: Champion | None) -> Comparison | None:
+    """With the champion, on the candidate's test images; None: they are one, or there is none.
+
+    Raises:
+        UserError: the champion was not judged on these images; how to do that.
+    """
+    if champion is None or champion.run_id == candidate.run_id:
+        return None
+    predictions = load_predictions(candidate.run_id)
+    for run_id in find_evaluations(champion, candidate.test_digest):
+        try:
+            before = load_predictions(run_id)
+        except UserError as error:
+            warn(str(error))
+            continue
+        # the same images may lie under other paths
+        if set(before["path"]) == set(predictions["path"]):
+            return compare_predictions(predictions, before)
+    raise UserError(
+        f"the champion, version {champion.version}, was not judged on the test images of run"
+        f" {candidate.run_id} (test digest {candidate.test_digest}): judge it with `har evaluate"
+        f" --model {champion.uris[0]} --data DIR {candidate.split_options}` on that run's data"
+    )
+
+
+def find_evaluations(champion: Champion, test_digest: str) -> list[str]:
+    """Runs that hold the champion's predictions: its own, and later evaluations."""
+    own = [champion.run_id] if champion.run_id and champion.test_digest == test_digest else []
+    evaluations = find_runs(f"tags.job = 'evaluate' and tags.test_digest = '{test_digest}'")
+    return own + [
+        run.info.run_id
+        for run in evaluations
+        if run.info.status == "FINISHED"
+        and (
+            run.data.tags.get("trained_by", "") == champion.run_id
+            or run.data.tags["evaluated_model"] in champion.uris
+        )
+    ]
+
+
+def refuse_broken_model(decision: Decision) -> Decision:
+    """The decision, or a refusal if the candidate's model does not work."""
+    candidate = decision.choice.candidate
+    with quiet_loading():
+        problem = find_problem(candidate.model_uri)
+    if problem is None:
+        return decision
+    why = (
+        f"the model of run {candidate.run_id} fails a smoke prediction and is not promoted:"
+        f" {problem}; `mlflow runs delete --run-id {candidate.run_id}` lets the next best be chosen"
+    )
+    return replace(decision, outcome="refused", why=why)
+
+
+def find_problem(uri: str) -> str | None:
+    """What is wrong with a model's answers to a drawn picture and to junk, if anything."""
+    picture = io.BytesIO()
+    sample.draw_action(next(iter(sample.ACTIONS)), default_rng(0)).save(picture, "JPEG")
+    try:
+        model = mlflow.pyfunc.load_model(uri)
+        answers = model.predict(pd.DataFrame({"image": [picture.getvalue(), b"junk"]}))
+        return check_answers(answers, model.metadata.metadata["class_names"])
+    # a broken model may raise anything at all
+    except Exception as error:
+        return f"{type(error).__name__}: {first_line(error)}"
+
+
+def check_answers(answers: Sequence[dict[str, Any]], class_names: Collection[str]) -> str | None:
+    """What is wrong with the answers to a picture and to junk, if anything."""
+    picture, junk = answers
+    if picture["error"] is not None:
+        return f"a picture gets the error {picture['error']}"
+    for each in (picture, *picture["top_3"]):
+        if each["label"] not in class_names:
+            return f"{each['label']!r} is none of its classes"
+        # not finite: no comparison holds
+        if not 0 <= each["probability"] <= 1:
+            return f"a probability is {each['probability']}"
+    if not junk["error"] or junk["label"] is not None:
+        return "what is no image gets no error"
+    return None
+
+
+def register(decision: Decision) -> str:
+    """The version of the candidate's model: made now, unless an earlier call came that far."""
+    candidate, client = decision.choice.candidate, mlflow.MlflowClient()
+    condition = f"name = '{MODEL}' and run_id = '{candidate.run_id}'"
+    versions = client.search_model_versions(condition)
+    if versions:
+        version = max(int(each.version) for each in versions)
+    else:
+        # MLflow tells each step on stderr
+        with redirect_stderr(StringIO()):
+            version = mlflow.register_model(candidate.model_uri, MODEL).version
+    tags = {
+        "run_id": candidate.run_id,
+        "variant": candidate.variant,
+        "hardware": candidate.hardware,
+        "accuracy": candidate.accuracy,
+        "test_digest": candidate.test_digest,
+        "selection": decision.choice.selection,
+        "p_value": "none" if decision.p_value is None else decision.p_value,
+    }
+    for name, value in tags.items():
+        client.set_model_version_tag(MODEL, str(version), name, str(value))
+    return str(version)
+
+
+def move_aliases(version: str, champion: Champion | None) -> None:
+    """Make `version` the champion, and remember the one before."""
+    client = mlflow.MlflowClient()
+    if champion is not None:
+        # first: a crash in between must not lose which it was
+        client.set_registered_model_alias(MODEL, PREVIOUS, champion.version)
+    client.set_registered_model_alias(MODEL, CHAMPION, version)
+
+
+def describe_champion() -> str:
+    """The present champion in a few lines.
+
+    Raises:
+        UserError: there is none.
+    """
+    quiet_mlflow()
+    version, previous = find_version(CHAMPION), find_version(PREVIOUS)
+    if version is None:
+        raise UserError("there is no champion yet: `har promote --experiment NAME` chooses one")
+    tags, metrics = read_version(version)
+    accuracy, latency = "unknown", "unknown"
+    if "accuracy" in metrics:
+        ends = f"{metrics['accuracy_low']:.1%} to {metrics['accuracy_high']:.1%}"
+        accuracy = f"{metrics['accuracy']:.1%} ({ends}), test digest {tags['test_digest']}"
+        slow = metrics["latency_p95_ms"]
+        latency = f"{metrics['latency_ms']:.1f} ms an image (95th percentile {slow:.1f} ms)"
+    facts = {
+        "champion": f"{alias_uri(CHAMPION)}, version {version.version}",
+        "run": f"{version.run_id or 'unknown'}, {tags.get(MLFLOW_RUN_NAME, 'not in this store')}",
+        "variant": tags.get("variant", "unknown"),
+        "hardware": tags.get("hardware", "unknown"),
+        "accuracy": accuracy,
+        "latency": latency,
+        "selected on": tags.get("selection", "unknown"),
+        "before": f"{alias_uri(PREVIOUS)}, version {previous.version}" if previous else "none",
+    }
+    return "\n".join(f"{name:<12} {value}" for name, value in facts.items())

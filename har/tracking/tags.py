@@ -1,0 +1,134 @@
+"""Tags and parameters that runs are found and compared by."""
+
+from dataclasses import fields
+from typing import Any
+
+import mlflow
+import mlflow.data.pandas_dataset
+from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID, MLFLOW_RUN_NAME
+
+from har.data.manifest import Manifest
+from har.data.splits import Split
+from har.recipe import Recipe, field_values
+from har.training.job import TrainingJob
+
+RECIPE_ARTIFACT, HISTORY_ARTIFACT = "recipe.json", "history.json"
+# Where a training's numbers come from: measured by this project, or published in a notebook.
+SOURCE_TAG, MEASURED, NOTEBOOK = "source", "measured", "notebook"
+# Of a recipe: what the UI shows and filters by under its plain name.
+PLAIN_FIELDS = ("precision", "strategy", "backbone")
+
+
+def training_params(trial: TrainingJob) -> dict[str, Any]:
+    """Requested (plain and `recipe.*`), used (`used.*`) and found facts."""
+    used, hardware = trial.used, trial.hardware
+    return {
+        "variant": trial.variant,
+        **recipe_params(trial.requested),
+        **{f"used.{name}": getattr(used, name) for name in (*PLAIN_FIELDS, "batch_size")},
+        "runtime": trial.runtime,
+        "used.serving_runtime": trial.serving_runtime,
+        "gpu_type": hardware.gpu_type,
+        "num_gpus": hardware.num_gpus,
+        "gpu_names": ", ".join(hardware.gpu_names) or "none",
+        "num_replicas": trial.replicas,
+        "compute_capability": ", ".join(hardware.compute_capabilities) or "none",
+        "nvidia_driver": hardware.driver,
+        "cpu": hardware.cpu,
+        "cpu_count": hardware.cpu_count,
+        "memory_gb": hardware.memory_gb,
+        **split_params(trial.manifest),
+    }
+
+
+def recipe_params(recipe: Recipe) -> dict[str, Any]:
+    """What was asked for: some under their plain names, the others as `recipe.*`."""
+    asked = {each.name: value for each, value in field_values(recipe)}
+    plain = {name: asked.pop(name) for name in PLAIN_FIELDS}
+    return {**plain, **{f"recipe.{name}": value for name, value in asked.items()}}
+
+
+def split_params(manifest: Manifest) -> dict[str, Any]:
+    """How the data was split, by the names of the options."""
+    return {each.name: manifest.summary[each.name] for each in fields(Split)}
+
+
+def data_tags(manifest: Manifest) -> dict[str, str]:
+    """Which data a run is about; runs compare only under one test digest."""
+    return {
+        "dataset": manifest.name,
+        "dataset_digest": manifest.dataset_digest,
+        "test_digest": manifest.test_digest,
+    }
+
+
+def preparation_tags(manifest: Manifest) -> dict[str, str]:
+    """Of a run that only prepares data."""
+    return {
+        MLFLOW_RUN_NAME: f"prepare · {manifest.name}",
+        "job": "prepare",
+        **data_tags(manifest),
+    }
+
+
+def count_images(manifest: Manifest) -> dict[str, int]:
+    """Of images, classes, groups of copies, and of what was left out."""
+    facts, counts = manifest.summary, manifest.table["split"].value_counts()
+    plain = ("images", "duplicate_groups", "near_duplicate_groups", "conflicting_groups")
+    return {
+        **{name: facts[name] for name in plain},
+        "classes": len(manifest.class_names),
+        **{f"{split}_images": int(counts.get(split, 0)) for split in ("train", "test", "unused")},
+        **{name: len(facts[name]) for name in ("dropped", "strays", "leaks")},
+    }
+
+
+def comparison_tags(runs: int) -> dict[str, str]:
+    """Of a run that compares others."""
+    return {MLFLOW_RUN_NAME: f"compare · {runs} runs", "job": "compare"}
+
+
+def ablation_tags(from_variant: str, to_variant: str, manifest: Manifest) -> dict[str, str]:
+    """Of a run with trainings under it, one for each recipe between two variants."""
+    return {
+        MLFLOW_RUN_NAME: f"ablate · {from_variant} to {to_variant}",
+        "job": "ablate",
+        **data_tags(manifest),
+    }
+
+
+def training_tags(trial: TrainingJob, parent: str | None = None) -> dict[str, str]:
+    """What runs are found and compared by; `parent` is a run's id."""
+    return {
+        **({MLFLOW_PARENT_RUN_ID: parent} if parent else {}),
+        MLFLOW_RUN_NAME: name_run(trial.variant, trial.used, trial.hardware_tag),
+        SOURCE_TAG: MEASURED,
+        "job": "train",
+        "variant": trial.variant,
+        "changed": trial.changed,
+        "hardware": trial.hardware_tag,
+        **data_tags(trial.manifest),
+        "recipe_digest": trial.recipe_digest,
+    }
+
+
+def name_run(variant: str, used: Recipe, hardware: str) -> str:
+    """Such as `v3 · lite0 · 1xCPU`."""
+    backbone = used.backbone.removeprefix("efficientnet").removeprefix("-")
+    return f"{variant} · {backbone} · {hardware}"
+
+
+def evaluation_tags(
+    uri: str, trained_by: mlflow.entities.Run | None, manifest: Manifest
+) -> dict[str, str]:
+    """Of a run that judges a model which was trained elsewhere, by a run known here or not."""
+    tags = {"job": "evaluate", "evaluated_model": uri, **data_tags(manifest)}
+    if trained_by is None:
+        return {MLFLOW_RUN_NAME: f"evaluate · {uri}", **tags}
+    inherited = {name: trained_by.data.tags[name] for name in ("variant", "changed")}
+    return {
+        MLFLOW_RUN_NAME: f"evaluate · {trained_by.info.run_name}",
+        "trained_by": trained_by.info.run_id,
+        **inherited,
+        **tags,
+    }

@@ -1,0 +1,325 @@
+"""Manifest to tf.data: splits, loaders, augmentation.
+
+A training data set is one stream over all epochs, in which everything random is a function
+of (seed, epoch, position): the same recipe sees the same images in the same order, on any
+machine, and training that goes on at epoch 7 sees what it would have seen.
+"""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+import tensorflow as tf
+
+from har.data.images import decode_in_graph
+from har.data.manifest import Manifest, check_images
+from har.data.splits import hold_out
+from har.recipe import Recipe
+from har.training.augmentation import AUGMENTATIONS
+from har.util.errors import UserError
+from har.util.hardware import available_cpus, free_memory
+from har.util.progress import progress
+
+EVALUATION_BATCH = 32
+PREFETCHED_BATCHES = 4
+# The share of free memory that the decoded images may take.
+MAX_MEMORY_SHARE = 0.8
+
+
+@dataclass(frozen=True, kw_only=True)
+class Splits:
+    """Manifest rows by what they are used for; `validation` may be empty."""
+
+    train: pd.DataFrame
+    validation: pd.DataFrame
+
+
+def split_training(manifest: Manifest, recipe: Recipe) -> Splits:
+    """Carve validation out of the images that are not test, by the manifest's split seed.
+
+    Raises:
+        UserError: too few images for the validation fraction, or for one batch.
+    """
+    rows = manifest.rows("train")
+    seed = manifest.summary["split_seed"]
+    held_out = hold_out(rows, recipe.validation_fraction, seed, "validation")
+    train = rows[~held_out].reset_index(drop=True)
+    if len(train) < recipe.batch_size:
+        raise UserError(
+            f"batch_size {recipe.batch_size} is more than the {len(train)} training images"
+        )
+    return Splits(train=train, validation=rows[held_out].reset_index(drop=True))
+
+
+def count_steps(images: int, recipe: Recipe) -> int:
+    """Whole batches in one pass; the remainder, another one each epoch, waits.
+
+    Uneven batches would weigh images differently on several devices.
+    """
+    return images // recipe.batch_size
+
+
+# A loader turns a data set of row numbers into batches of (images, row numbers):
+# (batch, size, size, 3) uint8 and (batch,) int64. The last argument drops a short last batch.
+Loader = Callable[[tf.data.Dataset, int, bool], tf.data.Dataset]
+
+
+def build_stream_loader(manifest: Manifest, rows: pd.DataFrame, recipe: Recipe) -> Loader:
+    """Decode each image when its turn comes, in parallel, from its file."""
+    decode_row = build_decoder(manifest, rows, recipe)
+
+    def load(indices: tf.data.Dataset, batch_size: int, drop: bool) -> tf.data.Dataset:
+        images = indices.map(decode_row, num_parallel_calls=available_cpus())
+        return images.batch(batch_size, drop_remainder=drop)
+
+    return load
+
+
+def build_memory_loader(manifest: Manifest, rows: pd.DataFrame, recipe: Recipe) -> Loader:
+    """Decode every image once into one array, then pick from it.
+
+    Raises:
+        UserError: the array would not fit the memory that is free.
+    """
+    images = read_images(manifest, rows, recipe)
+
+    def load(indices: tf.data.Dataset, batch_size: int, drop: bool) -> tf.data.Dataset:
+        batches = indices.batch(batch_size, drop_remainder=drop)
+        return batches.map(lambda batch: (tf.gather(images, batch), batch))
+
+    return load
+
+
+LOADERS: dict[str, Callable[[Manifest, pd.DataFrame, Recipe], Loader]] = {
+    "memory": build_memory_loader,
+    "stream": build_stream_loader,
+}
+
+
+def build_decoder(
+    manifest: Manifest, rows: pd.DataFrame, recipe: Recipe
+) -> Callable[[Any], tuple[Any, Any]]:
+    """A function in the graph from a row number to (image, row number)."""
+    paths = tf.constant([str(manifest.root / path) for path in rows["path"]])
+    plain = tf.constant(rows["plain_jpeg"].to_numpy(dtype=bool))
+    all_plain = bool(rows["plain_jpeg"].all())
+
+    def decode_row(index: Any) -> tuple[Any, Any]:
+        is_plain = True if all_plain else tf.gather(plain, index)
+        path = tf.gather(paths, index)
+        return decode_in_graph(path, is_plain, recipe.resize, recipe.image_size), index
+
+    return decode_row
+
+
+@contextmanager
+def name_bad_images(manifest: Manifest) -> Iterator[None]:
+    """Meanwhile TensorFlow's error of an image that is gone or changed names it.
+
+    Raises:
+        UserError: so it is; TensorFlow does not always say which one.
+    """
+    try:
+        yield
+    except tf.errors.ResourceExhaustedError:
+        raise
+    except tf.errors.OpError:
+        check_images(manifest)
+        raise
+
+
+def read_images(manifest: Manifest, rows: pd.DataFrame, recipe: Recipe) -> tf.Tensor:
+    """Every row's image as one (rows, size, size, 3) uint8 tensor in RAM."""
+    size = recipe.image_size
+    check_memory(len(rows), size)
+    images = np.empty((len(rows), size, size, 3), np.uint8)
+    load = build_stream_loader(manifest, rows, recipe)
+    batches = load(tf.data.Dataset.range(len(rows)), EVALUATION_BATCH, False)
+    with progress("decoding into memory", len(rows)) as advance:
+        for batch, indices in prefetch(batches).as_numpy_iterator():
+            images[indices] = batch
+            advance(len(batch))
+    with tf.device("CPU:0"):
+        return tf.convert_to_tensor(images)
+
+
+def check_memory(images: int, size: int) -> None:
+    """Raise a UserError if that many decoded images will not fit the free memory."""
+    what = f"loader memory needs {{}} for {images:,} images at {size} px"
+    check_free_memory(images * size * size * 3, what, "use --loader stream")
+
+
+def check_feature_memory(images: int, views: int, features: int) -> None:
+    """Raise a UserError if the features of that many images will not fit the free memory."""
+    what = f"loader features needs {{}} for {images:,} images in {views} views"
+    check_free_memory(images * views * features * 4, what, "take fewer --feature-views")
+
+
+def check_free_memory(size: int, what: str, instead: str) -> None:
+    """Raise a UserError unless an array of so many bytes can become a tensor."""
+    # both are there while one becomes the other
+    needed, free = 2 * size, free_memory()
+    if needed > MAX_MEMORY_SHARE * free:
+        needs = what.format(f"{needed / 1e9:.1f} GB")
+        raise UserError(f"{needs}, but {free / 1e9:.1f} GB are free: {instead}")
+
+
+def shuffled_indices(count: int, kept: int, recipe: Recipe, first_epoch: int) -> tf.data.Dataset:
+    """`kept` of `count` row numbers for each epoch from `first_epoch` to the last."""
+
+    def one_epoch(epoch: Any) -> tf.data.Dataset:
+        order = tf.random.experimental.stateless_shuffle(
+            tf.range(count, dtype=tf.int64), seed=tf.stack([recipe.seed, epoch])
+        )
+        return tf.data.Dataset.from_tensor_slices(order[:kept])
+
+    return tf.data.Dataset.range(first_epoch, recipe.epochs).flat_map(one_epoch)
+
+
+def build_training_dataset(
+    manifest: Manifest, rows: pd.DataFrame, recipe: Recipe, first_epoch: int = 0
+) -> tf.data.Dataset:
+    """(images, labels) batches for every epoch that is left, one after the other.
+
+    Images are (batch_size, size, size, 3), uint8 without augmentation and float32 with;
+    labels are encoded for the recipe's loss. An epoch is `count_steps` batches.
+    """
+    steps = count_steps(len(rows), recipe)
+    change = AUGMENTATIONS[recipe.augmentation]
+    encode = build_label_encoder(manifest, rows, recipe)
+
+    def finish(step: Any, batch: tuple[Any, Any]) -> tuple[Any, Any]:
+        images, indices = batch
+        return change(images, tf.stack([tf.cast(recipe.seed, tf.int64), step])), encode(indices)
+
+    load = LOADERS[recipe.loader](manifest, rows, recipe)
+    indices = shuffled_indices(len(rows), steps * recipe.batch_size, recipe, first_epoch)
+    batches = load(indices, recipe.batch_size, True).enumerate(first_epoch * steps)
+    return prefetch(batches.map(finish, num_parallel_calls=available_cpus()))
+
+
+def build_validation_dataset(
+    manifest: Manifest, rows: pd.DataFrame, recipe: Recipe, replicas: int = 1
+) -> tf.data.Dataset | None:
+    """(images, labels) batches of every row once, in order, never augmented; None for no rows."""
+    if rows.empty:
+        return None
+    return build_evaluation_batches(
+        LOADERS[recipe.loader](manifest, rows, recipe), manifest, rows, recipe, replicas
+    )
+
+
+def build_evaluation_batches(
+    load: Loader, manifest: Manifest, rows: pd.DataFrame, recipe: Recipe, replicas: int
+) -> tf.data.Dataset:
+    """(inputs, labels) of every row once, in order, dealt out to every replica."""
+    encode = build_label_encoder(manifest, rows, recipe)
+    size, last = size_evaluation_batches(len(rows), recipe.batch_size, replicas)
+    batches = load(tf.data.Dataset.range(len(rows) - last), size, False)
+    if last:
+        tail = tf.data.Dataset.range(len(rows) - last, len(rows))
+        batches = batches.concatenate(load(tail, last, False))
+    return prefetch(batches.map(lambda images, indices: (images, encode(indices))))
+
+
+def size_evaluation_batches(images: int, batch_size: int, replicas: int) -> tuple[int, int]:
+    """Sizes of the batches and of the last one (0: none beside the whole ones).
+
+    TensorFlow deals each batch out in parts of equal size. An empty part crashes it, and so
+    does a first batch of uneven parts. So whole batches divide evenly, and a remainder that
+    is too small for every replica to have an image joins the batch before it.
+
+    Raises:
+        UserError: no batch size up to `batch_size` allows that.
+    """
+
+    def reaches_all(batch: int) -> bool:
+        return batch > (replicas - 1) * -(-batch // replicas)
+
+    for size in range(batch_size - batch_size % replicas, 0, -replicas):
+        last = images % size
+        if last and not reaches_all(last):
+            last += size
+        if last + (size if last else 0) <= images and (not last or reaches_all(last)):
+            return size, last
+    raise UserError(
+        f"{images} validation images cannot be dealt out to {replicas} devices:"
+        " change batch_size or validation_fraction"
+    )
+
+
+def build_feature_training_dataset(
+    features: npt.NDArray[np.float32],
+    manifest: Manifest,
+    rows: pd.DataFrame,
+    recipe: Recipe,
+    first_epoch: int = 0,
+) -> tf.data.Dataset:
+    """`build_training_dataset` for features computed before: (views, rows, features) float32.
+
+    The same rows in the same order; of each image one of its views, drawn anew each epoch.
+    """
+    views, count, _ = features.shape
+    steps = count_steps(count, recipe)
+    encode = build_label_encoder(manifest, rows, recipe)
+    with tf.device("CPU:0"):
+        # one row a view of an image
+        flat = tf.convert_to_tensor(features.reshape(views * count, -1))
+
+    def finish(step: Any, indices: Any) -> tuple[Any, Any]:
+        seed = tf.stack([tf.cast(recipe.seed, tf.int64), step])
+        drawn = tf.random.stateless_uniform(tf.shape(indices), seed, 0, views, tf.int64)
+        return tf.gather(flat, drawn * count + indices), encode(indices)
+
+    indices = shuffled_indices(count, steps * recipe.batch_size, recipe, first_epoch)
+    batches = indices.batch(recipe.batch_size, drop_remainder=True).enumerate(first_epoch * steps)
+    return prefetch(batches.map(finish))
+
+
+def build_feature_validation_dataset(
+    features: npt.NDArray[np.float32],
+    manifest: Manifest,
+    rows: pd.DataFrame,
+    recipe: Recipe,
+    replicas: int,
+) -> tf.data.Dataset | None:
+    """`build_validation_dataset` for features computed before: (rows, features) float32."""
+    if rows.empty:
+        return None
+    with tf.device("CPU:0"):
+        kept = tf.convert_to_tensor(features)
+
+    def load(indices: tf.data.Dataset, batch_size: int, drop: bool) -> tf.data.Dataset:
+        batches = indices.batch(batch_size, drop_remainder=drop)
+        return batches.map(lambda batch: (tf.gather(kept, batch), batch))
+
+    return build_evaluation_batches(load, manifest, rows, recipe, replicas)
+
+
+def build_label_encoder(
+    manifest: Manifest, rows: pd.DataFrame, recipe: Recipe
+) -> Callable[[Any], Any]:
+    """Row numbers to what the loss wants: label ids, or one-hot float32 rows."""
+    label_ids = tf.constant(rows["label_id"].to_numpy(), tf.int32)
+    classes = len(manifest.class_names)
+    return {
+        "sparse_categorical_crossentropy": lambda batch: tf.gather(label_ids, batch),
+        "categorical_crossentropy": lambda batch: tf.one_hot(tf.gather(label_ids, batch), classes),
+    }[recipe.loss]
+
+
+def prefetch(dataset: tf.data.Dataset) -> tf.data.Dataset:
+    """Batches made ahead of time, without TensorFlow's autotuning.
+
+    That tunes in rounds which double to a minute, and whoever frees an iterator may have to wait
+    for the round to end (TensorFlow 2.21): seconds after each validation, a minute after training.
+    """
+    options = tf.data.Options()
+    options.autotune.enabled = False
+    # the batches do not know which file an image is from
+    options.experimental_distribute.auto_shard_policy = tf.data.experimental.AutoShardPolicy.OFF
+    return dataset.prefetch(PREFETCHED_BATCHES).with_options(options)

@@ -1,0 +1,134 @@
+"""Where a training stands after an epoch, taken out of Keras and put back to go on from there."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import keras
+import numpy.typing as npt
+
+from har.recipe import Recipe
+from har.util.errors import UserError
+
+Arrays = dict[str, npt.NDArray[Any]]
+# What Keras' early stopping remembers beside weights.
+STOPPING_FIELDS = ("wait", "best", "best_epoch")
+
+
+@dataclass(frozen=True, kw_only=True)
+class State:
+    """After `len(history)` epochs, which took `train_time_s`.
+
+    `stopping` is what early stopping remembers, empty without it; `arrays` are the values of the
+    variables that training changes, of the optimizer's, and of the best epoch's weights.
+    """
+
+    history: list[dict[str, float]]
+    train_time_s: float
+    stopping: dict[str, float]
+    arrays: Arrays
+
+    def first_epoch(self, recipe: Recipe) -> int:
+        """The epoch to go on with, from 0; all of them, if early stopping has ended it."""
+        stopped = recipe.patience and self.stopping["wait"] >= recipe.patience
+        return recipe.epochs if stopped else len(self.history)
+
+
+class Stopping(keras.callbacks.EarlyStopping):
+    """Keras' early stopping after `patience` epochs, 0 for never, keeping the best epoch's weights
+    if the recipe does.
+    """
+
+    def __init__(self, recipe: Recipe, before: State | None = None) -> None:
+        """It goes on from `before`, if that is given."""
+        super().__init__(
+            monitor="val_accuracy",
+            mode="max",
+            patience=recipe.patience or recipe.epochs,
+            restore_best_weights=recipe.checkpoint == "best",
+        )
+        self.before = before
+
+    def on_train_begin(self, logs: Any = None) -> None:
+        """Keras forgets everything here."""
+        super().on_train_begin(logs)
+        if self.before is None:
+            return
+        for name in STOPPING_FIELDS:
+            setattr(self, name, self.before.stopping[name])
+        if best := group_values("best", self.before.arrays):
+            self.best_weights = self.model.get_weights()
+            for place, value in zip(find_changing_places(self.model), best, strict=True):
+                self.best_weights[place] = value
+
+
+def capture_state(
+    learner: keras.Model,
+    stopping: Stopping | None,
+    history: Sequence[dict[str, float]],
+    train_time_s: float,
+) -> State:
+    """The state of a model in `fit`, between two epochs."""
+    groups: dict[str, list[Any]] = {
+        "learner": find_changing_variables(learner),
+        "optimizer": learner.optimizer.variables,
+        "best": [],
+    }
+    if stopping is not None and stopping.best_weights is not None:
+        groups["best"] = [stopping.best_weights[place] for place in find_changing_places(learner)]
+    return State(
+        history=list(history),
+        train_time_s=train_time_s,
+        stopping={name: float(getattr(stopping, name)) for name in STOPPING_FIELDS}
+        if stopping
+        else {},
+        arrays={
+            f"{group}/{number}": keras.ops.convert_to_numpy(value)
+            for group, values in groups.items()
+            for number, value in enumerate(values)
+        },
+    )
+
+
+def restore_state(learner: keras.Model, state: State) -> None:
+    """Give a freshly built model the weights, random states and optimizer of `state`.
+
+    Raises:
+        UserError: they are of another model.
+    """
+    with learner.distribute_strategy.scope():
+        learner.optimizer.build(learner.trainable_variables)
+        for group, variables in (
+            ("learner", find_changing_variables(learner)),
+            ("optimizer", learner.optimizer.variables),
+        ):
+            values = group_values(group, state.arrays)
+            shapes = [tuple(variable.shape) for variable in variables]
+            if shapes != [value.shape for value in values]:
+                raise UserError(f"the backup's {group} is of another model")
+            for variable, value in zip(variables, values, strict=True):
+                variable.assign(value)
+
+
+def group_values(group: str, arrays: Arrays) -> list[npt.NDArray[Any]]:
+    """Of one group, in order."""
+    count = sum(name.startswith(f"{group}/") for name in arrays)
+    return [arrays[f"{group}/{number}"] for number in range(count)]
+
+
+def find_frozen_weights(learner: keras.Model) -> set[int]:
+    """The ids of the backbone's weights that training leaves as they are: most of a model."""
+    inner = (layer for layer in learner.layers if isinstance(layer, keras.Model))
+    return {id(weight) for layer in inner for weight in layer.non_trainable_weights}
+
+
+def find_changing_variables(learner: keras.Model) -> list[Any]:
+    """What training changes: weights, and the states of random numbers of dropout."""
+    frozen = find_frozen_weights(learner)
+    return [each for each in learner.variables if id(each) not in frozen]
+
+
+def find_changing_places(learner: keras.Model) -> list[int]:
+    """Of what `get_weights` returns, the positions of those that training changes."""
+    frozen = find_frozen_weights(learner)
+    return [place for place, each in enumerate(learner.weights) if id(each) not in frozen]

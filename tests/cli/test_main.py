@@ -1,0 +1,264 @@
+"""The command line as a user meets it: help, results, mistakes."""
+
+import errno
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import fields
+from functools import partial
+from pathlib import Path
+
+import mlflow
+import pytest
+
+from har.cli.main import main
+from har.recipe import VARIANTS, Recipe
+from tests.conftest import write_images
+
+TINY_RUN = (
+    "--image-size", 32, "--batch-size", 4, "--epochs", 1, "--test-fraction", 0.25,
+    "--experiment", "har-tests",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "command", [(), ("variants",), ("sample",), ("prepare",), ("train",), ("evaluate",), ("run",)]
+)
+def test_help_everywhere(cli, command: tuple[str, ...]) -> None:
+    result = cli(*command, "--help")
+    assert result.exit_code == 0 and "Usage:" in result.output
+
+
+def test_every_recipe_field_is_an_option(cli) -> None:
+    for command in ("run", "train"):
+        text = cli(command, "--help").output
+        for field in fields(Recipe):
+            assert f"--{field.name.replace('_', '-')} " in text
+
+
+def test_variants_prints_the_chain(cli) -> None:
+    assert all(name in cli("variants").output for name in VARIANTS)
+
+
+def test_sample_and_prepare(cli, tmp_path: Path) -> None:
+    drawn = cli("sample", "--out", tmp_path / "s", "--per-class", 6, "--test-images", 1)
+    assert drawn.exit_code == 0 and len(list((tmp_path / "s" / "train").iterdir())) == 90
+    made = cli("prepare", "--data", tmp_path / "s", "--out", tmp_path / "p", "--test-fraction", 0.3)
+    assert made.exit_code == 0, made.output
+    assert "90 images of 15 classes, 27 held out for test" in made.output
+    assert {"manifest.csv", "dataset.json", "report.html"} == {
+        path.name for path in (tmp_path / "p").iterdir()
+    }
+
+
+def test_run_ends_with_the_table(cli, tiny_backbone: None, raw: Path, store: str) -> None:
+    result = cli("run", "--data", raw, *TINY_RUN)
+    assert result.exit_code == 0, result.output
+    header, row, changed, command, page = result.stdout.splitlines()
+    assert header.split("  ")[0] == "variant" and row.startswith("v3")
+    assert "accuracy (95 % interval)" in header and "% to " in row
+    assert "backbone=efficientnet-lite0" in changed and "epochs=1" in changed
+    assert command.startswith("see it: ")
+    assert command.endswith(f" -m mlflow server --backend-store-uri {store} --workers 1")
+    run = mlflow.get_run(row.split()[-1])
+    there = f"experiments/{run.info.experiment_id}/runs?viewStateShareKey=results"
+    assert page.strip() == f"then open http://127.0.0.1:5000/#/{there}"
+    assert run.info.status == "FINISHED"
+    # from the start of this process, which is older than the run
+    assert run.data.metrics["wall_time_s"] > run.data.metrics["train_time_s"]
+
+    # held out as the run did, without being told
+    judged = cli(
+        "evaluate", "--run-id", run.info.run_id, "--data", raw, "--experiment", "har-tests"
+    )
+    assert judged.exit_code == 0, judged.output
+    assert f"accuracy           {run.data.metrics['accuracy']:.4f}" in judged.stdout
+
+
+def test_a_run_is_repeated_with_equal_numbers(
+    cli, tiny_backbone: None, raw: Path, store: str
+) -> None:
+    def train(*arguments: object) -> mlflow.entities.Run:
+        result = cli("train", "--data", raw, "--experiment", "har-tests", *arguments)
+        assert result.exit_code == 0, result.output
+        return mlflow.get_run(result.stdout.splitlines()[1].split()[-1])
+
+    def numbers(run: mlflow.entities.Run) -> dict[str, float]:
+        timings = ("_s", "_ms", "_second", "_mb")
+        return {
+            name: value
+            for name, value in run.data.metrics.items()
+            if not name.startswith("system/") and not name.endswith(timings)
+        }
+
+    first = train("--variant", "v2", *TINY_RUN[:-2], "--split-seed", 3, "--seed", 7)
+    again = train("--like", first.info.run_id)
+    assert again.info.run_id != first.info.run_id
+    assert numbers(again) == numbers(first) and "val_loss" in numbers(first)
+    for name in ("variant", "recipe_digest", "dataset_digest", "test_digest", "changed"):
+        assert again.data.tags[name] == first.data.tags[name]
+
+    features = train("--variant", "v5", "--runtime", "tensorflow", *TINY_RUN)
+    repeated = train("--like", features.info.run_id)
+    assert repeated.data.params["used.feature_runtime"] == "tensorflow"
+    assert numbers(repeated) == numbers(features)
+
+    # another runtime is no other recipe: only what was judged by it differs, in the last digits
+    faster = train("--like", first.info.run_id, "--runtime", "openvino")
+    assert faster.data.params["runtime"] == "openvino"
+    assert numbers(faster) == pytest.approx(numbers(first), abs=1e-5)
+    # and what repeats that one computes as it did
+    as_fast = train("--like", faster.info.run_id)
+    assert as_fast.data.params["runtime"] == "openvino"
+    assert numbers(as_fast) == numbers(faster)
+    assert faster.data.tags["recipe_digest"] == first.data.tags["recipe_digest"]
+
+    (raw / "train" / "Image_1.jpg").write_bytes((raw / "train" / "Image_2.jpg").read_bytes())
+    result = cli("train", "--data", raw, "--like", first.info.run_id)
+    assert result.exit_code == 2 and "its dataset_digest is" in result.stderr
+
+
+@pytest.mark.parametrize("runtime", ["auto", "openvino"])
+def test_a_second_run_on_the_same_images_finds_their_features(
+    runtime: str, cli, tiny_backbone: None, raw: Path, store: str
+) -> None:
+    def run(*arguments: object) -> tuple[mlflow.entities.Run, str]:
+        options = (*TINY_RUN, "--runtime", runtime, *arguments)
+        result = cli("run", "--variant", "v5", "--data", raw, *options)
+        assert result.exit_code == 0, result.output
+        run = mlflow.get_run(result.stdout.splitlines()[1].split()[-1])
+        # who reads the table must not take it for the time of the whole job
+        assert ("(warm)" in result.stdout) == (run.data.tags["features"] == "warm")
+        return run, result.stderr
+
+    cold, said = run()
+    assert "compiling efficientnet-lite0 for openvino" in said
+    assert cold.data.tags["features"] == "cold"
+    assert cold.data.params["used.feature_runtime"] == "openvino"
+    assert cold.data.params["used.feature_arithmetic"] in ("float32", "bfloat16")
+    numbers = cold.data.metrics
+    assert 0 < numbers["extraction_time_s"] < numbers["train_time_s"] < numbers["wall_time_s"]
+    warm, said = run("--head", "flatten_dense512")
+    assert warm.data.tags["features"] == "warm" and "compiling" not in said
+    # the logged model is an ordinary one, and says of the raw images what was logged
+    judged = cli("evaluate", "--run-id", cold.info.run_id, "--data", raw)
+    assert judged.exit_code == 0, judged.output
+    assert f"accuracy           {numbers['accuracy']:.4f}" in judged.stdout
+
+    listed = cli("cache")
+    assert listed.exit_code == 0 and "2 entries" in listed.stdout
+    assert "efficientnet-lite0 32 px, openvino 2" in listed.stdout
+    assert listed.stdout.count("float32, complete") >= 1
+    cleared = cli("cache", "--clear")
+    assert cleared.stdout.startswith("freed 0.0 MB") and "0 entries" in cleared.stdout
+    assert run()[0].data.tags["features"] == "cold"
+
+
+def test_what_gives_way_is_said(cli, tiny_backbone: None, raw: Path, store: str) -> None:
+    result = cli("train", "--variant", "v4", "--data", raw, *TINY_RUN)
+    assert result.exit_code == 0, result.output
+    assert (
+        "warning: no GPU: using backbone efficientnet-lite0 and precision float32"
+        " (to insist: --backbone efficientnetb7 --precision mixed_float16)"
+    ) in result.stderr
+
+
+def test_underscores_are_dashes(cli) -> None:
+    result = cli("run", "--batch_size", "0")
+    assert "'--batch-size'" in result.stderr and "0 is not in the range" in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("run", "--variant", "v9"), "'v9' is not one of 'original', 'v1', 'v2', 'v3', 'v4', 'v5'"),
+        (("run", "--epochs", "many"), "'many' is not a valid integer"),
+        (("run", "--epochs", "0"), "0 is not in the range"),
+        (("run", "--learning-rate", "nan"), "nan is no number between 1e-09 and 10.0"),
+        (("run", "--precision", "fp16"), "'fp16' is not one of 'float32', 'mixed_float16'"),
+        (("run", "--epoch", "3"), "No such option '--epoch'"),
+        (("rum",), "No such command 'rum'"),
+        (("run", "--data", "/no/such"), "no such folder: /no/such (--data /no/such)"),
+        (("run", "--validation-fraction", "0"), "watches validation accuracy, but"),
+        (("train", "--like", "x", "--epochs", "3", "--seed", "1"), "leave out --epochs, --seed"),
+        (("train", "--like", "nosuchrun"), "run nosuchrun cannot be repeated"),
+        (("run", "--fine-tune", "all", "--variant", "v5"), "fine_tune=all changes it"),
+        (("run", "--variant", "v5", "--feature-views", "3"), "feature_views=3 are augmented views"),
+        (("run", "--runtime", "tpu"), "'tpu' is not one of 'auto', 'tensorflow', 'openvino'"),
+        (("evaluate",), "either --run-id ID or --model URI"),
+        (("evaluate", "--run-id", "a", "--model", "b"), "either --run-id ID or --model URI"),
+        (("sample", "--out", "x", "--per-class", "1"), "1 is not in the range x>=2"),
+    ],
+)
+def test_mistakes_are_one_line_and_exit_2(cli, arguments: tuple, message: str) -> None:
+    result = cli(*arguments)
+    assert result.exit_code == 2
+    assert message in result.stderr and result.stderr.startswith("error: ")
+    assert len(result.stderr.splitlines()) == 1
+
+
+def test_weights_that_cannot_be_had_leave_a_failed_run(cli, raw: Path, store: str) -> None:
+    result = cli("run", "--data", raw, *TINY_RUN, "--weights", "nowhere.h5")
+    assert result.exit_code == 2
+    assert "error: no such weights file: nowhere.h5" in result.stderr
+    foreign = raw / "foreign.h5"
+    foreign.write_text("not weights")
+    result = cli("run", "--data", raw, *TINY_RUN, "--weights", foreign)
+    assert result.exit_code == 2
+    assert "foreign.h5 does not hold weights of" in result.stderr
+    latest = mlflow.search_runs(
+        experiment_names=["har-tests"], max_results=1, output_format="list"
+    )[0]
+    assert latest.info.status == "FAILED"
+    assert latest.data.params["recipe.weights"] == str(foreign)
+
+
+@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM])
+def test_ctrl_c_ends_the_run_as_killed(tmp_path: Path, store: str, how: signal.Signals) -> None:
+    raw = write_images(tmp_path / "raw")
+    command = [
+        sys.executable, "-m", "har", "run", "--data", str(raw), "--epochs", "5000",
+        "--patience", "0", *map(str, TINY_RUN[:4]), "--experiment", f"stopped-{how.name}",
+    ]  # fmt: skip
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=environment)
+    for line in process.stderr:
+        if line.startswith("epoch 3/"):
+            break
+    process.send_signal(how)
+    _, rest = process.communicate(timeout=60)
+    assert process.returncode == 130, rest
+    assert rest.splitlines()[-1] == "stopped" and "Traceback" not in rest
+    (run,) = mlflow.search_runs(experiment_names=[f"stopped-{how.name}"], output_format="list")
+    assert run.info.status == "KILLED" and "val_accuracy" in run.data.metrics
+
+
+def test_help_is_fast_and_loads_nothing_heavy() -> None:
+    check = (
+        "import sys, har.cli.main; heavy = {'tensorflow', 'keras', 'mlflow', 'pandas', 'sklearn',"
+        " 'matplotlib', 'numpy'} & set(sys.modules); sys.exit(repr(heavy) if heavy else 0)"
+    )
+    assert subprocess.run([sys.executable, "-c", check], check=False).returncode == 0
+    times = []
+    for _ in range(3):
+        started = time.monotonic()
+        subprocess.run([sys.executable, "-m", "har", "--help"], check=True, capture_output=True)
+        times.append(time.monotonic() - started)
+    assert min(times) < 0.5
+
+
+def test_what_the_system_refuses_is_said_in_a_line(cli, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Wherever it is met; other errors of the system are bugs and keep their trace."""
+
+    def refuse(number: int) -> None:
+        raise OSError(number, os.strerror(number), "there")
+
+    for number in (errno.ENOSPC, errno.EACCES):
+        monkeypatch.setattr(main.commands["variants"], "callback", partial(refuse, number))
+        result = cli("variants")
+        assert result.exit_code == 2
+        assert result.output.strip() == f"error: [Errno {number}] {os.strerror(number)}: 'there'"
+    monkeypatch.setattr(main.commands["variants"], "callback", partial(refuse, errno.ENOTDIR))
+    assert isinstance(cli("variants").exception, NotADirectoryError)

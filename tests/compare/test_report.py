@@ -1,0 +1,68 @@
+"""The comparison's page, from hostile and missing data."""
+
+from dataclasses import asdict, replace
+from pathlib import Path
+
+from test_twins import HERE
+
+from har.compare.report import build_comparison, picture_uri, write_comparison
+from har.recipe import VARIANTS
+from tests.compare.test_tables import record
+
+HOSTILE = "_<script>alert(1)</script>$^$"
+
+
+PATHS = [f"train/Image_{number}.jpg" for number in range(40)]
+
+
+PUBLISHED = replace(
+    record("published"),
+    training=replace(HERE, run_id="published", published=True, accuracy=None, digests=("", "", "")),
+    history=[],
+    predictions=None,
+    recipe=asdict(VARIANTS["v4"]),
+)
+
+
+def test_hostile_names_are_shown_as_they_stand() -> None:
+    page = build_comparison(
+        [record("a", 30, name=HOSTILE, changed=HOSTILE), record("b"), PUBLISHED]
+    ).page
+    assert "<script" not in page and "&lt;script&gt;" in page
+
+
+def test_pictures_come_from_the_data_alone(raw: Path) -> None:
+    inside = picture_uri(str(raw), Path("train/Image_1.jpg"))
+    assert inside.startswith("data:image/jpeg;base64,")
+    root = str(raw / "elsewhere")
+    for path in ("../train/Image_1.jpg", str(raw / "train/Image_1.jpg"), "train/Image_1.jpg"):
+        assert picture_uri(root, Path(path)) == ""
+    assert picture_uri(None, Path("train/Image_1.jpg")) == ""
+
+
+def test_every_id_interval_and_p_value_is_text(tmp_path: Path) -> None:
+    records = [record(f"run{number}", 10 + number) for number in range(3)]
+    comparison = build_comparison([*records, PUBLISHED])
+    page = comparison.page
+    for each in (*records, PUBLISHED):
+        assert each.training.run_id in page
+    for pair in comparison.tables["pairs"].to_dict("records"):
+        assert f"{pair['p_value']:.3g}" in page and f"{100 * pair['low']:+.1f}" in page
+    assert '<td class="number">40</td>' in page  # images of a pair
+    assert "chooses on test" in page and "://" not in page
+    write_comparison(comparison, tmp_path / "out")
+    written = {path.name for path in (tmp_path / "out").rglob("*") if path.is_file()}
+    assert {"report.html", "runs.csv", "pairs.csv", "learning_curves.png"} <= written
+
+
+def test_two_hundred_runs() -> None:
+    comparison = build_comparison([record(f"run{number:03}", number % 41) for number in range(200)])
+    assert len(comparison.tables["pairs"]) == 200 * 199 // 2
+    assert all(f"run{number:03}" in comparison.page for number in range(200))
+
+
+def test_runs_of_which_nothing_is_known() -> None:
+    bare = replace(record("bare"), recipe={}, history=[], predictions=None)
+    unjudged = replace(PUBLISHED, training=replace(PUBLISHED.training, seconds=None))
+    for records in ([bare, unjudged], [unjudged, unjudged], [bare, record("full")]):
+        assert "Comparison of 2 runs" in build_comparison(records).page

@@ -1,0 +1,221 @@
+"""Twins across hardware: who is one, what is said of them, and who writes it."""
+
+import sys
+import threading
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+
+import mlflow
+import numpy as np
+import pytest
+import tensorflow as tf
+from mlflow import MlflowClient
+from mlflow.utils.mlflow_tags import MLFLOW_RUN_NOTE
+
+from har.compare.twins import (
+    HEADING,
+    compare_twins,
+    describe_link,
+    describe_twins,
+    find_twins,
+    link_twins,
+    with_links,
+)
+from har.data.manifest import Manifest
+from har.jobs.import_notebooks import import_notebooks
+from har.jobs.train import build_job, run_training
+from har.models.devices import STRATEGIES
+from har.tracking.records import TrainingSummary
+from tests.conftest import free_port, serving, tiny_recipe
+
+HERE = TrainingSummary(
+    run_id="here",
+    experiment_id="1",
+    name="v3 · lite0 · 1xP100",
+    variant="v3",
+    changed="none",
+    hardware="1xP100",
+    published=False,
+    warm=False,
+    started=1,
+    digests=("r", "d", "t"),
+    precision="float32",
+    strategy="mirrored",
+    backbone="efficientnet-lite0",
+    dataset="images",
+    seconds=200.0,
+    saved_s=0.0,
+    images_per_second=100.0,
+    memory_mb=None,
+    accuracy=0.5,
+    accuracy_low=0.4,
+    accuracy_high=0.6,
+    top_3_accuracy=0.8,
+    val_accuracy=None,
+    train_accuracy=None,
+    train_images=64,
+)
+
+
+THERE = replace(
+    HERE, run_id="there", hardware="2xT4", seconds=100.0, images_per_second=150.0, accuracy=0.75
+)
+
+
+NOTEBOOK = replace(
+    HERE, run_id="n", published=True, digests=("", "", ""), seconds=1320.0, images_per_second=None
+)
+
+
+def test_twins_share_recipe_data_and_test_images_on_other_hardware() -> None:
+    others = [
+        HERE,
+        replace(HERE, run_id="repeat"),
+        THERE,
+        replace(THERE, run_id="newer", started=3),
+        replace(THERE, run_id="other recipe", started=4, digests=("x", "d", "t")),
+        replace(THERE, run_id="other data", started=4, digests=("r", "x", "t")),
+        replace(THERE, run_id="other test", started=4, digests=("r", "d", "x")),
+        replace(THERE, run_id="cpu", hardware="1xCPU"),
+        NOTEBOOK,
+        replace(NOTEBOOK, run_id="of v2", variant="v2"),
+    ]
+    assert [each.run_id for each in find_twins(HERE, others)] == ["cpu", "newer", "n"]
+    assert find_twins(HERE, [HERE]) == []
+
+
+def test_a_link_says_ratios_and_the_paired_difference() -> None:
+    hits = {"here": np.array([1, 1, 0, 0], bool), "there": np.array([1, 1, 1, 0], bool)}
+    link = compare_twins(HERE, THERE, hits)
+    assert (link.time_ratio, link.speed_ratio) == (0.5, 1.5)
+    assert link.difference is not None and link.difference[0] == 0.25
+    line = describe_link(link)
+    assert "(#/experiments/1/runs/there)" in line and "100 s, 0.50 times this run's" in line
+    assert "1.50 times its images/s" in line and "accuracy +25.0 (" in line
+    table = describe_twins(HERE, [link])
+    assert "2xT4" in table and "0.50" in table and "+25.0 (" in table
+
+
+def test_what_is_not_known_is_not_said() -> None:
+    link = compare_twins(replace(HERE, images_per_second=None), replace(NOTEBOOK, seconds=None), {})
+    assert (link.time_ratio, link.speed_ratio, link.difference) == (None, None, None)
+    assert "wall time not known" in describe_link(link) and "published" in describe_link(link)
+    assert "no twins" in describe_twins(HERE, [])
+    warm = replace(THERE, warm=True)
+    assert "warm" in describe_link(compare_twins(HERE, warm, {}))
+    # its wall time is not the whole job's, on whichever side it stands
+    assert (
+        compare_twins(HERE, warm, {}).time_ratio is compare_twins(warm, HERE, {}).time_ratio is None
+    )
+
+
+def test_lines_replace_lines() -> None:
+    link = compare_twins(HERE, THERE, {})
+    once = with_links("mine", [link])
+    assert once.startswith(f"mine{HEADING}  \n[") and with_links(once, [link]) == once
+    assert with_links(once, []) == "mine"
+
+
+def test_keys_are_tags_that_mlflow_takes(store: str) -> None:
+    mixed = compare_twins(HERE, replace(THERE, hardware="1xP100+1xT4"), {})
+    with mlflow.start_run(experiment_id="0"):
+        mlflow.set_tag(mixed.key, "x")
+    assert compare_twins(HERE, NOTEBOOK, {}).key == "twin.notebook"
+
+
+@pytest.fixture
+def two_runs(
+    manifest: Manifest, store: str, tiny_backbone: None, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[list[str]]:
+    """v3 trained on two devices, then on one of them."""
+    found = []
+    one = tf.distribute.MirroredStrategy([tf.config.list_logical_devices("CPU")[0].name])
+    for strategy in (STRATEGIES["mirrored"], lambda: one):
+        monkeypatch.setitem(STRATEGIES, "mirrored", strategy)
+        trial = build_job("v3", tiny_recipe(), ("backbone",), manifest)
+        found.append(run_training(trial, "twins", started=0.0).run_id)
+    yield found
+    for run_id in found:
+        MlflowClient().delete_run(run_id)
+
+
+def test_two_trainings_find_each_other(two_runs: list[str], cli) -> None:
+    both, one = (mlflow.get_run(run_id) for run_id in two_runs)
+    assert both.data.tags["twin.1xCPU"] == one.info.run_id
+    assert one.data.tags["twin.2xCPU"] == both.info.run_id
+    for run, twin in ((both, one), (one, both)):
+        own, _, lines = run.data.tags[MLFLOW_RUN_NOTE].partition(HEADING)
+        assert "v3" in own and twin.info.run_id in lines and "points" in lines
+    published = import_notebooks("twins")["v3"]
+    result = cli("twins", two_runs[0])
+    assert result.exit_code == 0
+    assert "1xCPU" in result.output and "1xP100 (published)" in result.output
+    assert MlflowClient().get_run(two_runs[0]).data.tags["twin.notebook"] == published
+
+    # deleted twins are forgotten
+    MlflowClient().delete_run(two_runs[1])
+    assert "1xCPU" not in cli("twins", two_runs[0]).output
+    tags = MlflowClient().get_run(two_runs[0]).data.tags
+    assert "twin.1xCPU" not in tags and two_runs[1] not in tags[MLFLOW_RUN_NOTE]
+    MlflowClient().restore_run(two_runs[1])
+
+
+@contextmanager
+def tracking_to(uri: str) -> Iterator[None]:
+    before = mlflow.get_tracking_uri()
+    mlflow.set_tracking_uri(uri)
+    try:
+        yield
+    finally:
+        mlflow.set_tracking_uri(before)
+
+
+def record(hardware: str) -> str:
+    """A run as a training leaves it, without the training."""
+    client = MlflowClient()
+    tags = {"recipe_digest": "r", "dataset_digest": "d", "test_digest": "t", "job": "train"}
+    tags |= {"variant": "v3", "changed": "none", "hardware": hardware}
+    run_id = client.create_run("0", tags=tags).info.run_id
+    client.log_metric(run_id, "wall_time_s", 10.0)
+    client.log_metric(run_id, "accuracy", 0.5)
+    table = "path,label,predicted\na,x,x\nb,x,y\n"
+    client.log_text(run_id, table, "evaluation/predictions.csv")
+    return run_id
+
+
+def test_two_that_end_at_once_on_a_shared_server(store: str, tmp_path: Path) -> None:
+    port = free_port()
+    command = [sys.executable, "-m", "mlflow", "server", "--workers", "2"]
+    command += ["--backend-store-uri", f"sqlite:///{tmp_path}/mlflow.db"]
+    command += ["--artifacts-destination", str(tmp_path / "artifacts")]
+    quick = {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
+    with serving(command, port, tmp_path / "log", **quick) as address, tracking_to(address):
+        runs = [record(hardware) for hardware in ("1xP100", "2xT4", "1xCPU")]
+        together = threading.Barrier(len(runs))
+
+        def end(run_id: str) -> None:
+            together.wait()
+            MlflowClient().set_terminated(run_id)
+            link_twins(run_id)
+
+        with ThreadPoolExecutor(len(runs)) as pool:
+            list(pool.map(end, runs))
+        for run_id in runs:
+            tags = MlflowClient().get_run(run_id).data.tags
+            linked = {value for name, value in tags.items() if name.startswith("twin.")}
+            assert linked == set(runs) - {run_id}
+            assert all(other in tags[MLFLOW_RUN_NOTE] for other in linked)
+
+
+@pytest.mark.parametrize("status", ["missing", "RUNNING", "untrained"])
+def test_no_finished_training(status: str, store: str, cli) -> None:
+    run_id = "0" * 32
+    if status != "missing":
+        run_id = MlflowClient().create_run("0").info.run_id
+    if status == "untrained":
+        MlflowClient().set_terminated(run_id)
+    result = cli("twins", run_id)
+    assert result.exit_code == 2 and run_id in result.output

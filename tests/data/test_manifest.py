@@ -1,0 +1,149 @@
+"""Written, read back, checked."""
+
+import json
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from har.data.manifest import Manifest, read_manifest, write_manifest
+from har.data.prepare import prepare
+from har.data.sources import folder_source
+from har.data.splits import Split
+from har.util.errors import UserError
+
+
+@pytest.fixture
+def folder(manifest: Manifest, tmp_path: Path) -> Path:
+    write_manifest(manifest, tmp_path / "out")
+    return tmp_path / "out"
+
+
+def test_read_equals_written(manifest: Manifest, folder: Path) -> None:
+    found = read_manifest(folder)
+    assert found.table.equals(manifest.table)
+    assert (found.name, found.root, found.summary, found.class_names) == (
+        manifest.name,
+        manifest.root,
+        manifest.summary,
+        manifest.class_names,
+    )
+    assert sorted(path.name for path in folder.iterdir()) == ["dataset.json", "manifest.csv"]
+
+
+def test_two_who_write_one_folder_leave_what_one_of_them_wrote(
+    manifest: Manifest, tmp_path: Path
+) -> None:
+    other = replace(manifest, table=manifest.table.iloc[::-1].reset_index(drop=True))
+    with ThreadPoolExecutor(4) as writers:
+        for number in range(40):
+            out = tmp_path / str(number)
+            list(
+                writers.map(lambda each, out=out: write_manifest(each, out), (manifest, other) * 2)
+            )
+            read_manifest(out)
+            assert {path.name for path in out.iterdir()} == {"dataset.json", "manifest.csv"}
+
+
+def test_awkward_names_survive(manifest: Manifest, tmp_path: Path) -> None:
+    names = ["NA", "a,b", 'q"uote', "new\nline", "-dash", "Übung 1"]
+    table = manifest.table.copy()
+    table.loc[: len(names) - 1, "path"] = names
+    table["label"] = table["label"].replace("sitting", "null")
+    (tmp_path / "train").mkdir()
+    for name, size in zip(table["path"], table["bytes"], strict=True):
+        (tmp_path / name).write_bytes(b"x" * size)
+    write_manifest(replace(manifest, root=tmp_path, table=table), tmp_path)
+    found = read_manifest(tmp_path)
+    assert found.table["path"].tolist()[: len(names)] == names
+    assert "null" in found.class_names
+
+
+def test_an_edited_table_is_refused(folder: Path) -> None:
+    table = folder / "manifest.csv"
+    lines = table.read_text().splitlines()
+    lines[1] = lines[1].replace("sitting", "running")
+    table.write_text("\n".join(lines))
+    with pytest.raises(UserError, match=r"manifest.csv was changed after it was prepared"):
+        read_manifest(folder)
+
+
+def test_a_moved_split_is_refused(folder: Path) -> None:
+    table = folder / "manifest.csv"
+    table.write_text(table.read_text().replace(",test\n", ",train\n", 1))
+    with pytest.raises(UserError, match="test_digest"):
+        read_manifest(folder)
+
+
+def test_missing_images_folder_is_named(folder: Path) -> None:
+    summary = json.loads((folder / "dataset.json").read_text())
+    (folder / "dataset.json").write_text(json.dumps({**summary, "root": "/gone/away"}))
+    with pytest.raises(UserError, match="there is no folder /gone/away"):
+        read_manifest(folder)
+
+
+@pytest.mark.parametrize("damage", ["", "{}", "[]", "null", '{"name": 1}'])
+def test_damaged_summary_is_named(folder: Path, damage: str) -> None:
+    (folder / "dataset.json").write_text(damage)
+    with pytest.raises(UserError, match="no readable prepared folder"):
+        read_manifest(folder)
+
+
+def test_missing_summary_field_is_named(folder: Path) -> None:
+    summary = json.loads((folder / "dataset.json").read_text())
+    del summary["split_seed"]
+    (folder / "dataset.json").write_text(json.dumps(summary))
+    with pytest.raises(UserError, match="split_seed"):
+        read_manifest(folder)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [(lambda p: p.unlink(), "is gone"), (lambda p: p.write_bytes(b"x"), "was changed after")],
+)
+def test_changed_images_are_named(raw: Path, change, message: str) -> None:
+    prepare(folder_source(raw, "a test"), raw.parent / "out", Split(test_fraction=0.25))
+    change(raw / "train" / "Image_3.jpg")
+    with pytest.raises(UserError, match=f"Image_3.jpg {message}"):
+        read_manifest(raw.parent / "out")
+
+
+def test_no_test_images_no_test_digest(manifest: Manifest) -> None:
+    untested = replace(manifest, table=manifest.table.assign(split="train"))
+    assert untested.test_digest == "none"
+
+
+def test_digests_ignore_order_and_place_as_promised(manifest: Manifest) -> None:
+    shuffled = replace(manifest, table=manifest.table.sample(frac=1, random_state=0))
+    assert shuffled.dataset_digest == manifest.dataset_digest
+    assert shuffled.test_digest == manifest.test_digest
+    moved = manifest.table.assign(path=lambda t: "other/" + t["path"])
+    assert replace(manifest, table=moved).dataset_digest != manifest.dataset_digest
+    assert replace(manifest, table=moved).test_digest == manifest.test_digest
+    relabelled = manifest.table.assign(label="x" + manifest.table["label"])
+    assert replace(manifest, table=relabelled).test_digest != manifest.test_digest
+
+
+def moved(raw: Path) -> Path:
+    """Prepared in out/, then the images' folder is called another name."""
+    prepare(folder_source(raw, "a test"), raw.parent / "out", Split(test_fraction=0.25))
+    return raw.rename(raw.parent / "elsewhere")
+
+
+def test_moved_images_are_found_by_option(raw: Path) -> None:
+    images = moved(raw)
+    with pytest.raises(UserError, match="say with --images where they lie now"):
+        read_manifest(raw.parent / "out")
+    found = read_manifest(raw.parent / "out", images)
+    assert found.root == images
+    write_manifest(found, raw.parent / "again")
+    assert read_manifest(raw.parent / "again").test_digest == found.test_digest
+
+
+def test_other_images_of_the_same_size_are_refused(raw: Path) -> None:
+    images = moved(raw)
+    file = images / "train" / "Image_3.jpg"
+    file.write_bytes(bytes(len(file.read_bytes())))
+    with pytest.raises(UserError, match=r"Image_3.jpg is not the image that was prepared"):
+        read_manifest(raw.parent / "out", images)

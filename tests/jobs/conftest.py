@@ -1,0 +1,32 @@
+"""A finished training, shared by the tests of the jobs."""
+
+import mlflow
+import pytest
+
+from har.data.manifest import Manifest
+from har.jobs.train import Outcome, build_job, run_training
+from har.recipe import Recipe
+from tests.conftest import tiny_recipe
+
+
+def run_tiny(recipe: Recipe, manifest: Manifest, variant: str = "v3") -> Outcome:
+    trial = build_job(variant, recipe, ("backbone", "epochs"), manifest)
+    return run_training(trial, "har-tests", started=0.0)
+
+
+@pytest.fixture(scope="module")
+def finished(manifest: Manifest, store_uri: str) -> Outcome:
+    """One finished run of v3 that the tests below look at."""
+    from har.models import backbones
+    from har.models.backbones import Backbone
+    from tests.conftest import build_tiny
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(backbones.BACKBONES, "efficientnet-lite0", Backbone(build_tiny, build_tiny))
+        mlflow.set_tracking_uri(store_uri)
+        return run_tiny(tiny_recipe(), manifest)
+
+
+@pytest.fixture
+def run(finished: Outcome, store: str) -> mlflow.entities.Run:
+    return mlflow.get_run(finished.run_id)

@@ -1,0 +1,77 @@
+"""A whole ablation, interrupted and resumed."""
+
+from pathlib import Path
+
+import mlflow
+import numpy as np
+import pandas as pd
+import pytest
+
+from tests.compare.test_ablation import ARGUMENTS
+
+
+def test_the_command_and_again(tiny_raw: Path, store: str, cli) -> None:
+    ends = ("--from", "v4", "--to", "v5", "--precision", "float32", "--experiment", "ablated")
+    result = cli(*ARGUMENTS, *ends, "--data", tiny_raw)
+    assert result.exit_code == 0, result.output
+    for change in ("loader=features", "augmentation=none"):
+        assert result.output.count(f"{change}, added") == 3
+    ids = [mlflow.get_experiment_by_name("ablated").experiment_id]
+    (parent,) = mlflow.search_runs(ids, "tags.job = 'ablate'", output_format="list")
+    children = mlflow.search_runs(ids, "tags.job = 'train'", output_format="list")
+    assert len(children) == 4
+    for child in children:
+        assert child.data.tags["mlflow.parentRunId"] == parent.info.run_id
+        # with another augmentation the test images' features are the same
+        warm = child.data.tags["features"] == "warm"
+        assert (child.data.metrics.get("saved_time_s", 0.0) > 0) is warm
+    assert mlflow.artifacts.load_text(f"runs:/{parent.info.run_id}/ablation.txt") in result.output
+    # all there: nothing is trained again
+    again = cli(*ARGUMENTS, *ends, "--data", tiny_raw)
+    assert again.exit_code == 0, again.output
+    assert len(mlflow.search_runs(ids, "tags.job = 'train'", output_format="list")) == 4
+
+
+def test_features_are_shared_and_their_time_counts_all_the_same(
+    tiny_raw: Path, store: str, cli
+) -> None:
+    """One change between two recipes that train on the same features."""
+    ends = ("--from", "original", "--to", "v1", "--loader", "features", "--experiment", "shared")
+    result = cli(*ARGUMENTS, *ends, "--data", tiny_raw)
+    assert result.exit_code == 0, result.output
+    ids = [mlflow.get_experiment_by_name("shared").experiment_id]
+    (parent,) = mlflow.search_runs(ids, "tags.job = 'ablate'", output_format="list")
+    children = mlflow.search_runs(ids, "tags.job = 'train'", output_format="list")
+    # what the first has computed, the second finds; its time counts for both
+    warm, cold = children
+    assert (cold.data.tags["features"], warm.data.tags["features"]) == ("cold", "warm")
+    before, after = cold.data.metrics, warm.data.metrics
+    assert before["saved_time_s"] == 0 < after["saved_time_s"] < before["extraction_time_s"]
+    table = pd.read_csv(
+        mlflow.artifacts.download_artifacts(f"runs:/{parent.info.run_id}/ablation.csv")
+    )
+    assert sorted(table["kind"]) == ["add", "chain", "leave"]
+    after_s = after["wall_time_s"] + after["saved_time_s"]
+    expected = [[before["wall_time_s"], after_s]] * 3
+    np.testing.assert_allclose(table[["wall_s_before", "wall_s_after"]], expected)
+    assert cli(*ARGUMENTS, *ends, "--data", tiny_raw).exit_code == 0
+    assert len(mlflow.search_runs(ids, "tags.job = 'train'", output_format="list")) == 2
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--from", "v3", "--to", "v3"], "the same"),
+        (["--from", "v2", "--to", "v3"], "the same"),
+        (["--from", "v9"], "v9"),
+        (["--seeds", "0"], "0"),
+        (["--epochs", "-1"], "-1"),
+    ],
+)
+def test_what_cannot_be_ablated(
+    arguments: list[str], said: str, tiny_raw: Path, store: str, cli
+) -> None:
+    before = len(mlflow.search_runs(search_all_experiments=True, output_format="list"))
+    result = cli("ablate", "--data", tiny_raw, *arguments)
+    assert result.exit_code == 2 and said in result.output
+    assert len(mlflow.search_runs(search_all_experiments=True, output_format="list")) == before

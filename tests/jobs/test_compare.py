@@ -1,0 +1,52 @@
+"""The job `compare`, from finished trainings to its run."""
+
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+
+
+@pytest.fixture
+def trained(manifest: Any, store: str, tiny_backbone: None) -> list[str]:
+    from har.jobs.train import build_job, run_training
+    from tests.conftest import tiny_recipe
+
+    recipes = (tiny_recipe(), tiny_recipe(seed=1))
+    trials = [build_job("v3", each, ("backbone",), manifest) for each in recipes]
+    return [run_training(each, "compared", started=0.0).run_id for each in trials]
+
+
+def test_the_command(trained: list[str], cli, tmp_path: Path) -> None:
+    import mlflow
+
+    out = tmp_path / "out"
+    cli("import-notebooks", "--experiment", "compared")
+    result = cli("compare", "--experiment", "compared", "--out", out)
+    assert result.exit_code == 0, result.output
+    assert f"{out}/report.html" in result.output
+    page = (out / "report.html").read_text()
+    assert all(run_id in page for run_id in trained)
+    runs = pd.read_csv(out / "runs.csv")
+    assert len(runs) >= 7 and set(runs["notebook_minutes"]) == {36, 28, 22, 21}
+    (run,) = mlflow.search_runs(
+        search_all_experiments=True, filter_string="tags.job = 'compare'", output_format="list"
+    )
+    logged = {each.path for each in mlflow.MlflowClient().list_artifacts(run.info.run_id)}
+    assert {"report.html", "runs.csv", "figures"} <= logged and run.info.status == "FINISHED"
+    named = cli("compare", trained[0], "--runs", trained[1], "--out", tmp_path / "two")
+    assert named.exit_code == 0 and len(pd.read_csv(tmp_path / "two/runs.csv")) == 2
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["0" * 32, "1" * 32], "cannot be read"),
+        (["--experiment", "nowhere"], "no such experiment: nowhere"),
+        (["--experiment", "Default"], "two finished trainings"),
+    ],
+)
+def test_what_cannot_be_compared(arguments: list[str], said: str, store: str, cli) -> None:
+    result = cli("compare", *arguments)
+    assert result.exit_code == 2 and said in result.output
+    assert not Path("comparison").exists()

@@ -1,0 +1,44 @@
+"""The job `evaluate`: the numbers that training logged, and refusals."""
+
+from dataclasses import asdict, replace
+
+import mlflow
+import pytest
+
+from har.data.manifest import Manifest
+from har.data.splits import Split
+from har.jobs.evaluate import evaluate_logged_model
+from har.serving.load import load_logged_model
+from har.util.errors import UserError
+from tests.jobs.test_train import TEST_METRICS
+
+
+def test_evaluate_gives_the_numbers_that_training_logged(
+    run: mlflow.entities.Run, manifest: Manifest
+) -> None:
+    uri = f"runs:/{run.info.run_id}/model"
+    evaluation, robustness = evaluate_logged_model(load_logged_model(uri), manifest, "har-tests")
+    logged = {name: run.data.metrics[name] for name in TEST_METRICS}
+    assert asdict(evaluation.scores) == logged
+    assert robustness is not None and robustness["accuracy"][0] == logged["accuracy"]
+    (latest,) = mlflow.search_runs(
+        experiment_names=["har-tests"],
+        filter_string=f"tags.evaluated_model = '{uri}'",
+        output_format="list",
+    )
+    assert {k: latest.data.metrics[k] for k in TEST_METRICS} == logged
+    assert latest.info.run_name == "evaluate · v3 · lite0 · 2xCPU"
+    assert latest.data.tags["trained_by"] == run.info.run_id
+    uri = f"runs:/{latest.info.run_id}/evaluation/robustness.csv"
+    assert mlflow.artifacts.load_text(uri) == robustness.to_csv(index=False)
+
+
+def test_a_model_is_not_judged_on_what_it_was_trained_on(
+    run: mlflow.entities.Run, manifest: Manifest
+) -> None:
+    logged = load_logged_model(f"runs:/{run.info.run_id}/model")
+    assert logged.split == Split(test_fraction=0.25, split_seed=0)
+    table = manifest.table.copy()
+    table.loc[table.index[table["split"] == "train"][:2], "split"] = "test"
+    with pytest.raises(UserError, match=r"2 of the \d+ test images .*--test-fraction 0.25"):
+        evaluate_logged_model(logged, replace(manifest, table=table), "har-tests")

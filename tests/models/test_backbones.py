@@ -1,0 +1,128 @@
+"""Backbones, and where their weights come from."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import keras
+import numpy as np
+import pytest
+from keras import layers
+
+from har.models.backbones import BACKBONES, build_backbone, name_weights_by_content
+from har.models.build import build_float32_copy, build_model
+from har.recipe import digest_recipe
+from har.util.errors import UserError
+from tests.conftest import tiny_recipe
+
+IMAGES = np.random.default_rng(0).integers(0, 256, (2, 64, 64, 3)).astype(np.float32)
+
+
+def b0(weights: str):
+    return tiny_recipe(backbone="efficientnetb0", image_size=64, weights=weights)
+
+
+@pytest.fixture(scope="module", params=["b0.h5", "b0.weights.h5"])
+def weights_file(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """As Keras publishes them (the old .h5 layout) and as it saves them today.
+
+    The Normalization layer holds ImageNet's mean and, for a variance, standard deviation.
+    """
+    keras.utils.set_random_seed(0)
+    network = keras.applications.EfficientNetB0(
+        include_top=False, weights=None, input_shape=(64, 64, 3), pooling="avg"
+    )
+    (normalization,) = (x for x in network.layers if isinstance(x, layers.Normalization))
+    mean, deviation = np.array([[0.485, 0.456, 0.406], [0.229, 0.224, 0.225]], np.float32)
+    normalization.set_weights([mean, deviation, np.int64(0)])
+    for layer in network.layers:  # random convolutions alone give features near zero
+        if isinstance(layer, layers.BatchNormalization):
+            gamma, *rest = layer.get_weights()
+            layer.set_weights([gamma * 1.25, *rest])
+    path = tmp_path_factory.mktemp("weights") / request.param
+    network.save_weights(path) if "weights" in path.name else network.save(path)
+    return path
+
+
+@pytest.fixture
+def download(weights_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Keras' download finds that file."""
+    from keras.src.applications import efficientnet
+
+    monkeypatch.setattr(efficientnet.file_utils, "get_file", lambda *a, **k: str(weights_file))
+
+
+def test_every_source_gives_keras_own_imagenet_network(weights_file: Path, download: None) -> None:
+    options = {"include_top": False, "input_shape": (64, 64, 3), "pooling": "avg"}
+    keras_own = keras.applications.EfficientNetB0(weights="imagenet", **options)(IMAGES)
+    scale = np.abs(keras_own).max()
+    assert 1e-3 < scale < 1e3
+    for weights in ("imagenet", str(weights_file)):
+        ours = build_backbone(b0(weights))(IMAGES, training=False)
+        np.testing.assert_allclose(ours, keras_own, rtol=1e-3, atol=1e-4 * scale)
+
+    naive = keras.applications.EfficientNetB0(weights=str(weights_file), **options)(IMAGES)
+    assert np.abs(naive - keras_own).max() > 0.1 * scale
+
+
+@pytest.mark.parametrize("precision", ["float32", "mixed_bfloat16"])
+def test_a_float32_copy_is_the_same_network(download: None, precision: str) -> None:
+    """What is judged and served after training in mixed precision or on several devices."""
+    recipe = replace(b0("imagenet"), precision=precision)
+    model = build_model(recipe, 3)
+    copy = build_float32_copy(model, recipe, 3)
+    tolerance = 1e-6 if precision == "float32" else 0.02
+    np.testing.assert_allclose(copy(IMAGES), model(IMAGES), atol=tolerance)
+    features = build_backbone(b0("imagenet"))(IMAGES).numpy()
+    np.testing.assert_allclose(copy.layers[1](IMAGES), features, atol=1e-5 * features.max())
+
+
+def test_weights_files_are_told_apart_by_content(weights_file: Path, tmp_path: Path) -> None:
+    elsewhere, other = tmp_path / "copy.h5", tmp_path / "other.h5"
+    elsewhere.write_bytes(weights_file.read_bytes())
+    other.write_bytes(weights_file.read_bytes() + b"x")
+    first, same, differs = (
+        digest_recipe(name_weights_by_content(b0(str(path))))
+        for path in (weights_file, elsewhere, other)
+    )
+    assert first == same != differs
+    assert name_weights_by_content(b0("imagenet")) == b0("imagenet")
+
+
+@pytest.mark.parametrize("name", ["efficientnetb0", "efficientnet-lite0"])
+def test_backbones_are_frozen_and_pooled(name: str) -> None:
+    network = build_backbone(tiny_recipe(backbone=name, image_size=64, weights="random"))
+    assert network.trainable_weights == []
+    assert network.output_shape == (None, 1280)
+
+
+def test_every_keras_backbone_is_known() -> None:
+    assert [name for name in BACKBONES if "lite" not in name] == [
+        f"efficientnetb{n}" for n in range(8)
+    ]
+
+
+def test_no_network_names_the_ways_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    from keras.src.applications import efficientnet
+
+    def refuse(*args: object, **kwargs: object) -> None:
+        raise Exception("URL fetch failure: name resolution")
+
+    monkeypatch.setattr(efficientnet.file_utils, "get_file", refuse)
+    with pytest.raises(UserError) as caught:
+        build_backbone(b0("imagenet"))
+    for way in ("name resolution", "--weights FILE", "efficientnet-lite0", "--weights random"):
+        assert way in str(caught.value)
+
+
+def test_missing_weights_file_is_named() -> None:
+    with pytest.raises(UserError, match=r"no such weights file: nowhere.h5"):
+        build_backbone(b0("nowhere.h5"))
+
+
+def test_foreign_weights_file_is_named(tmp_path: Path) -> None:
+    other = keras.Sequential([layers.Input((4,)), layers.Dense(3)])
+    other.save_weights(tmp_path / "other.weights.h5")
+    (tmp_path / "text.h5").write_text("not weights")
+    for name in ("other.weights.h5", "text.h5"):
+        with pytest.raises(UserError, match=rf"{name} does not hold weights of"):
+            build_backbone(b0(str(tmp_path / name)))

@@ -1,0 +1,120 @@
+"""Hardware by name, and what of a recipe it can run."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import keras
+import pytest
+
+from har.models.devices import (
+    Hardware,
+    describe_unused_gpu,
+    find_hardware,
+    fit_to_hardware,
+    format_hardware,
+    precision_policy,
+    short_name,
+)
+from har.recipe import V3, V4, VARIANTS
+from har.util.hardware import peak_memory_mb
+
+
+def hardware(*gpus: str, driver: str = "none") -> Hardware:
+    return Hardware(
+        gpu_names=gpus,
+        compute_capabilities=("6.0",) * len(gpus),
+        driver=driver,
+        cpu="a CPU",
+        cpu_count=2,
+        memory_gb=24.0,
+    )
+
+
+CPU, P100, T4S = hardware(), hardware("Tesla P100-PCIE-16GB"), hardware("Tesla T4", "Tesla T4")
+
+
+@pytest.mark.parametrize(
+    ("name", "short"),
+    [
+        ("Tesla P100-PCIE-16GB", "P100"),
+        ("Tesla T4", "T4"),
+        ("Tesla V100-SXM2-32GB", "V100"),
+        ("NVIDIA A100-SXM4-80GB", "A100"),
+        ("NVIDIA A100 80GB PCIe", "A100"),
+        ("NVIDIA H100 80GB HBM3", "H100"),
+        ("NVIDIA L4", "L4"),
+        ("NVIDIA GeForce RTX 4090", "RTX4090"),
+        ("", "GPU"),
+    ],
+)
+def test_short_names(name: str, short: str) -> None:
+    assert short_name(name) == short
+
+
+def test_tags_count_the_devices_in_use() -> None:
+    assert format_hardware(CPU, 1) == "1xCPU"
+    assert format_hardware(CPU, 2) == "2xCPU"
+    assert format_hardware(P100, 1) == "1xP100"
+    assert format_hardware(T4S, 2) == "2xT4"
+    assert format_hardware(T4S, 1) == "1xT4"
+    assert format_hardware(hardware("Tesla T4", "NVIDIA L4"), 2) == "1xT4+1xL4"
+    assert (CPU.gpu_type, P100.gpu_type, T4S.gpu_type) == ("none", "P100", "T4")
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_on_a_gpu_everything_runs_as_asked(variant: str) -> None:
+    assert fit_to_hardware(VARIANTS[variant], (), P100) == (VARIANTS[variant], [])
+
+
+def test_without_a_gpu_what_the_variant_says_gives_way_with_a_warning() -> None:
+    used, warnings = fit_to_hardware(V4, (), CPU)
+    assert (used.backbone, used.precision) == ("efficientnet-lite0", "float32")
+    assert warnings == [
+        "no GPU: using backbone efficientnet-lite0 and precision float32"
+        " (to insist: --backbone efficientnetb7 --precision mixed_float16)"
+    ]
+    assert fit_to_hardware(VARIANTS["v3"], {"backbone"}, CPU)[1] == []
+
+
+def test_what_the_user_typed_is_obeyed() -> None:
+    assert fit_to_hardware(V4, {"backbone", "precision"}, CPU) == (V4, [])
+    from_file = replace(V3, weights="b7.h5")
+    assert fit_to_hardware(from_file, {"weights"}, CPU) == (from_file, [])
+
+
+def test_a_driver_without_cuda_libraries_is_pointed_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert describe_unused_gpu(hardware(driver="580.95")) == []  # hidden on purpose, by conftest
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES")
+    (line,) = describe_unused_gpu(hardware(driver="580.95"))
+    assert "580.95" in line and "pip install 'tensorflow[and-cuda]'" in line
+    assert describe_unused_gpu(CPU) == [] == describe_unused_gpu(hardware("Tesla T4", driver="580"))
+
+
+def test_this_machine_is_described() -> None:
+    found = find_hardware()
+    assert found.num_gpus == 0 and found.cpu and found.cpu_count >= 1 and found.memory_gb > 0.5
+    assert 50 < peak_memory_mb() < 1e6
+
+
+def test_policy_is_put_back_even_on_an_error() -> None:
+    with pytest.raises(RuntimeError), precision_policy("mixed_bfloat16"):
+        assert keras.config.dtype_policy().name == "mixed_bfloat16"
+        raise RuntimeError
+    assert keras.config.dtype_policy().name == "float32"
+
+
+def test_free_memory_is_the_machines_or_what_the_container_leaves(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(hardware, "CONTROL_GROUP", tmp_path)
+    machine = hardware.free_memory()
+    assert machine > 0
+    for name, text in {
+        "memory.max": "3000",
+        "memory.current": "2500",
+        "memory.stat": "anon 2000\ninactive_file 400\n",
+    }.items():
+        (tmp_path / name).write_text(text)
+    assert hardware.free_memory() == 900
+    (tmp_path / "memory.max").write_text("max\n")
+    assert hardware.free_memory() == pytest.approx(machine, rel=0.2)

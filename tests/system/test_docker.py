@@ -1,0 +1,674 @@
+"""What docker/ says, run without Docker: linted, checked against schemas, and its very commands
+executed in empty virtual environments; nginx in front of a stub and of the real model server.
+"""
+
+import base64
+import http.client
+import json
+import os
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+import threading
+import time
+import tomllib
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field, replace
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any, NamedTuple
+
+import mlflow
+import pytest
+import yaml
+from mlflow.cli import server as mlflow_server
+from mlflow.models.cli import commands as mlflow_models
+from packaging.requirements import Requirement
+
+from har.inference.classifier import CLASSIFIER_FOLDER, Classifier, load_classifier, save_classifier
+from har.inference.runtimes import RUNTIMES
+from har.models import backbones
+from har.models.backbones import Backbone
+from har.models.build import build_model
+from har.serving.package import SERVING_PACKAGES, log_classifier
+from tests.conftest import CLASSES, PATH, build_tiny, free_port, serving, tiny_recipe, write_images
+
+ROOT = Path(__file__).parents[2]
+
+
+DOCKER = ROOT / "docker"
+
+
+DOCKERFILES = ("Dockerfile", "Dockerfile.serve")
+
+
+PINNED_IMAGE = r"[a-z/]+:\d+\.\d+(\.\d+)?-[a-z-]+"
+
+
+NGINX = shutil.which("nginx", path=f"{PATH}{os.pathsep}/usr/sbin")
+
+
+needs_nginx = pytest.mark.skipif(NGINX is None, reason="nginx is not installed")
+
+
+def instructions(name: str) -> list[tuple[str, str]]:
+    """A Dockerfile's instructions in order: ("RUN", "pip install ..."), continuations joined."""
+    lines = [line for line in (DOCKER / name).read_text().splitlines() if not line.startswith("#")]
+    joined = re.sub(r"\\\n\s*", "", "\n".join(lines))
+    return [
+        (word, rest) for word, _, rest in (x.partition(" ") for x in joined.split("\n")) if word
+    ]
+
+
+def words(name: str, instruction: str) -> list[str]:
+    """The JSON list of an instruction that stands in a Dockerfile once."""
+    (rest,) = (rest for word, rest in instructions(name) if word == instruction)
+    return json.loads(rest[rest.index("[") :])
+
+
+def compose() -> dict[str, Any]:
+    return yaml.safe_load((DOCKER / "compose.yaml").read_text())
+
+
+def lock() -> dict[str, str]:
+    """Name to version of every package in the images."""
+    lines = (DOCKER / "requirements.txt").read_text().splitlines()
+    pairs = [line.split("==") for line in lines if not line.startswith("#")]
+    return dict(pairs)
+
+
+def run(*command: str | Path, **where: Any) -> subprocess.CompletedProcess:
+    return subprocess.run(command, check=False, capture_output=True, text=True, **where)
+
+
+def tool(name: str) -> str:
+    """The path of a linter that the extra `dev` brings."""
+    found = shutil.which(name, path=PATH)
+    if found is None:
+        pytest.skip(f"{name} is not installed")
+    return found
+
+
+@pytest.mark.parametrize("name", DOCKERFILES)
+def test_hadolint_finds_nothing(name: str) -> None:
+    done = run(tool("hadolint"), DOCKER / name)
+    assert (done.returncode, done.stdout) == (0, "")
+
+
+def test_compose_file_meets_the_specification() -> None:
+    schema = ("--builtin-schema", "vendor.compose-spec")
+    done = run(tool("check-jsonschema"), *schema, DOCKER / "compose.yaml")
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+@pytest.mark.parametrize("name", DOCKERFILES)
+def test_image_is_pinned_without_root_secrets_or_caches(name: str) -> None:
+    steps = instructions(name)
+    kinds = [kind for kind, _ in steps]
+    assert kinds.count("FROM") == 1 and re.fullmatch(PINNED_IMAGE, dict(steps)["FROM"])
+    assert kinds.count("HEALTHCHECK") == 1 and kinds.count("CMD") == 1
+    # a number, so that a cluster can see that it is not root; nothing is built as that user
+    user = kinds.index("USER")
+    assert steps[user][1] == "1000" and "RUN" not in kinds[user:]
+    installs = [rest for kind, rest in steps if kind == "RUN" and "install " in rest]
+    for line in [line for line in installs if line.startswith("pip ")]:
+        assert "--no-cache-dir" in line
+        assert "--only-binary :all:" in line or "--no-deps" in line
+    text = (DOCKER / name).read_text()
+    assert not re.search(r"apt|curl|gcc|://(?!127\.0\.0\.1|HOST)|secret|password|token|key", text)
+
+
+@pytest.mark.parametrize("name", DOCKERFILES)
+def test_only_what_is_copied_is_sent_to_the_builder(name: str) -> None:
+    copied = {
+        source
+        for kind, rest in instructions(name)
+        if kind == "COPY"
+        for source in rest.split()[:-1]
+    }
+    lines = (DOCKER / f"{name}.dockerignore").read_text().splitlines()
+    assert "*" in lines and {line[1:] for line in lines if line.startswith("!")} == copied
+    assert all((ROOT / source).exists() for source in copied)
+
+
+def test_packages_come_before_the_code() -> None:
+    steps = instructions("Dockerfile")
+    install = next(i for i, (_, rest) in enumerate(steps) if "--requirement" in rest)
+    code = next(i for i, (kind, rest) in enumerate(steps) if kind == "COPY" and "har" in rest)
+    assert install < code
+
+
+def test_pinned_versions_are_those_pyproject_allows() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    pinned, extras = lock(), project["optional-dependencies"]
+    for line in (*project["dependencies"], *extras["cuda"], *extras["openvino"]):
+        needed = Requirement(line)
+        version = pinned.get(needed.name, "none")
+        assert version != "none" and needed.specifier.contains(version), (
+            f"{needed} is pinned to {version}: do what docker/requirements.txt says at its top"
+        )
+    assert any(name.startswith("nvidia-cudnn") for name in pinned)
+
+
+def test_serving_image_installs_just_what_a_model_pins() -> None:
+    (line,) = (rest for kind, rest in instructions("Dockerfile.serve") if rest.startswith("pip "))
+    runtimes = [name for runtime in RUNTIMES.values() for name in runtime.packages]
+    assert line.split("requirements.txt ")[1].split() == [*SERVING_PACKAGES, *runtimes]
+    assert "--constraint requirements.txt" in line
+
+
+def test_commands_are_ones_that_mlflow_knows() -> None:
+    serve = words("Dockerfile.serve", "CMD")
+    assert serve[:3] == ["mlflow", "models", "serve"]
+    context = mlflow_models.commands["serve"].make_context("serve", serve[3:])
+    assert context.params["model_uri"] == "models:/har@champion"
+    assert (context.params["env_manager"], context.params["port"]) == ("local", 5001)
+    track = compose()["services"]["mlflow"]["command"]
+    assert track[:2] == ["mlflow", "server"]
+    context = mlflow_server.make_context("server", track[2:])
+    assert context.params["workers"] == "1" and context.params["serve_artifacts"]
+
+
+def test_compose_opens_nothing_to_other_machines() -> None:
+    services = compose()["services"]
+    assert set(services) == {"mlflow", "model-server", "proxy"}
+    # only the proxy leads to the model server
+    assert "ports" not in services["model-server"]
+    for service in services.values():
+        assert all(port.startswith("127.0.0.1:") for port in service.get("ports", []))
+        assert service["cap_drop"] == ["ALL"] and "restart" in service
+    assert re.fullmatch(PINNED_IMAGE, services["proxy"]["image"])
+    assert services["proxy"]["user"].split(":")[0] != "0"
+
+
+def test_parts_of_compose_fit_together() -> None:
+    services = compose()["services"]
+    tracking = services["model-server"]["environment"]["MLFLOW_TRACKING_URI"]
+    hosts = next(w for w in services["mlflow"]["command"] if w.startswith("--allowed-hosts="))
+    assert tracking.removeprefix("http://") in hosts
+    assert services["mlflow"]["volumes"] == ["mlflow:/mlflow"]
+    assert "mlflow" in compose()["volumes"]
+    port = dict(instructions("Dockerfile.serve"))["EXPOSE"]
+    assert f"set $model_server model-server:{port};" in (DOCKER / "nginx.conf").read_text()
+    assert f":{port}/ping" in words("Dockerfile.serve", "HEALTHCHECK")[-1]
+    for service in services.values():
+        if "build" in service:
+            assert (DOCKER / service["build"]["context"] / service["build"]["dockerfile"]).is_file()
+
+
+def test_readme_names_files_and_services_that_exist() -> None:
+    lines = (ROOT / "README.md").read_text().splitlines()
+    for line in [each for each in lines if each.startswith("docker ")]:
+        for file in re.findall(r"(?<= -f )\S+", line):
+            assert (ROOT / file).is_file(), line
+        service = re.search(r"compose .*(?:up|restart)(?: --\S+)* ([a-z][a-z-]*)", line)
+        assert service is None or service[1] in compose()["services"], line
+
+
+class Answer(NamedTuple):
+    status: int
+    headers: dict[str, str]
+    text: str
+
+    @property
+    def error_code(self) -> str:
+        """Of an error in JSON; nothing else must leave the proxy."""
+        assert self.headers["content-type"] == "application/json"
+        assert "Traceback" not in self.text and "/site-packages/" not in self.text
+        error = json.loads(self.text)
+        assert set(error) == {"error_code", "message"}
+        return error["error_code"]
+
+
+def send(
+    address: str,
+    path: str = "/invocations",
+    *,
+    body: Any = None,
+    content_type: str | None = "application/json",
+    method: str = "",
+) -> Answer:
+    """A request as it is, without what urllib adds to one."""
+    connection = http.client.HTTPConnection(address.removeprefix("http://"), timeout=120)
+    headers = {"Content-Type": content_type} if content_type else {}
+    try:
+        connection.request(method or ("POST" if body else "GET"), path, body, headers)
+        answer = connection.getresponse()
+        names = {name.lower(): value for name, value in answer.getheaders()}
+        return Answer(answer.status, names, answer.read().decode())
+    finally:
+        connection.close()
+
+
+class Stub(BaseHTTPRequestHandler):
+    """Answers with the status that the body names; to 0 only when it is released."""
+
+    protocol_version = "HTTP/1.1"
+    arrived, released = threading.Event(), threading.Event()
+
+    def do_POST(self) -> None:
+        data = self.rfile.read(int(self.headers["Content-Length"]))
+        status = int(data) if data.isdigit() else 200
+        if status == 0:
+            self.arrived.set()
+            self.released.wait(60)
+        body = (
+            data if status in (0, 200) else b"Traceback (most recent call last): /site-packages/x"
+        )
+        # the proxy may have hung up
+        with suppress(ConnectionError):
+            self.answer(status or 200, body)
+
+    def do_GET(self) -> None:
+        self.answer(200, b"ok")
+
+    def answer(self, status: int, body: bytes) -> None:
+        self.send_response(status)
+        self.send_header("Content-Type", "application/json" if status == 200 else "text/plain")
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, *_: object) -> None:
+        """Say nothing."""
+
+
+@pytest.fixture(scope="module")
+def stub() -> Iterator[int]:
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Stub)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield server.server_port
+    server.shutdown()
+    server.server_close()
+
+
+@contextmanager
+def held_up() -> Iterator[None]:
+    """The stub lets requests of 0 wait until the block ends."""
+    Stub.arrived.clear()
+    Stub.released.clear()
+    try:
+        yield
+    finally:
+        Stub.released.set()
+
+
+@contextmanager
+def proxy(upstream: int, **changes: str) -> Iterator[str]:
+    """The real nginx with docker/nginx.conf, as a user without rights, before a local port.
+
+    `changes` are directives to set otherwise, so that a test need not wait a minute.
+    """
+    assert NGINX is not None
+    port = free_port()
+    # not tmp_path, which only its owner may enter
+    with TemporaryDirectory() as name:
+        folder = Path(name)
+        conf = (DOCKER / "nginx.conf").read_text().replace("/tmp/", f"{folder}/")
+        conf = conf.replace("listen 8080", f"listen 127.0.0.1:{port}")
+        conf = conf.replace("model-server:5001", f"127.0.0.1:{upstream}")
+        for directive, value in changes.items():
+            conf, count = re.subn(rf"\b{directive} [^;]+;", f"{directive} {value};", conf)
+            assert count == 1, directive
+        (folder / "nginx.conf").write_text(conf)
+        (folder / "log").touch()
+        nobody: dict[str, Any] = {}
+        if os.geteuid() == 0:
+            for path in (folder, *folder.iterdir()):
+                os.chown(path, 65534, 65534)
+            nobody = {"user": 65534, "group": 65534, "extra_groups": []}
+        command = [NGINX, "-c", folder / "nginx.conf", "-g", "daemon off;"]
+        with (folder / "log").open("w") as log:
+            process = subprocess.Popen(command, stdout=log, stderr=log, **nobody)
+        try:
+            wait_until_answers(f"127.0.0.1:{port}", process, folder / "log")
+            yield f"http://127.0.0.1:{port}"
+        finally:
+            process.terminate()
+            process.wait(timeout=30)
+
+
+def wait_until_answers(address: str, process: subprocess.Popen, log: Path) -> None:
+    for _ in range(150):
+        assert process.poll() is None, log.read_text()
+        try:
+            send(address, "/nowhere")
+            return
+        except OSError:
+            time.sleep(0.2)
+    pytest.fail(f"no answer: {log.read_text()}")
+
+
+@pytest.fixture(scope="module")
+def before_stub(stub: int) -> Iterator[str]:
+    with proxy(stub) as address:
+        yield address
+
+
+MEGABYTE = 1_000_000
+
+
+REFUSED = {
+    "no content type": ({"body": "{}", "content_type": None}, 415, "UNSUPPORTED_MEDIA_TYPE"),
+    "CSV": ({"body": "image\nx\n", "content_type": "text/csv"}, 415, "UNSUPPORTED_MEDIA_TYPE"),
+    "parquet": (
+        {"body": "PAR1", "content_type": "application/vnd.apache.parquet"},
+        415,
+        "UNSUPPORTED_MEDIA_TYPE",
+    ),
+    "almost JSON": (
+        {"body": "{}", "content_type": "application/jsonlines"},
+        415,
+        "UNSUPPORTED_MEDIA_TYPE",
+    ),
+    "30 MB": ({"body": b" " * 30 * MEGABYTE}, 413, "TOO_LARGE"),
+    "30 MB in pieces": ({"body": [b" " * MEGABYTE] * 30}, 413, "TOO_LARGE"),
+    "GET": ({}, 405, "METHOD_NOT_ALLOWED"),
+    "PUT": ({"method": "PUT", "body": "{}"}, 405, "METHOD_NOT_ALLOWED"),
+    "POST to /ping": ({"path": "/ping", "body": "{}"}, 405, "METHOD_NOT_ALLOWED"),
+    "a body with GET": (
+        {"path": "/ping", "method": "GET", "body": b" " * MEGABYTE},
+        413,
+        "TOO_LARGE",
+    ),
+    "the server's own pages": ({"path": "/docs"}, 404, "NOT_FOUND"),
+    "an unknown path": ({"path": "/invocations/x"}, 404, "NOT_FOUND"),
+    "its page of errors": ({"path": "/error"}, 404, "NOT_FOUND"),
+    "a path that is none": ({"path": "/%zz"}, 400, "BAD_REQUEST"),
+    "a long path": ({"path": "/" + "x" * 40_000}, 414, "ERROR"),
+    "a long header": ({"path": "/ping", "content_type": "x" * 40_000}, 400, "BAD_REQUEST"),
+}
+
+
+@needs_nginx
+@pytest.mark.parametrize("name", REFUSED)
+def test_proxy_refuses_in_json(before_stub: str, name: str) -> None:
+    request, status, error_code = REFUSED[name]
+    answer = send(before_stub, **request)
+    assert (answer.status, answer.error_code) == (status, error_code)
+    assert answer.headers["server"] == "nginx"  # and no version
+    expected = {"/invocations": "POST", "/ping": "GET"}.get(request.get("path", "/invocations"))
+    assert answer.headers.get("allow") == (expected if status == 405 else None)
+
+
+@needs_nginx
+@pytest.mark.parametrize("content_type", ["application/json", "application/json; charset=utf-8"])
+def test_proxy_lets_json_through_unchanged(before_stub: str, content_type: str) -> None:
+    for body in ('{"é": 1}', json.dumps("x" * 20 * MEGABYTE)):
+        answer = send(before_stub, body=body.encode(), content_type=content_type)
+        assert (answer.status, answer.text) == (200, body)
+    for path in ("/ping", "/health", "/version"):
+        assert send(before_stub, path)[::2] == (200, "ok")
+
+
+@needs_nginx
+@pytest.mark.parametrize("status", [400, 404, 405, 415, 422, 500, 502, 503, 504])
+def test_proxy_keeps_the_servers_error_to_itself(before_stub: str, status: int) -> None:
+    answer = send(before_stub, body=str(status))
+    assert answer.status == status and answer.error_code
+
+
+@needs_nginx
+def test_proxy_without_a_model_server_says_so() -> None:
+    with proxy(free_port()) as address:
+        answer = send(address, body="{}")
+    assert (answer.status, answer.error_code) == (502, "UNAVAILABLE")
+
+
+@needs_nginx
+def test_proxy_ends_what_takes_too_long(stub: int) -> None:
+    limits = {"proxy_read_timeout": "1s", "client_body_timeout": "1s"}
+    with held_up(), proxy(stub, **limits) as address:
+        answer = send(address, body="0")
+        assert (answer.status, answer.error_code) == (504, "TIMEOUT")
+        # a client that never sends its body: nginx hangs up
+        slow = http.client.HTTPConnection(address.removeprefix("http://"), timeout=30)
+        slow.putrequest("POST", "/invocations")
+        slow.putheader("Content-Type", "application/json")
+        slow.putheader("Content-Length", "10")
+        slow.endheaders()
+        with pytest.raises(http.client.RemoteDisconnected):
+            slow.getresponse()
+
+
+@needs_nginx
+def test_proxy_limits_what_one_client_may_ask_at_once(stub: int) -> None:
+    with proxy(stub, limit_conn="clients 1") as address, ThreadPoolExecutor() as pool:
+        with held_up():
+            first = pool.submit(send, address, body="0")
+            assert Stub.arrived.wait(30)
+            second = send(address, body="{}")
+        assert (second.status, second.error_code) == (429, "TOO_MANY_REQUESTS")
+        assert first.result().status == 200
+
+
+@dataclass(frozen=True, kw_only=True)
+class Served:
+    """A registered champion, and the same classifier in this process."""
+
+    classifier: Classifier
+    photos: list[bytes] = field(repr=False)
+
+    def body(self) -> str:
+        rows = [[base64.b64encode(data).decode()] for data in (*self.photos, b"junk")]
+        return json.dumps({"dataframe_split": {"columns": ["image"], "data": rows}})
+
+    def check(self, answer: Answer) -> None:
+        """Equal to what this process computes."""
+        assert answer.status == 200
+        rows = json.loads(answer.text)["predictions"]
+        expected = self.classifier.classify([*self.photos, b"junk"])
+        assert [row["label"] for row in rows] == [row["label"] for row in expected]
+        assert [row["error"] for row in rows] == [row["error"] for row in expected]
+        assert [row["probability"] for row in rows[:-1]] == pytest.approx(
+            [row["probability"] for row in expected[:-1]], rel=1e-5
+        )
+
+
+def register_champion(store: str, folder: Path) -> Served:
+    """An untrained tiny classifier, logged as a trained one is."""
+    images = write_images(folder / "images", per_class=2)
+    recipe = tiny_recipe(resize="bicubic")
+    with pytest.MonkeyPatch.context() as patch:
+        tiny = Backbone(build_tiny, build_tiny)
+        patch.setitem(backbones.BACKBONES, "efficientnet-lite0", tiny)
+        save_classifier(folder / CLASSIFIER_FOLDER, build_model(recipe, 3), CLASSES, recipe)
+    classifier = load_classifier(folder / CLASSIFIER_FOLDER)
+    before = mlflow.get_tracking_uri()
+    mlflow.set_tracking_uri(store)
+    with mlflow.start_run():
+        model_id = log_classifier(folder / CLASSIFIER_FOLDER)
+    version = mlflow.register_model(f"models:/{model_id}", "har").version
+    mlflow.MlflowClient().set_registered_model_alias("har", "champion", version)
+    mlflow.set_tracking_uri(before)
+    photos = [path.read_bytes() for path in sorted((images / "train").iterdir())]
+    return Served(classifier=classifier, photos=photos)
+
+
+@pytest.fixture(scope="module")
+def stock(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, Served]]:
+    """`mlflow models serve` as the image starts it, from this environment."""
+    folder = tmp_path_factory.mktemp("stock")
+    # artifacts lie beside the working folder of who logs them
+    store = f"sqlite:///{folder}/mlflow.db"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        served = register_champion(store, folder)
+    command = words("Dockerfile.serve", "CMD")
+    away = {"MLFLOW_TRACKING_URI": store, "PYTHONSAFEPATH": "1"}
+    with serving(command, free_port(), folder / "log", **away) as address:
+        yield address, served
+
+
+@pytest.fixture(scope="module")
+def before_stock(stock: tuple[str, Served]) -> Iterator[str]:
+    with proxy(int(stock[0].rpartition(":")[2])) as address:
+        yield address
+
+
+@pytest.mark.slow
+@needs_nginx
+def test_answers_are_equal_through_the_proxy(stock: tuple[str, Served], before_stock: str) -> None:
+    address, served = stock
+    for each in (address, before_stock):
+        served.check(send(each, body=served.body()))
+        assert send(each, "/version").text == mlflow.__version__
+        assert send(each, "/health").status == send(each, "/ping").status == 200
+
+
+def one_column(data: str) -> str:
+    return json.dumps({"dataframe_split": {"columns": ["image"], "data": [[data]]}})
+
+
+# What the stock server answers by itself, and what the proxy makes of it.
+BADLY_DONE = {
+    "no content type": ({"body": "{}", "content_type": None}, 500, 415),
+    "CSV": ({"body": b"\xff", "content_type": "text/csv"}, 400, 415),
+    "parquet": ({"body": "junk", "content_type": "application/vnd.apache.parquet"}, 400, 415),
+    "no JSON": ({"body": "{"}, 400, 400),
+    "deep JSON": ({"body": "[" * 100_000}, 500, 500),
+    "malformed base64": ({"body": one_column("abc")}, 400, 400),
+    "30 MB": ({"body": one_column("A" * 30 * MEGABYTE)}, 200, 413),
+    "GET": ({}, 405, 405),
+    "its own documentation": ({"path": "/docs"}, 200, 404),
+}
+
+
+@pytest.mark.slow
+@needs_nginx
+@pytest.mark.parametrize("name", BADLY_DONE)
+def test_proxy_shuts_off_what_the_stock_server_does_badly(
+    stock: tuple[str, Served], before_stock: str, name: str
+) -> None:
+    request, alone, behind = BADLY_DONE[name]
+    by_itself = send(stock[0], **request)
+    assert by_itself.status == alone
+    assert ("Traceback" in by_itself.text) == (name == "parquet")
+    answer = send(before_stock, **request)
+    assert answer.status == behind and answer.error_code
+
+
+@dataclass(frozen=True, kw_only=True)
+class Image:
+    """What a Dockerfile makes, in a folder: `environment` starts its commands in `folder`."""
+
+    folder: Path
+    environment: dict[str, str]
+
+    def run(self, *command: str) -> subprocess.CompletedProcess:
+        # an earlier test's store is none of the image's
+        around = {k: v for k, v in os.environ.items() if not k.startswith("MLFLOW_")}
+        return run(*command, cwd=self.folder, env={**around, **self.environment})
+
+
+# These need root and touch the machine: they are read here, not run.
+OF_THE_SYSTEM = {
+    "useradd --create-home --uid 1000 har",
+    "useradd --create-home --uid 1000 har && install --directory --owner har /mlflow",
+}
+
+
+def build(name: str, root: Path) -> Image:
+    """Do what a Dockerfile says, instruction by instruction, with `root` for the file system."""
+    if sys.version_info[:2] != (3, 11):
+        pytest.skip("the images have Python 3.11")
+    subprocess.run([sys.executable, "-m", "venv", root / "venv"], check=True)
+    image = Image(folder=root, environment={"PATH": f"{root}/venv/bin{os.pathsep}/usr/bin:/bin"})
+    for kind, rest in instructions(name):
+        if kind == "WORKDIR":
+            image = replace(image, folder=root / rest.lstrip("/"))
+            image.folder.mkdir(parents=True, exist_ok=True)
+        elif kind == "ENV":
+            pairs = dict(pair.split("=", 1) for pair in shlex.split(rest))
+            image = replace(image, environment={**image.environment, **pairs})
+        elif kind == "COPY":
+            copy(rest.split(), image.folder)
+        elif kind == "RUN" and rest not in OF_THE_SYSTEM:
+            assert rest.startswith("pip install ")
+            done = image.run("bash", "-c", rest)
+            assert done.returncode == 0, done.stderr
+        else:
+            known = {"FROM", "RUN", "USER", "EXPOSE", "HEALTHCHECK", "ENTRYPOINT", "CMD"}
+            assert kind in known
+    return image
+
+
+def copy(paths: list[str], folder: Path) -> None:
+    """COPY as Docker does it: a folder's content goes into the target."""
+    *sources, target = paths
+    for source in sources:
+        if (ROOT / source).is_dir():
+            ignored = shutil.ignore_patterns("__pycache__")
+            shutil.copytree(ROOT / source, folder / target, ignore=ignored, dirs_exist_ok=True)
+        else:
+            shutil.copy(ROOT / source, folder / target)
+
+
+@pytest.mark.slow
+def test_training_image_trains(tmp_path: Path) -> None:
+    """Downloads TensorFlow's CUDA libraries: several GB."""
+    image = build("Dockerfile", tmp_path)
+    (har,) = words("Dockerfile", "ENTRYPOINT")
+    shown = image.run(har, *words("Dockerfile", "CMD"))
+    assert shown.returncode == 0 and "Usage: har" in shown.stdout
+    assert image.run("pip", "check").returncode == 0
+    listed = image.run("pip", "list", "--format", "freeze").stdout
+    assert f"nvidia-cudnn-cu12=={lock()['nvidia-cudnn-cu12']}" in listed
+    small = ("--image-size", "32", "--epochs", "1", "--backbone", "efficientnet-lite0")
+    trained = image.run(har, "run", "--data", "sample", *small)
+    assert trained.returncode == 0, trained.stderr
+    assert "v3" in trained.stdout and (image.folder / "mlflow.db").exists()
+
+
+@pytest.mark.slow
+@needs_nginx
+def test_serving_image_serves_the_champion_behind_the_proxy(tmp_path: Path) -> None:
+    image = build("Dockerfile.serve", tmp_path)
+    assert image.run("pip", "check").returncode == 0
+    assert image.run("python", "-c", "import har").returncode != 0
+    services = compose()["services"]
+    port = free_port()
+    track = [
+        word.replace(":5000", f":{port}").replace("/mlflow/", f"{tmp_path}/mlflow/")
+        for word in services["mlflow"]["command"]
+    ]
+    (tmp_path / "mlflow").mkdir()
+    around = {**image.environment, **services["mlflow"]["environment"]}
+    with serving(track, port, tmp_path / "track.log", **around) as store:
+        assert health(image, services["mlflow"]["healthcheck"]["test"][1:], "5000", port)
+        assert status_for_host(store, "mlflow") == 200
+        assert status_for_host(store, "foreign.example") == 403
+        served = register_champion(store, tmp_path)
+        serve_behind_proxy(image, store, served, tmp_path)
+
+
+def serve_behind_proxy(image: Image, store: str, served: Served, folder: Path) -> None:
+    port, around = free_port(), {**image.environment, "MLFLOW_TRACKING_URI": store}
+    ask = words("Dockerfile.serve", "HEALTHCHECK")
+    assert not health(image, ask, "5001", port)
+    command = words("Dockerfile.serve", "CMD")
+    log = folder / "serve.log"
+    with serving(command, port, log, **around), proxy(port) as address:
+        assert health(image, ask, "5001", port)
+        served.check(send(address, body=served.body()))
+    # the image's versions are those the model was judged with
+    assert "mismatch" not in log.read_text()
+
+
+def health(image: Image, command: list[str], written: str, port: int) -> bool:
+    """A health check of the files, asked of another port."""
+    moved = [word.replace(f":{written}/", f":{port}/") for word in command]
+    assert moved != command
+    return image.run(*moved).returncode == 0
+
+
+def status_for_host(address: str, host: str) -> int:
+    connection = http.client.HTTPConnection(address.removeprefix("http://"), timeout=30)
+    path = "/api/2.0/mlflow/experiments/get?experiment_id=0"
+    connection.request("GET", path, headers={"Host": f"{host}:{address.rpartition(':')[2]}"})
+    return connection.getresponse().status

@@ -1,0 +1,221 @@
+"""The product as its users start it: the real `mlflow run`, a real tracking server over HTTP,
+the real `mlflow models serve`.
+"""
+
+import base64
+import json
+import os
+import signal
+import subprocess
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from io import StringIO
+from pathlib import Path
+
+import mlflow
+import pandas as pd
+import pytest
+from mlflow import MlflowClient
+
+from tests.conftest import PATH, free_port, serving, write_images
+
+ROOT = Path(__file__).parents[2]
+
+
+EXPERIMENT = "har-mlproject"
+
+
+TINY = {"image-size": 32, "batch-size": 4, "epochs": 1, "test-fraction": 0.25}
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    folder = tmp_path_factory.mktemp("server")
+    store = f"sqlite:///{folder}/mlflow.db"
+    command = ["mlflow", "server", "--backend-store-uri", store, "--workers", "1"]
+    command += ["--artifacts-destination", str(folder / "artifacts")]
+    quiet = {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
+    before = mlflow.get_tracking_uri()
+    with serving(command, free_port(), folder / "log", **quiet) as address:
+        mlflow.set_tracking_uri(address)
+        yield address
+    mlflow.set_tracking_uri(before)
+
+
+@pytest.fixture(scope="module")
+def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    # a space in the name: quoting is mlflow's and ours to get right
+    return write_images(tmp_path_factory.mktemp("mlproject") / "my images")
+
+
+def mlflow_run(server: str, **parameters: object) -> subprocess.Popen:
+    # mlflow leaves the experiment of this process's runs in its environment
+    outside = {k: v for k, v in os.environ.items() if not k.startswith("MLFLOW_EXPERIMENT")}
+    pairs = [f"-P{name}={value}" for name, value in parameters.items()]
+    return subprocess.Popen(
+        ["mlflow", "run", ROOT, "--env-manager", "local", "--experiment-name", EXPERIMENT, *pairs],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**outside, "PATH": PATH, "MLFLOW_TRACKING_URI": server},
+        start_new_session=True,
+    )
+
+
+def latest_run() -> mlflow.entities.Run:
+    (run,) = mlflow.search_runs(experiment_names=[EXPERIMENT], max_results=1, output_format="list")
+    return run
+
+
+@pytest.fixture(scope="module")
+def finished(server: str, images: Path) -> mlflow.entities.Run:
+    process = mlflow_run(server, variant="v4", data=images, precision="mixed_bfloat16", **TINY)
+    out, err = process.communicate(timeout=300)
+    assert process.returncode == 0, err
+    run = latest_run()
+    assert run.info.run_id in out and "v4" in out
+    return run
+
+
+def test_mlflow_run_records_one_finished_run(finished: mlflow.entities.Run, images: Path) -> None:
+    assert finished.info.status == "FINISHED"
+    params = finished.data.params
+    # as mlflow logged them, from what was typed
+    assert (params["variant"], params["data"].strip("'")) == ("v4", str(images))
+    assert params["image-size"] == "32"
+    # as we logged them
+    assert params["precision"] == params["used.precision"] == "mixed_bfloat16"
+    assert params["recipe.image_size"] == "32" and params["backbone"] == "efficientnetb7"
+    assert params["used.backbone"] == "efficientnet-lite0"
+    assert "accuracy" in finished.data.metrics and "val_accuracy" in finished.data.metrics
+    assert finished.info.run_name == "v4 · lite0 · 1xCPU"
+    assert len(mlflow.search_runs(experiment_names=[EXPERIMENT], output_format="list")) == 1
+
+
+@pytest.mark.parametrize(
+    ("parameters", "message"),
+    [
+        ({"variant": "v9"}, "'v9' is not one of"),
+        ({"epochz": 3}, "No such option '--epochz'"),
+        ({"data": "/no/such folder"}, "no such folder: /no/such folder"),
+        ({"epochs": "many"}, "'many' is not a valid integer"),
+        ({"patience": 3, "validation-fraction": 0}, "patience=3 watches validation accuracy"),
+    ],
+)
+def test_mistakes_fail_clearly_and_leave_no_running_run(
+    server: str, finished: mlflow.entities.Run, parameters: dict, message: str
+) -> None:
+    process = mlflow_run(server, **parameters)
+    _, err = process.communicate(timeout=120)
+    assert process.returncode != 0 and message in err
+    assert latest_run().info.status == "FAILED"
+
+
+def test_ctrl_c_on_mlflow_run_leaves_no_running_run(
+    server: str, finished: mlflow.entities.Run, images: Path
+) -> None:
+    process = mlflow_run(server, data=images, **{**TINY, "epochs": 5000, "patience": 0})
+    for line in process.stderr:
+        if line.startswith("epoch 2/"):
+            break
+    os.killpg(process.pid, signal.SIGINT)  # as a terminal does: to mlflow and to us
+    _, rest = process.communicate(timeout=120)
+    run = latest_run()
+    # We end it as KILLED; mlflow 3.17 then writes FAILED over any status (its own check for a
+    # run that has ended compares a string with numbers).
+    assert run.info.status in ("KILLED", "FAILED") and rest.count("stopped") == 1, rest
+    assert "val_accuracy" in run.data.metrics
+
+
+@pytest.fixture(scope="module")
+def model_server(
+    server: str, finished: mlflow.entities.Run, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[str]:
+    # outside the checkout: the model brings its own code
+    command = ["mlflow", "models", "serve", "--env-manager", "local"]
+    command += ["--model-uri", f"runs:/{finished.info.run_id}/model"]
+    log = tmp_path_factory.mktemp("serve") / "log"
+    environment = {"MLFLOW_TRACKING_URI": server, "PYTHONSAFEPATH": "1"}
+    with serving(command, free_port(), log, **environment) as address:
+        yield address
+
+
+def ask(address: str, body: dict) -> list[dict]:
+    request = urllib.request.Request(
+        f"{address}/invocations",
+        json.dumps(body).encode(),
+        {"Content-Type": "application/json"},
+    )
+    with urllib.request.urlopen(request, timeout=60) as answer:
+        return json.load(answer)["predictions"]
+
+
+def test_served_equals_evaluated(
+    model_server: str, finished: mlflow.entities.Run, images: Path
+) -> None:
+    text = mlflow.artifacts.load_text(f"runs:/{finished.info.run_id}/evaluation/predictions.csv")
+    evaluated = pd.read_csv(StringIO(text))
+    files = [(images / path).read_bytes() for path in evaluated["path"]]
+    rows = [[base64.b64encode(data).decode()] for data in [*files, b"junk"]]
+    *served, bad = ask(model_server, {"dataframe_split": {"columns": ["image"], "data": rows}})
+    assert [row["label"] for row in served] == evaluated["predicted"].tolist()
+    assert [row["probability"] for row in served] == pytest.approx(
+        evaluated["probability"].tolist(), rel=1e-5
+    )
+    assert all(row["error"] is None and len(row["top_3"]) == 3 for row in served)
+    assert bad["label"] is None and "not an image" in bad["error"]
+    records = [{"image": row[0]} for row in rows[:2]]
+    assert ask(model_server, {"dataframe_records": records}) == [
+        {**row, "probability": pytest.approx(row["probability"]), "top_3": again["top_3"]}
+        for row, again in zip(
+            served[:2], ask(model_server, {"dataframe_records": records}), strict=True
+        )
+    ]
+
+
+def test_server_refuses_what_is_not_base64(model_server: str) -> None:
+    with pytest.raises(urllib.error.HTTPError) as caught:
+        ask(model_server, {"dataframe_split": {"columns": ["image"], "data": [["abc"]]}})
+    assert caught.value.code == 400
+
+
+def test_description_links_the_run(finished: mlflow.entities.Run) -> None:
+    note = MlflowClient().get_run(finished.info.run_id).data.tags["mlflow.note.content"]
+    assert "**v4** on 1xCPU" in note and "backbone=efficientnet-lite0" in note
+
+
+def test_classify_by_server_and_by_model_agree(
+    model_server: str, finished: mlflow.entities.Run, images: Path, tmp_path: Path, cli
+) -> None:
+    (tmp_path / "bad.jpg").write_bytes(b"junk")
+    files = [images / "train" / "Image_1.jpg", images / "train" / "Image_2.jpg", tmp_path]
+    uri = f"runs:/{finished.info.run_id}/model"
+    answers = []
+    for model in (("--url", model_server), ("--model", uri)):
+        result = cli("classify", *files, *model, "--json")
+        assert result.exit_code == 0, result.output
+        answers.append([json.loads(line) for line in result.stdout.splitlines()])
+    for by_server, by_model in zip(*answers, strict=True):
+        for name in ("filename", "label", "error"):
+            assert by_server[name] == by_model[name]
+    assert answers[0][0]["probability"] == pytest.approx(answers[1][0]["probability"], rel=1e-5)
+    assert answers[0][2]["label"] is None and "not an image" in answers[0][2]["error"]
+    shown = cli("classify", files[0], "--url", model_server)
+    assert answers[0][0]["label"] in shown.stdout
+
+
+def test_classify_without_a_server_says_so(images: Path, cli) -> None:
+    result = cli("classify", images / "train", "--url", f"http://127.0.0.1:{free_port()}")
+    assert result.exit_code == 2 and "no answer from http://127.0.0.1" in result.stderr
+
+
+def test_predict_scores_a_folder(
+    finished: mlflow.entities.Run, images: Path, tmp_path: Path, cli
+) -> None:
+    uri, out = f"runs:/{finished.info.run_id}/model", tmp_path / "p.csv"
+    result = cli("predict", "--data", images / "train", "--out", out, "--model", uri)
+    assert result.exit_code == 0, result.output
+    table = pd.read_csv(out)
+    assert len(table) == len(list((images / "train").iterdir())) and table["error"].isna().all()
+    assert set(table["label"]) <= {"sitting", "running", "texting"}

@@ -1,0 +1,219 @@
+"""A tracking server that goes away while a training runs: the training goes on, and all arrives."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from pathlib import Path
+
+import mlflow
+import psutil
+import pytest
+from test_resume import COMMAND, EPOCHS, arguments
+
+from har.training.backup import backup_folder
+from tests.conftest import PATH, free_port, write_images
+
+AWAY = "the tracking store is away"
+
+
+class Server:
+    """A real MLflow server that can be killed, started again, and put to sleep."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder, self.port = folder, free_port()
+        self.uri = f"http://127.0.0.1:{self.port}"
+
+    def start(self) -> None:
+        command = [
+            "mlflow", "server", "--host", "127.0.0.1", "--port", str(self.port), "--workers", "1",
+            "--backend-store-uri", f"sqlite:///{self.folder}/mlflow.db",
+            "--artifacts-destination", str(self.folder / "artifacts"),
+        ]  # fmt: skip
+        with (self.folder / "log").open("a") as log:
+            self.process = subprocess.Popen(
+                command,
+                stdout=log,
+                stderr=log,
+                env={**os.environ, "PATH": PATH},
+                start_new_session=True,
+            )
+        for _ in range(600):
+            try:
+                urllib.request.urlopen(f"{self.uri}/health", timeout=2)
+                return
+            except OSError:
+                time.sleep(0.2)
+        pytest.fail((self.folder / "log").read_text())
+
+    def fill_disk(self, full: bool) -> None:
+        """No file of the server may grow, as on a full disk; or all may again."""
+        main = psutil.Process(self.process.pid)
+        for each in (main, *main.children(recursive=True)):
+            _, hard = each.rlimit(psutil.RLIMIT_FSIZE)
+            each.rlimit(psutil.RLIMIT_FSIZE, (0 if full else hard, hard))
+
+    def send(self, signal_number: int) -> None:
+        os.killpg(self.process.pid, signal_number)
+
+    def kill(self) -> None:
+        with suppress(ProcessLookupError):
+            self.send(signal.SIGKILL)
+        self.process.wait()
+
+
+@pytest.fixture
+def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
+    for name, value in (("MAX_RETRIES", "1"), ("TIMEOUT", "5"), ("BACKOFF_FACTOR", "1")):
+        monkeypatch.setenv(f"MLFLOW_HTTP_REQUEST_{name}", value)
+    found = Server(tmp_path)
+    found.start()
+    with_password = found.uri.replace("//", "//ana:confidential@")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", with_password)
+    before = mlflow.get_tracking_uri()
+    mlflow.set_tracking_uri(found.uri)
+    yield found
+    mlflow.set_tracking_uri(before)
+    found.kill()
+
+
+@pytest.fixture
+def data(tmp_path: Path) -> Path:
+    return write_images(tmp_path / "images")
+
+
+def start(words: list[str], first: str = "") -> subprocess.Popen[str]:
+    command = [sys.executable, "-c", first + COMMAND, *words]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+
+
+def read_to(process: subprocess.Popen[str], epoch: int) -> str:
+    """What it says up to the end of an epoch."""
+    assert process.stdout is not None
+    said = ""
+    for line in process.stdout:
+        said += line
+        if line.startswith(f"epoch {epoch}/{EPOCHS}  loss"):
+            return said
+    pytest.fail(said)
+
+
+def read_until_away(process: subprocess.Popen[str], said: str) -> str:
+    """What it says from here until it has noticed that the store does not take what it sends."""
+    assert process.stdout is not None
+    more = ""
+    while AWAY not in said + more:
+        more += (line := process.stdout.readline())
+        assert line, said + more
+    return more
+
+
+def only_run(server: Server, experiment: str) -> mlflow.entities.Run:
+    client = mlflow.MlflowClient(server.uri)
+    (run,) = client.search_runs([client.get_experiment_by_name(experiment).experiment_id])
+    return run
+
+
+def assert_whole(server: Server, run: mlflow.entities.Run) -> None:
+    """Finished, each epoch once and in order, one model, the tables of its evaluation."""
+    client = mlflow.MlflowClient(server.uri)
+    assert run.info.status == "FINISHED"
+    for name in ("train_loss", "val_accuracy", "epoch_time_s"):
+        history = client.get_metric_history(run.info.run_id, name)
+        assert [each.step for each in history] == list(range(1, EPOCHS + 1))
+    assert len(client.get_metric_history(run.info.run_id, "accuracy")) == 1
+    models = client.search_logged_models([run.info.experiment_id])
+    assert [each.source_run_id for each in models] == [run.info.run_id]
+    found = {each.path for each in client.list_artifacts(run.info.run_id, "evaluation")}
+    assert "evaluation/predictions.csv" in found
+    assert not backup_folder(run.info.run_id).exists()
+
+
+TROUBLES: dict[str, tuple[Callable[[Server], None], Callable[[Server], None]]] = {
+    "killed": (Server.kill, Server.start),
+    "asleep": (
+        lambda server: server.send(signal.SIGSTOP),
+        lambda server: server.send(signal.SIGCONT),
+    ),
+    # it answers with errors then
+    "full disk": (
+        lambda server: server.fill_disk(True),
+        lambda server: server.fill_disk(False),
+    ),
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("trouble", TROUBLES)
+def test_away_for_a_few_epochs(trouble: str, server: Server, data: Path) -> None:
+    if trouble == "full disk" and sys.platform != "linux":
+        pytest.skip("limits the server's disk as Linux can")
+    begin, end = TROUBLES[trouble]
+    process = start(arguments(data, trouble))
+    read_to(process, 3)
+    begin(server)
+    # training goes on meanwhile
+    said = read_to(process, EPOCHS - 2)
+    if trouble == "full disk":
+        said += read_until_away(process, said)
+    end(server)
+    said += process.communicate(timeout=300)[0]
+    assert process.returncode == 0, said
+    if trouble == "full disk":
+        assert "error responses" in said, said
+    assert_whole(server, only_run(server, trouble))
+
+
+@pytest.mark.parametrize("command", ["train", "prepare"])
+@pytest.mark.skipif(sys.platform != "linux", reason="limits the server's disk as Linux can")
+def test_a_store_that_cannot_write_is_said_before_the_work(
+    command: str, server: Server, data: Path, tmp_path: Path
+) -> None:
+    server.fill_disk(True)
+    words = {"train": arguments(data, "full"), "prepare": ["prepare", "--data", str(data)]}
+    process = start([*words[command], *(["--out", f"{tmp_path}/out"] * (command == "prepare"))])
+    said = process.communicate(timeout=120)[0]
+    assert process.returncode == 2, said
+    assert "cannot be used" in said and "--offline" in said
+    for too_much in ("checking images", "Traceback", "confidential"):
+        assert too_much not in said
+
+
+def test_away_to_the_end_then_sync(server: Server, data: Path, cli) -> None:
+    process = start(
+        arguments(data, "late"), "import har.tracking.journal as j; j.PATIENCE_S = 2.0; "
+    )
+    said = read_to(process, 3)
+    server.kill()
+    said += process.communicate(timeout=300)[0]
+    assert process.returncode == 2
+    assert said.count(f"{AWAY}, training goes on") == 1
+    assert f"epoch {EPOCHS}/{EPOCHS}  loss" in said
+    assert "could not be recorded" in said and "Traceback" not in said
+    assert "confidential" not in said
+    server.start()
+    run_id = only_run(server, "late").info.run_id
+    assert f"har train --resume {run_id}" in said
+    done = subprocess.run(
+        [sys.executable, "-m", "har", "sync"], capture_output=True, text=True, check=True
+    )
+    assert run_id in done.stdout
+    assert "confidential" not in done.stdout + done.stderr
+    # recorded, not trained again
+    assert "  loss " not in done.stderr
+    assert_whole(server, only_run(server, "late"))
+    assert cli("sync").output.strip() == "nothing to record"
+
+
+def test_sync_goes_on_past_a_backup_that_cannot_be_read(store: str, cli) -> None:
+    for name in ("one", "two"):
+        backup_folder(name).mkdir(parents=True)
+        (backup_folder(name) / "job.json").write_text("no json")
+    result = cli("sync")
+    assert result.exit_code == 2
+    assert "2 trainings could not be recorded" in result.output
+    assert result.output.count("job.json cannot be read") == 2

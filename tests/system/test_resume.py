@@ -1,0 +1,252 @@
+"""`har train --resume` after kill -9, Ctrl-C and an error: one run, nothing lost, nothing twice."""
+
+import json
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import mlflow
+import numpy as np
+import pandas as pd
+import pytest
+
+from har.data.manifest import read_manifest
+from har.training.backup import (
+    JOB_FILE,
+    STATE_FILE,
+    backup_folder,
+    open_backup,
+    read_job,
+    training_lock,
+)
+from tests.conftest import CLASSES, write_images
+
+# A backup after each epoch, however short it is; all else is the real command.
+COMMAND = (
+    "import har.training.backup as b; b.MAX_TIME_SHARE = 1e9;"
+    " from har.cli.main import main; main(prog_name='har')"
+)
+
+
+EPOCHS = 12
+
+
+def arguments(data: Path, experiment: str) -> list[str]:
+    return [
+        "train", "--variant", "v3", "--data", str(data), "--backbone", "efficientnet-lite0",
+        "--image-size", "32", "--batch-size", "4", "--epochs", str(EPOCHS), "--patience", "0",
+        "--experiment", experiment, "--test-fraction", "0.25",
+    ]  # fmt: skip
+
+
+def har(*words: str, check: bool = True) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-c", COMMAND, *words], capture_output=True, text=True, check=check
+    )
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_images(tmp_path_factory.mktemp("resume") / "images")
+
+
+@pytest.fixture(scope="module")
+def whole(
+    data: Path, store_uri: str, tmp_path_factory: pytest.TempPathFactory
+) -> mlflow.entities.Run:
+    """A training that nothing happened to."""
+    mlflow.set_tracking_uri(store_uri)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("MLFLOW_TRACKING_URI", store_uri)
+        patch.setenv("HAR_CACHE", str(tmp_path_factory.mktemp("whole")))
+        har(*arguments(data, "whole"))
+        return only_run("whole")
+
+
+def only_run(experiment: str) -> mlflow.entities.Run:
+    found = mlflow.get_experiment_by_name(experiment)
+    (run,) = mlflow.search_runs([found.experiment_id], output_format="list")
+    return run
+
+
+def history(run: mlflow.entities.Run, name: str) -> list[tuple[int, float]]:
+    found = mlflow.MlflowClient().get_metric_history(run.info.run_id, name)
+    return [(each.step, each.value) for each in found]
+
+
+def predictions(run: mlflow.entities.Run) -> pd.DataFrame:
+    uri = f"runs:/{run.info.run_id}/evaluation/predictions.csv"
+    return pd.read_csv(mlflow.artifacts.download_artifacts(uri))
+
+
+def start_and_stop(words: list[str], stop: int, epochs: int, later_s: float) -> str:
+    """Start the command, send it a signal so long after its backup of so many epochs; its run."""
+    with subprocess.Popen(
+        [sys.executable, "-c", COMMAND, *words], stderr=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stderr is not None
+        for line in process.stderr:
+            if line.startswith(f"epoch {epochs}/{EPOCHS}  loss"):
+                time.sleep(later_s)
+                process.send_signal(stop)
+                break
+        rest = process.stderr.read()
+    assert process.returncode != 0
+    return rest
+
+
+def first_epoch(said: str) -> int:
+    """The number of the first epoch that was trained."""
+    found = re.search(rf"^epoch (\d+)/{EPOCHS}  loss", said, re.MULTILINE)
+    assert found, said
+    return int(found[1])
+
+
+def assert_as_if_nothing_had_happened(run: mlflow.entities.Run, whole: mlflow.entities.Run) -> None:
+    assert run.info.status == "FINISHED"
+    for name in ("train_loss", "train_accuracy", "val_loss", "val_accuracy"):
+        assert history(run, name) == history(whole, name)
+        assert [step for step, _ in history(run, name)] == list(range(1, EPOCHS + 1))
+    for name in ("accuracy", "top_3_accuracy", "log_loss"):
+        assert history(run, name) == [(0, whole.data.metrics[name])]
+    columns = [f"p_{name}" for name in CLASSES]
+    np.testing.assert_array_equal(predictions(run)[columns], predictions(whole)[columns])
+    models = mlflow.search_logged_models(
+        [run.info.experiment_id],
+        output_format="list",
+        filter_string=f"source_run_id='{run.info.run_id}'",
+    )
+    assert len(models) == 1
+    assert not backup_folder(run.info.run_id).exists()
+
+
+def test_killed_it_goes_on_in_the_same_run(
+    whole: mlflow.entities.Run, data: Path, store: str, cli
+) -> None:
+    words, began = arguments(data, "killed"), time.time()
+    start_and_stop(words, signal.SIGKILL, epochs=4, later_s=0.1)
+    run = only_run("killed")
+    assert run.info.status == "RUNNING"
+    assert (backup_folder(run.info.run_id) / STATE_FILE).is_file()
+    assert f"cut short; to go on: har train --resume {run.info.run_id}" in cli("cache").output
+    # it may be killed while it goes on, too
+    resume = ["train", "--resume", run.info.run_id]
+    start_and_stop(resume, signal.SIGKILL, epochs=7, later_s=0.0)
+    assert first_epoch(har(*resume).stderr) > 7
+    run = only_run("killed")
+    assert_as_if_nothing_had_happened(run, whole)
+    # what is counted was spent, and was spent once
+    assert run.data.metrics["train_time_s"] < run.data.metrics["wall_time_s"] < time.time() - began
+    again = cli(*resume)
+    assert again.exit_code == 2 and "no backup" in again.output
+
+
+def test_an_end_that_was_not_recorded_is_recorded_once(
+    whole: mlflow.entities.Run, data: Path, store: str, cli
+) -> None:
+    """All is done and logged but for the run's end: nothing is trained or logged again."""
+    away = (
+        "import mlflow\n"
+        "end = mlflow.MlflowClient.set_terminated\n"
+        "def away(client, run_id, status=None, end_time=None):\n"
+        "    if status == 'FINISHED': raise mlflow.exceptions.MlflowException('away')\n"
+        "    end(client, run_id, status, end_time)\n"
+        "mlflow.MlflowClient.set_terminated = away\n"
+    )
+    words = [sys.executable, "-c", away + COMMAND, *arguments(data, "end")]
+    done = subprocess.run(words, capture_output=True, text=True, check=False)
+    assert done.returncode == 2 and "cannot be used: away" in done.stderr, done.stderr
+    assert "to go on with this training" in done.stderr
+    run_id = only_run("end").info.run_id
+    job, prepared = read_job(run_id)
+    manifest = read_manifest(prepared)
+    went_on = har("train", "--resume", run_id, check=False)
+    assert went_on.returncode == 0, went_on.stderr
+    assert "  loss " not in went_on.stderr
+    run = only_run("end")
+    assert_as_if_nothing_had_happened(run, whole)
+    for name in ("train_time_s", "wall_time_s", "latency_ms", "best_epoch"):
+        assert len(history(run, name)) == 1
+    # killed before it could delete its backup
+    with pytest.raises(KeyboardInterrupt), open_backup(run_id, job, manifest, 0.0):
+        raise KeyboardInterrupt
+    assert cli("sync").exit_code == 0
+    assert not backup_folder(run_id).exists()
+
+
+def test_other_weights_are_not_gone_on_with(data: Path, store: str, cli) -> None:
+    start_and_stop(arguments(data, "weights"), signal.SIGKILL, epochs=2, later_s=0.0)
+    run_id = only_run("weights").info.run_id
+    job = backup_folder(run_id) / JOB_FILE
+    digest = json.loads(job.read_text())["recipe_digest"]
+    job.write_text(job.read_text().replace(digest, "0" * len(digest)))
+    result = cli("train", "--resume", run_id)
+    assert result.exit_code == 2 and "holds other weights now" in result.output
+    job.write_text(job.read_text().replace("0" * len(digest), digest))
+    with training_lock(backup_folder(run_id)):
+        # who holds the lock may enter again: ask in a process of its own
+        said = har("sync").stderr
+    assert f"run {run_id} is being trained by another process" in said
+    assert f"har train --resume {run_id}" in har("sync").stderr
+
+
+def test_a_mistake_leaves_no_backup(data: Path, store: str, cli) -> None:
+    result = cli(*arguments(data, "mistake"), "--batch-size", 500)
+    assert result.exit_code == 2 and "batch_size 500 is more than" in result.output
+    assert "--resume" not in result.output
+    assert only_run("mistake").info.status == "FAILED"
+    assert not backup_folder(only_run("mistake").info.run_id).exists()
+
+
+@pytest.mark.slow
+def test_ctrl_c_says_how_to_go_on(whole: mlflow.entities.Run, data: Path, store: str) -> None:
+    rest = start_and_stop(arguments(data, "stopped"), signal.SIGINT, epochs=2, later_s=0.0)
+    run = only_run("stopped")
+    assert run.info.status == "KILLED"
+    assert f"har train --resume {run.info.run_id}" in rest
+    wrong = har("train", "--resume", run.info.run_id, "--epochs", "99", check=False)
+    assert wrong.returncode == 2 and "another recipe; received epochs=99" in wrong.stderr
+    assert only_run("stopped").info.status == "KILLED"
+    har("train", "--resume", run.info.run_id, "--epochs", str(EPOCHS))
+    assert_as_if_nothing_had_happened(only_run("stopped"), whole)
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--resume", "0" * 32], "no backup"),
+        (["--resume", "0" * 32, "--variant", "v3"], "leave out --variant"),
+        (["--resume", "0" * 32, "--like", "1"], "leave out --like"),
+        (["--resume", "../../etc"], "no backup"),
+    ],
+)
+def test_what_cannot_be_gone_on_with(words: list[str], said: str, store: str, cli) -> None:
+    result = cli("train", *words)
+    assert result.exit_code == 2 and said in result.output
+
+
+def test_mlflow_run_has_a_run_of_its_own(cli, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MLFLOW_RUN_ID", "1" * 32)
+    # as its entry point types it
+    result = cli("train", "--variant", "v3", "--data", "auto", "--resume", "2" * 32)
+    assert result.exit_code == 2
+    assert f"not for `mlflow run`, which has opened another run: har train --resume {'2' * 32}" in (
+        result.stderr
+    )
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", range(20))
+def test_killed_at_any_moment(
+    seed: int, whole: mlflow.entities.Run, data: Path, store: str
+) -> None:
+    rng = np.random.default_rng(seed)
+    name = f"killed {seed}"
+    epochs, later_s = int(rng.integers(1, EPOCHS)), float(rng.uniform(0, 0.3))
+    start_and_stop(arguments(data, name), signal.SIGKILL, epochs, later_s)
+    went_on = har("train", "--resume", only_run(name).info.run_id)
+    assert first_epoch(went_on.stderr) > epochs
+    assert_as_if_nothing_had_happened(only_run(name), whole)

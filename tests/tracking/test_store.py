@@ -1,0 +1,89 @@
+"""A run's life: how it opens, joins `mlflow run`, ends, and what a store that fails does to it."""
+
+import os
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import mlflow
+import pytest
+from mlflow import MlflowClient
+
+from har.tracking.store import log_missing_params, open_run
+from har.util.errors import UserError
+
+
+def test_system_metrics_never_stop_a_run(store: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    from mlflow.system_metrics import system_metrics_monitor
+
+    def fail(*args: object, **kwargs: object) -> None:
+        raise RuntimeError("no such sensor")
+
+    monkeypatch.setattr(system_metrics_monitor, "CPUMonitor", fail)
+    with open_run("har-tests", {}) as run_id:
+        mlflow.log_metric("accuracy", 0.5)
+    assert mlflow.get_run(run_id).info.status == "FINISHED"
+
+
+def test_joins_the_run_that_mlflow_run_opened(store: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    client = MlflowClient()
+    experiment = mlflow.set_experiment("har-tests")
+    outside = client.create_run(experiment.experiment_id)
+    client.log_param(outside.info.run_id, "precision", "Float32")
+    monkeypatch.setenv("MLFLOW_RUN_ID", outside.info.run_id)
+    with open_run("ignored", {"variant": "v3"}) as run_id:
+        log_missing_params({"precision": "float32", "strategy": "mirrored"})
+    assert run_id == outside.info.run_id
+    params = client.get_run(run_id).data.params
+    assert params == {"precision": "Float32", "strategy": "mirrored"}
+
+
+def test_a_store_that_cannot_be_used_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    before = mlflow.get_tracking_uri()
+    mlflow.set_tracking_uri("sqlite:////dev/null/mlflow.db")
+    try:
+        with (
+            pytest.raises(UserError, match=r"sqlite:////dev/null/mlflow.db cannot be used"),
+            open_run("har-tests", {}),
+        ):
+            pass
+    finally:
+        mlflow.set_tracking_uri(before)
+
+
+@pytest.mark.parametrize("server", ["none", "silent"])
+def test_a_server_that_does_not_answer_is_said_before_any_work(server: str, raw: Path) -> None:
+    """Nobody listens, or somebody who never says a word."""
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        if server == "silent":
+            listener.listen()
+        address = f"127.0.0.1:{listener.getsockname()[1]}"
+        began = time.monotonic()
+        process = subprocess.Popen(
+            [sys.executable, "-m", "har", "run", "--data", str(raw)],
+            env={**os.environ, "MLFLOW_TRACKING_URI": f"http://ana:confidential@{address}"},
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        _, said = process.communicate(timeout=120)
+    assert process.returncode == 2
+    assert f"the tracking store http://{address} cannot be used" in said
+    assert "confidential" not in said
+    assert "--offline or MLFLOW_TRACKING_URI=sqlite:///mlflow.db records" in said
+    assert "checking images" not in said and "Traceback" not in said
+    # imports of TensorFlow and MLflow are in it, on a busy machine
+    assert time.monotonic() - began < 60
+
+
+def test_offline_records_here(tmp_path: Path) -> None:
+    words = [sys.executable, "-m", "har", "import-notebooks", "--offline"]
+    away = {**os.environ, "MLFLOW_TRACKING_URI": "http://127.0.0.1:9"}
+    done = subprocess.run(words, env=away, cwd=tmp_path, capture_output=True, text=True, check=True)
+    runs = MlflowClient(f"sqlite:///{tmp_path}/mlflow.db").search_runs(["1"])
+    assert {run.info.run_id for run in runs} == set(done.stdout.split()[1::2]) and len(runs) == 5
+    under_mlflow = {**away, "MLFLOW_RUN_ID": "0" * 32}
+    refused = subprocess.run(words, env=under_mlflow, capture_output=True, text=True, check=False)
+    assert refused.returncode == 2 and "--offline is not for `mlflow run`" in refused.stderr

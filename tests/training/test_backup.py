@@ -1,0 +1,179 @@
+"""What a training needs to go on: whole on disk or not there; one process at a time."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from har.data.manifest import Manifest, read_manifest
+from har.training import backup
+from har.training.backup import (
+    JOB_FILE,
+    STATE_FILE,
+    Backup,
+    Job,
+    backup_folder,
+    open_backup,
+    read_job,
+    read_state,
+    write_state,
+)
+from har.training.state import State
+from har.util.errors import UserError
+from tests.conftest import tiny_recipe
+
+STATE = State(
+    history=[{"train_loss": 1.5, "epoch_time_s": 2.0}],
+    train_time_s=9.0,
+    stopping={"wait": 1.0, "best": 0.5, "best_epoch": 0.0},
+    arrays={"learner/0": np.arange(6, dtype=np.float32), "learner/1": np.uint32([7, 8])},
+)
+
+
+JOB = Job(
+    variant="v3",
+    requested=tiny_recipe("v3"),
+    used=tiny_recipe("v3", strategy="one_device"),
+    typed=("epochs",),
+    runtime="auto",
+    feature_runtime="tensorflow",
+    recipe_digest="1234",
+)
+
+
+@pytest.fixture
+def always(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A backup after every epoch, however short it is."""
+    monkeypatch.setattr(backup, "MAX_TIME_SHARE", 1e9)
+    monkeypatch.setattr(backup, "FIRST_AFTER_S", 0.0)
+
+
+def test_a_state_is_read_as_it_was_written(tmp_path: Path) -> None:
+    assert read_state(tmp_path) == (None, 0.0)
+    size = write_state(tmp_path, STATE, 12.5)
+    found, wall_s = read_state(tmp_path)
+    assert found is not None and wall_s == 12.5
+    assert size == (tmp_path / STATE_FILE).stat().st_size
+    assert [path.name for path in tmp_path.iterdir()] == [STATE_FILE]
+    assert (found.history, found.stopping) == (STATE.history, STATE.stopping)
+    for name, value in STATE.arrays.items():
+        np.testing.assert_array_equal(found.arrays[name], value)
+        assert found.arrays[name].dtype == value.dtype
+
+
+def cut(file: Path) -> None:
+    file.write_bytes(file.read_bytes()[:-200])
+
+
+def change_a_bit(file: Path) -> None:
+    data = bytearray(file.read_bytes())
+    data[len(data) // 2] ^= 1
+    file.write_bytes(data)
+
+
+def pickle_it(file: Path) -> None:
+    with file.open("wb") as opened:
+        np.savez(opened, about=np.array([{"wall_s": 1}], dtype=object))
+
+
+@pytest.mark.parametrize("damage", [cut, change_a_bit, pickle_it, lambda f: f.write_bytes(b"")])
+def test_a_damaged_state_is_refused(damage: Any, tmp_path: Path) -> None:
+    big = np.arange(5000, dtype=np.float32)
+    write_state(tmp_path, State(**{**vars(STATE), "arrays": {"learner/0": big}}), 1.0)
+    damage(tmp_path / STATE_FILE)
+    with pytest.raises(UserError, match="is damaged"):
+        read_state(tmp_path)
+
+
+def test_it_is_gone_when_all_went_well_and_stays_when_not(manifest: Manifest) -> None:
+    with pytest.raises(KeyboardInterrupt), open_backup("one", JOB, manifest, 0.0) as kept:
+        write_state(kept.folder, STATE, 100.0)
+        raise KeyboardInterrupt
+    job, data = read_job("one")
+    assert job == JOB
+    assert read_manifest(data).dataset_digest == manifest.dataset_digest
+    with open_backup("one", JOB, manifest, 1000.0) as kept:
+        assert kept.state is not None and kept.state.history == STATE.history
+        # the clock goes on from where it stood
+        assert kept.started == 900.0
+    assert list(backup_folder("one").parent.iterdir()) == []
+
+
+def test_only_one_process_trains_a_run(manifest: Manifest) -> None:
+    with open_backup("one", JOB, manifest, 0.0):
+        script = (
+            "from har.training.backup import folder_of, training_lock\n"
+            "with training_lock(folder_of('one')): pass"
+        )
+        other = subprocess.run(
+            [sys.executable, "-c", script], capture_output=True, text=True, check=False
+        )
+        assert "being trained by another process" in other.stderr
+    with open_backup("one", JOB, manifest, 0.0):
+        pass
+
+
+def test_backups_take_no_more_than_their_share(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock = [0.0]
+    monkeypatch.setattr(backup.time, "monotonic", lambda: clock[0])
+    monkeypatch.setattr(backup, "write_state", lambda *_: 1)
+    taken = []
+
+    def take() -> State:
+        taken.append(clock[0])
+        clock[0] += 0.5  # what it costs
+        return STATE
+
+    kept = Backup(folder=tmp_path, started=0.0, saved=0.0)
+    for _ in range(1000):
+        clock[0] += 0.3
+        kept.save(take, last=False)
+    assert 5.0 < taken[0] < 5.5
+    assert 0.5 * len(taken) / clock[0] <= 0.02
+    assert len(taken) > 8
+
+
+@pytest.mark.usefixtures("always")
+def test_a_full_disk_ends_no_training(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    kept = Backup(folder=tmp_path, started=0.0)
+    kept.save(lambda: STATE, last=False)
+
+    def full(*_: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(backup.os, "fsync", full)
+    kept.save(lambda: State(**{**vars(STATE), "history": []}), last=False)
+    assert "No space left" in capsys.readouterr().err
+    found, _ = read_state(tmp_path)
+    assert found is not None and found.history == STATE.history
+
+
+def test_no_backup_names_those_that_are_there(manifest: Manifest) -> None:
+    with pytest.raises(UserError, match="There are backups of: none"):
+        read_job("gone")
+    with pytest.raises(RuntimeError), open_backup("here", JOB, manifest, 0.0):
+        raise RuntimeError
+    with pytest.raises(UserError, match="There are backups of: here"):
+        read_job("gone")
+    (backup_folder("here") / JOB_FILE).write_text(json.dumps({"variant": "v3"}))
+    with pytest.raises(UserError, match="cannot be read"):
+        read_job("here")
+
+
+def test_the_last_state_is_written_only_if_what_follows_goes_wrong(manifest: Manifest) -> None:
+    with open_backup("well", JOB, manifest, 0.0) as kept:
+        kept.save(lambda: STATE, last=True)
+        assert not (kept.folder / STATE_FILE).exists()
+    with pytest.raises(UserError), open_backup("badly", JOB, manifest, 0.0) as kept:
+        kept.save(lambda: STATE, last=True)
+        raise UserError("the store is away")
+    state, _ = read_state(backup_folder("badly"))
+    assert state is not None and state.history == STATE.history

@@ -1,0 +1,272 @@
+"""Features: what Keras computes, in order, whatever interrupts; wrong ones are never trained on."""
+
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import keras
+import numpy as np
+import pytest
+
+from har.data.images import decode
+from har.data.manifest import Manifest
+from har.data.prepare import prepare
+from har.data.sources import folder_source
+from har.data.splits import Split
+from har.inference import extractors
+from har.inference.extractors import EXTRACTORS, Extractor, Prepared
+from har.recipe import Recipe
+from har.training import feature_cache, features, loaders
+from har.training.features import Extraction, digest_weights, extract_splits
+from har.training.loaders import split_training
+from har.util.errors import UserError
+from tests.conftest import build_tiny, tiny_recipe
+
+AUGMENTED = "flip_rotate_zoom_contrast"
+
+
+@pytest.fixture
+def recipe() -> Recipe:
+    return tiny_recipe("v5")
+
+
+@pytest.fixture
+def plain_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A CPU without bfloat16: every number is float32."""
+    monkeypatch.setattr(extractors, "has_bfloat16", lambda: False)
+
+
+def expected(network: keras.Model, manifest: Manifest, paths: list[str]) -> np.ndarray:
+    """By Keras, from images decoded one by one."""
+    files = [(manifest.root / path).read_bytes() for path in paths]
+    images = np.stack([decode(data, "bilinear", 32) for data in files])
+    return np.asarray(network(images, training=False))
+
+
+@pytest.mark.parametrize("runtime", EXTRACTORS)
+def test_every_split_has_what_keras_computes(
+    runtime: str, network: keras.Model, manifest: Manifest, recipe: Recipe, plain_cpu: None
+) -> None:
+    splits = split_training(manifest, recipe)
+    found = extract_splits(network, manifest, recipe, runtime, splits)
+    rows = {"train": splits.train, "validation": splits.validation, "test": manifest.rows("test")}
+    for name, computed in (
+        ("train", found.train[0]),
+        ("validation", found.validation),
+        ("test", found.test),
+    ):
+        wanted = expected(network, manifest, rows[name]["path"].tolist())
+        np.testing.assert_allclose(computed, wanted, rtol=0, atol=1e-5)
+    assert (found.arithmetic, found.state) == ("float32", "cold")
+
+
+@pytest.mark.parametrize("runtime", EXTRACTORS)
+def test_only_test_images_are_exact_where_the_cpu_has_bfloat16(
+    runtime: str,
+    network: keras.Model,
+    manifest: Manifest,
+    recipe: Recipe,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(extractors, "has_bfloat16", lambda: True)
+    splits = split_training(manifest, recipe)
+    found = extract_splits(network, manifest, recipe, runtime, splits)
+    assert found.arithmetic == "bfloat16"
+    wanted = expected(network, manifest, splits.train["path"].tolist())
+    # oneDNN may keep so small a network in float32
+    np.testing.assert_allclose(found.train[0], wanted, rtol=0, atol=0.05 * np.abs(wanted).max())
+    wanted = expected(network, manifest, manifest.rows("test")["path"].tolist())
+    np.testing.assert_allclose(found.test, wanted, rtol=0, atol=1e-5)
+
+
+def test_a_second_time_nothing_is_computed(
+    network: keras.Model, manifest: Manifest, recipe: Recipe, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    splits = split_training(manifest, recipe)
+    first = extract_splits(network, manifest, recipe, "tensorflow", splits)
+    monkeypatch.setitem(EXTRACTORS, "tensorflow", None)
+    # other heads, losses and rates have the same features
+    other = replace(recipe, head="flatten_dense512", learning_rate=0.1, epochs=1)
+    again = extract_splits(network, manifest, other, "tensorflow", splits)
+    assert (again.state, again.computed) == ("warm", 0)
+    for name in ("train", "validation", "test"):
+        np.testing.assert_array_equal(getattr(again, name), getattr(first, name))
+    # and so has another share of validation
+    less = replace(recipe, validation_fraction=0.4)
+    fewer = extract_splits(network, manifest, less, "tensorflow", split_training(manifest, less))
+    assert fewer.state == "warm" and len(fewer.train[0]) < len(first.train[0])
+
+
+def test_other_weights_are_other_features(
+    network: keras.Model, manifest: Manifest, recipe: Recipe
+) -> None:
+    rows = manifest.rows("test")
+    first = Extraction(network, manifest, recipe, "tensorflow").features(rows)
+    other = build_tiny(32)
+    assert digest_weights(other) != digest_weights(network)
+    found = Extraction(other, manifest, recipe, "tensorflow")
+    assert not np.array_equal(found.features(rows), first)
+    assert found.computed == len(rows)
+
+
+def test_views_are_augmented_each_its_own_way(
+    network: keras.Model, manifest: Manifest, plain_cpu: None
+) -> None:
+    recipe = tiny_recipe("v5", augmentation=AUGMENTED, feature_views=2)
+    splits = split_training(manifest, recipe)
+    found = extract_splits(network, manifest, recipe, "tensorflow", splits)
+    plain = expected(network, manifest, splits.train["path"].tolist())
+    assert found.train.shape == (2, *plain.shape)
+    for one, other in (
+        (found.train[0], found.train[1]),
+        (found.train[0], plain),
+        (found.train[1], plain),
+    ):
+        assert (np.abs(one - other).max(axis=1) > 1e-4).all()
+    # validation is judged as it is
+    wanted = expected(network, manifest, splits.validation["path"].tolist())
+    np.testing.assert_allclose(found.validation, wanted, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("runtime", EXTRACTORS)
+@pytest.mark.parametrize("view", [None, 1])
+def test_interrupted_extraction_ends_as_an_uninterrupted_one(
+    runtime: str,
+    view: int | None,
+    network: keras.Model,
+    manifest: Manifest,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    recipe = tiny_recipe("v5", augmentation=AUGMENTED, feature_views=2)
+    rows = manifest.rows("train")
+    monkeypatch.setitem(extractors.BATCH_SIZES, runtime, 4)
+    monkeypatch.setattr(features, "READ_SIZE", 8)
+    whole = np.array(Extraction(network, manifest, recipe, runtime).features(rows, view=view))
+
+    monkeypatch.setenv("HAR_CACHE", str(tmp_path))
+    monkeypatch.setattr(features, "CHUNK", 8)
+    monkeypatch.setattr(features, "SAVE_EVERY_S", 0)
+    with monkeypatch.context() as patch:
+        # the first chunks, and no more
+        patch.setattr(features, "take_until", stop_after(features.take_until, chunks=2))
+        with pytest.raises(KeyboardInterrupt):
+            Extraction(network, manifest, recipe, runtime).features(rows, view=view)
+    again = Extraction(network, manifest, recipe, runtime)
+    np.testing.assert_array_equal(again.features(rows, view=view), whole)
+    assert 0 < again.computed < again.needed == len(rows)
+
+
+def stop_after(until: object, chunks: int) -> object:
+    calls = []
+
+    def stopping(*arguments: object) -> Iterator[object]:
+        calls.append(1)
+        if len(calls) > chunks:
+            raise KeyboardInterrupt
+        return until(*arguments)  # type: ignore[operator]
+
+    return stopping
+
+
+@pytest.mark.parametrize(("after_s", "kept"), [(0, [32, 64, 70]), (1e9, [32, 70])])
+def test_what_is_quick_is_kept_seldom(
+    after_s: float,
+    kept: list[int],
+    network: keras.Model,
+    manifest: Manifest,
+    recipe: Recipe,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(features, "CHUNK", 32)
+    monkeypatch.setattr(features, "SAVE_EVERY_S", after_s)
+    rows = manifest.table.sample(70, replace=True, random_state=0)
+    work = Extraction(network, manifest, recipe, "tensorflow")
+    array, found = np.empty((70, 8), np.float32), []
+    work.extract(rows, None, work.extractor("float32", rows), array, 0, found.append)
+    assert found == kept
+
+
+@pytest.mark.parametrize("wrong", [0.0, np.nan, 3.0])
+def test_a_runtime_that_disagrees_with_keras_stops_it(
+    wrong: float,
+    network: keras.Model,
+    manifest: Manifest,
+    recipe: Recipe,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def run(batches, sink) -> None:
+        for start, images in batches:
+            sink(start, np.full((len(images), 8), wrong, np.float32))
+
+    monkeypatch.setitem(
+        EXTRACTORS,
+        "tensorflow",
+        lambda *_: Prepared(
+            compile=lambda arithmetic: Extractor(
+                runtime="tensorflow", arithmetic=arithmetic, batch_size=8, run=run
+            )
+        ),
+    )
+    with pytest.raises(UserError, match="differs from Keras by"):
+        Extraction(network, manifest, recipe, "tensorflow").features(manifest.rows("test"))
+
+
+def test_an_image_that_vanished_is_named_and_what_is_done_is_kept(
+    network: keras.Model, raw: Path, tmp_path: Path, recipe: Recipe
+) -> None:
+    source = folder_source(raw, why="a test")
+    manifest = prepare(source, tmp_path / "prepared", Split(test_fraction=0.25))
+    rows = manifest.rows("train")
+    gone = manifest.root / rows["path"].iloc[-1]
+    data = gone.read_bytes()
+    gone.unlink()
+    with pytest.raises(UserError, match=f"{gone.name}.*what is done is kept"):
+        Extraction(network, manifest, recipe, "openvino").features(rows)
+    gone.write_bytes(data)
+    assert len(Extraction(network, manifest, recipe, "openvino").features(rows)) == len(rows)
+
+
+def test_features_of_another_image_are_never_kept(
+    network: keras.Model, raw: Path, recipe: Recipe, tmp_path: Path
+) -> None:
+    """One that took an image's place for a while, and can be decoded."""
+    source = folder_source(raw, why="a test")
+    manifest = prepare(source, tmp_path / "prepared", Split(test_fraction=0.25))
+    rows = manifest.rows("train")
+    right = Extraction(network, manifest, recipe, "tensorflow").features(rows).copy()
+    for entry in feature_cache.list_entries():
+        assert feature_cache.delete_entry(entry)
+    one, other = (manifest.root / rows["path"].iloc[at] for at in (0, -1))
+    data = one.read_bytes()
+    one.write_bytes(other.read_bytes())
+    with pytest.raises(UserError, match=f"{one.name} is not the image that was prepared"):
+        Extraction(network, manifest, recipe, "tensorflow").features(rows)
+    one.write_bytes(data)
+    again = Extraction(network, manifest, recipe, "tensorflow")
+    np.testing.assert_array_equal(again.features(rows), right)
+    assert again.computed == len(rows)
+
+
+def test_views_without_memory_for_them_are_refused(
+    network: keras.Model, manifest: Manifest, recipe: Recipe, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(loaders, "free_memory", lambda: 1000)
+    splits = split_training(manifest, recipe)
+    with pytest.raises(UserError, match=r"loader features needs .* take fewer --feature-views"):
+        extract_splits(network, manifest, recipe, "tensorflow", splits)
+
+
+def test_views_that_would_push_each_other_out_are_refused(
+    network: keras.Model, manifest: Manifest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipe = tiny_recipe("v5", augmentation=AUGMENTED, feature_views=100)
+    monkeypatch.setenv("HAR_CACHE_GB", "0.00005")
+    splits = split_training(manifest, recipe)
+    with pytest.raises(UserError, match="raise HAR_CACHE_GB"):
+        extract_splits(network, manifest, recipe, "tensorflow", splits)
+
+
+def test_no_rows_are_no_features(network: keras.Model, manifest: Manifest, recipe: Recipe) -> None:
+    nothing = Extraction(network, manifest, recipe, "tensorflow").features(manifest.table[:0])
+    assert nothing.shape == (0, 8)

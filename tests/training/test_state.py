@@ -1,0 +1,94 @@
+"""A training that goes on ends as one that never stopped."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from har.data.manifest import Manifest
+from har.inference import extractors
+from har.models.build import build_model
+from har.recipe import Recipe
+from har.training.state import State, capture_state, find_changing_variables, restore_state
+from har.training.train import Result, train
+from har.util.errors import UserError
+from tests.conftest import tiny_recipe
+
+pytestmark = pytest.mark.usefixtures("tiny_backbone")
+
+
+RECIPES = {
+    "original": {},
+    "v3": {},  # two replicas
+    "v4": {"patience": 2, "strategy": "one_device"},
+    "v5": {"augmentation": "flip_rotate_zoom_contrast", "feature_views": 3},
+    "v2": {"fine_tune": "all", "strategy": "one_device", "checkpoint": "last"},
+}
+
+
+def recipe_of(variant: str) -> Recipe:
+    return tiny_recipe(variant, epochs=4, **RECIPES[variant])
+
+
+def numbers(result: Result) -> list[dict[str, float]]:
+    timed = ("epoch_time_s", "images_per_second")
+    return [
+        {name: value for name, value in epoch.items() if name not in timed}
+        for epoch in result.history
+    ]
+
+
+@pytest.fixture(autouse=True)
+def float32(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(extractors, "has_bfloat16", lambda: False)
+
+
+@pytest.mark.parametrize("variant", RECIPES)
+def test_it_goes_on_to_the_same_numbers_and_weights(variant: str, manifest: Manifest) -> None:
+    recipe, states = recipe_of(variant), []
+    whole = train(recipe, manifest, on_state=lambda take, _: states.append(take()))
+    assert len(states) == len(whole.history)
+    for done, state in enumerate(states, start=1):
+        told: dict[int, dict[str, float]] = {}
+        result = train(recipe, manifest, [told.__setitem__], before=state)
+        assert numbers(result) == numbers(whole)
+        assert list(told) == list(range(done + 1, len(whole.history) + 1))
+        assert result.best_epoch == whole.best_epoch
+        assert result.train_time_s > state.train_time_s
+        pairs = zip(result.model.get_weights(), whole.model.get_weights(), strict=True)
+        for weight, other in pairs:
+            np.testing.assert_array_equal(weight, other)
+
+
+def test_patience_is_remembered(manifest: Manifest) -> None:
+    """A training that early stopping had ended is not trained on."""
+    recipe = tiny_recipe("v3", epochs=9, patience=1, learning_rate=1e-9, strategy="one_device")
+    states: list[State] = []
+    whole = train(recipe, manifest, on_state=lambda take, _: states.append(take()))
+    assert len(whole.history) < 9
+    result = train(recipe, manifest, before=states[-1])
+    assert numbers(result) == numbers(whole)
+    for weight, other in zip(result.model.get_weights(), whole.model.get_weights(), strict=True):
+        np.testing.assert_array_equal(weight, other)
+
+
+def test_a_frozen_backbone_is_not_in_the_state(manifest: Manifest) -> None:
+    model = build_model(tiny_recipe("original"), 3)
+    kept = sum(int(np.prod(each.shape)) for each in find_changing_variables(model))
+    head = 8 * 512 + 512 + 512 * 3 + 3
+    assert head <= kept <= head + 20
+    model = build_model(tiny_recipe("original", fine_tune="all"), 3)
+    assert sum(int(np.prod(each.shape)) for each in find_changing_variables(model)) > head + 200
+
+
+def test_the_state_of_another_model_is_refused(manifest: Manifest) -> None:
+    model = build_model(tiny_recipe("original"), 3)
+    model.optimizer.build(model.trainable_variables)
+    state = capture_state(model, None, [], 0.0)
+    restore_state(build_model(tiny_recipe("original"), 3), state)
+    for other in (build_model(tiny_recipe("original"), 4), build_model(tiny_recipe("v3"), 3)):
+        with pytest.raises(UserError, match="another model"):
+            restore_state(other, state)
+    cut = replace(state, arrays={**state.arrays, "optimizer/0": np.zeros((7,))})
+    with pytest.raises(UserError, match="the backup's optimizer"):
+        restore_state(build_model(tiny_recipe("original"), 3), cut)

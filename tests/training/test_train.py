@@ -1,0 +1,245 @@
+"""Every variant trains; what must hold for each."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from har.data.manifest import Manifest
+from har.data.prepare import prepare
+from har.data.sources import folder_source
+from har.data.splits import Split
+from har.inference import extractors
+from har.models.backbones import FINE_TUNES, build_backbone
+from har.recipe import VARIANTS
+from har.training.train import Result, describe_epoch, train
+from har.util.errors import UserError
+from tests.conftest import tiny_recipe
+
+pytestmark = pytest.mark.usefixtures("tiny_backbone")
+
+
+ONE_DEVICE = {"strategy": "one_device"}
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_every_variant_trains(variant: str, manifest: Manifest) -> None:
+    told = []
+    recipe = tiny_recipe(variant)
+    result = train(recipe, manifest, [lambda epoch, metrics: told.append((epoch, metrics))])
+    assert told == list(enumerate(result.history, start=1)) and len(told) == 2
+    names = {"train_loss", "train_accuracy", "train_top_3_accuracy", "epoch_time_s"}
+    names |= {"images_per_second"}
+    if recipe.validation_fraction:
+        names |= {"val_loss", "val_accuracy", "val_top_3_accuracy"}
+        assert result.best_epoch in (1, 2)
+    else:
+        assert result.best_epoch is None and result.validation_images == 0
+    assert set(told[0][1]) == names
+    assert result.train_images + result.validation_images == len(manifest.rows("train"))
+    probabilities = result.model(np.zeros((1, 32, 32, 3), np.uint8)).numpy()
+    assert probabilities.shape == (1, 3) and probabilities.dtype == np.float32
+
+
+def losses(result: Result) -> list[float]:
+    return [
+        value
+        for epoch in result.history
+        for name, value in epoch.items()
+        if name.endswith(("loss", "accuracy"))
+    ]
+
+
+@pytest.mark.parametrize("variant", ["original", "v3", "v5"])
+def test_same_seed_same_numbers(variant: str, manifest: Manifest) -> None:
+    first, again, other = (
+        losses(train(tiny_recipe(variant, **ONE_DEVICE, seed=seed), manifest)) for seed in (3, 3, 4)
+    )
+    assert first == again != other
+
+
+@pytest.mark.parametrize("validation_fraction", [0.0, 0.3])
+def test_a_head_trained_on_features_is_the_one_trained_on_images(
+    validation_fraction: float, manifest: Manifest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The same order, the same first weights, the same numbers: only the time differs."""
+    monkeypatch.setattr(extractors, "has_bfloat16", lambda: False)
+    same = {"validation_fraction": validation_fraction, "epochs": 3, "seed": 5}
+    images = train(tiny_recipe("original", **same), manifest)
+    for runtime in ("tensorflow", "openvino"):
+        features = train(tiny_recipe("original", **same, loader="features"), manifest, (), runtime)
+        np.testing.assert_allclose(losses(features), losses(images), rtol=1e-4, atol=1e-5)
+        pairs = zip(images.model.get_weights(), features.model.get_weights(), strict=True)
+        for weight, other in pairs:
+            np.testing.assert_allclose(weight, other, rtol=1e-3, atol=1e-4)
+        assert features.extracted is not None and features.extracted.runtime == runtime
+    assert images.extracted is None
+
+
+def test_views_are_drawn_anew_each_epoch(manifest: Manifest) -> None:
+    """Eight views of an image teach something else than one; the same seed the same."""
+    recipe = tiny_recipe("v5", augmentation="flip_rotate_zoom_contrast", head="flatten_dense512")
+    one, eight, again = (
+        losses(train(replace(recipe, feature_views=views), manifest)) for views in (1, 8, 8)
+    )
+    assert one != eight == again
+
+
+def test_features_train_on_two_devices_as_on_one(manifest: Manifest) -> None:
+    recipe = tiny_recipe("v5", head="flatten_dense512", validation_fraction=0.3, epochs=3)
+    one, two = (
+        train(replace(recipe, strategy=strategy), manifest)
+        for strategy in ("one_device", "mirrored")
+    )
+    np.testing.assert_allclose(losses(one), losses(two), rtol=1e-4, atol=1e-5)
+    for weight, other in zip(one.model.get_weights(), two.model.get_weights(), strict=True):
+        np.testing.assert_allclose(weight, other, rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize(("fraction", "last_batch"), [(0.35, 3), (0.28, 1)])
+def test_two_devices_equal_one(fraction: float, last_batch: int, manifest: Manifest) -> None:
+    """Also where the last validation batch is uneven, or has fewer images than devices."""
+    same = {"head": "flatten_dense512", "validation_fraction": fraction, "epochs": 3}
+    one = train(tiny_recipe(**same, strategy="one_device"), manifest)
+    two = train(tiny_recipe(**same, strategy="mirrored"), manifest)
+    assert one.validation_images % 4 == last_batch
+    np.testing.assert_allclose(losses(one), losses(two), rtol=1e-4, atol=1e-5)
+    for weight, other in zip(one.model.get_weights(), two.model.get_weights(), strict=True):
+        np.testing.assert_allclose(weight, other, rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("precision", ["mixed_float16", "mixed_bfloat16"])
+def test_mixed_precision_trains_and_leaves_a_float32_model(
+    precision: str, manifest: Manifest
+) -> None:
+    result = train(tiny_recipe("v4", precision=precision), manifest)
+    assert np.isfinite(losses(result)).all()
+    assert {weight.dtype for weight in result.model.get_weights()} == {np.dtype("float32")}
+    assert {layer.compute_dtype for layer in result.model.layers} == {"float32"}
+
+
+@pytest.mark.parametrize("variant", ["original", "v3"])
+@pytest.mark.parametrize("fine_tune", FINE_TUNES)
+def test_backbone_moves_only_as_fine_tune_says(
+    variant: str, fine_tune: str, manifest: Manifest
+) -> None:
+    """However hard it is trained; batch normalisation moves neither weights nor statistics."""
+    short, long = (
+        train(tiny_recipe(variant, fine_tune=fine_tune, epochs=n, checkpoint="last"), manifest)
+        for n in (1, 3)
+    )
+    _, backbone, *_, output = short.model.layers
+    for layer, later in zip(backbone.layers, long.model.layers[1].layers, strict=True):
+        moves = fine_tune != "frozen" and isinstance(layer, keras.layers.Conv2D)
+        for weight, other in zip(layer.get_weights(), later.get_weights(), strict=True):
+            assert (weight != other).any() == moves, layer.name
+    assert (output.kernel.numpy() != long.model.layers[-1].kernel.numpy()).any()
+
+
+def test_fine_tune_top_is_the_last_fifth_of_the_convolutions() -> None:
+    recipe = tiny_recipe(fine_tune="top", weights="random", backbone="efficientnet-lite1")
+    backbone = build_backbone(recipe)
+    kinds = (keras.layers.Conv2D, keras.layers.DepthwiseConv2D)
+    convolutions = [x for x in backbone.layers if isinstance(x, kinds)]
+    trained = [layer for layer in backbone.layers if layer.trainable and layer.weights]
+    assert trained[-1].name == "conv_head" and set(trained) <= set(backbone.layers[-50:])
+    assert not [x for x in trained if isinstance(x, keras.layers.BatchNormalization)]
+    assert len(trained) == -(-len(convolutions) // 5)
+
+
+def test_patience_stops_and_best_weights_are_kept(manifest: Manifest) -> None:
+    """A learning rate of 10 ruins the head, so the best epoch is an early one."""
+    recipe = tiny_recipe(learning_rate=10.0, epochs=12, patience=2, **ONE_DEVICE)
+    stopped = train(recipe, manifest)
+    assert len(stopped.history) < 12
+    assert len(stopped.history) == stopped.best_epoch + 2
+    short = tiny_recipe(learning_rate=10.0, epochs=stopped.best_epoch, patience=2, **ONE_DEVICE)
+    best = train(short, manifest)
+    for weight, other in zip(best.model.get_weights(), stopped.model.get_weights(), strict=True):
+        np.testing.assert_array_equal(weight, other)
+
+
+def test_patience_0_never_stops(manifest: Manifest) -> None:
+    recipe = tiny_recipe(learning_rate=10.0, epochs=9, patience=0, **ONE_DEVICE)
+    assert len(train(recipe, manifest).history) == 9
+
+
+def test_batch_must_divide_over_the_devices(manifest: Manifest) -> None:
+    with pytest.raises(UserError, match="batch_size 5 does not divide evenly over 2 devices"):
+        train(tiny_recipe(batch_size=5), manifest)
+
+
+def test_epoch_lines_fit_80_columns() -> None:
+    metrics = {
+        "train_loss": 12.345,
+        "train_accuracy": 1.0,
+        "val_loss": 10.5,
+        "val_accuracy": 0.5,
+        "epoch_time_s": 1234.5,
+        "images_per_second": 12345.0,
+    }
+    assert len(describe_epoch(100, 100, metrics)) <= 80
+
+
+@pytest.mark.parametrize("variant", ["v3", "v5"])
+@pytest.mark.parametrize("damage", ["gone", "cut", "another"])
+def test_an_image_that_changes_while_training_is_named(
+    variant: str, damage: str, raw: Path, tmp_path: Path
+) -> None:
+    source = folder_source(raw, why="a test")
+    manifest = prepare(source, tmp_path / "prepared", Split(test_fraction=0.25))
+    image = manifest.root / manifest.rows("train")["path"].iloc[3]
+
+    def spoil(*_: object) -> None:
+        if not image.exists():
+            return
+        data = image.read_bytes()
+        image.unlink()
+        if damage == "cut":
+            image.write_bytes(data[:90])
+        if damage == "another":
+            image.write_text("no image")
+
+    recipe = tiny_recipe(variant, epochs=9, patience=0, **ONE_DEVICE)
+    if variant == "v5":
+        spoil()
+    with pytest.raises(UserError, match=image.name):
+        train(recipe, manifest, [spoil] if variant == "v3" else [])
+
+
+def exhaust(*_: object, **options: object) -> None:
+    raise tf.errors.ResourceExhaustedError(None, None, "OOM when allocating tensor")
+
+
+@pytest.mark.parametrize(("most", "said"), [(2, "--batch-size 2 fits"), (1, "--batch-size 1 fits"),
+    (0, "with any smaller: take a smaller --backbone or --image-size")])  # fmt: skip
+def test_too_little_memory_says_which_batch_fits(
+    most: int, said: str, manifest: Manifest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The error is the one that TensorFlow raises where a GPU is full; none is here to fill."""
+    step = keras.Model.train_on_batch
+
+    def limited(model: keras.Model, images: tf.Tensor, labels: tf.Tensor) -> None:
+        step(model, images, labels) if len(images) <= most else exhaust()
+
+    monkeypatch.setattr(keras.Model, "fit", exhaust)
+    monkeypatch.setattr(keras.Model, "train_on_batch", limited)
+    with pytest.raises(UserError, match=f"batch_size 4 at 32 px.*{said}"):
+        train(tiny_recipe("v3", **ONE_DEVICE), manifest)
+
+
+def test_after_xla_no_smaller_batch_is_tried(
+    manifest: Manifest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fit(model: keras.Model, *_: object, **options: object) -> None:
+        # Keras would refuse: it knows that there is no GPU
+        model._jit_compile = True
+        exhaust()
+
+    monkeypatch.setattr(keras.Model, "fit", fit)
+    monkeypatch.setattr(keras.Model, "train_on_batch", None)
+    with pytest.raises(UserError, match="batch_size 4 at 32 px: try --batch-size 2"):
+        train(tiny_recipe("v3"), manifest)
