@@ -40,10 +40,11 @@ test-slow: $(READY)  ## Run the long tests too
 soak: $(READY)  ## Kill trainings and servers, spoil files and requests; count what is lost
 	$(RUN) python benchmarks/faults.py
 
-check: $(READY)  ## Lint, formatting and types
+check: $(READY)  ## Lint, formatting, types, and which package may import which
 	$(RUN) ruff check .
 	$(RUN) ruff format --check .
 	$(RUN) mypy
+	$(RUN) lint-imports --no-cache
 
 audit: $(READY)  ## Look the installed packages up among known vulnerabilities
 	$(RUN) uv tool run pip-audit --skip-editable --path "$$($(VENV)/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')"

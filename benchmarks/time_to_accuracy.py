@@ -174,7 +174,9 @@ def har_run(variant: str, data: Path | str, scratch: Path, *options: str) -> dic
         client = mlflow.MlflowClient(store)
         (run,) = client.search_runs([client.get_experiment_by_name("har").experiment_id])
         epochs = client.get_metric_history(run.info.run_id, "images_per_second")
-        tags = {name: run.data.tags[name] for name in ("variant", "changed", "hardware")}
+        tags = {
+            name: run.data.tags[name] for name in ("variant", "differs_from_variant", "hardware")
+        }
         return {**run.data.metrics, **tags, "rates": [each.value for each in epochs]}
 
 

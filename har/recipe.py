@@ -36,12 +36,22 @@ Strategy = Literal["one_device", "mirrored"]
 Diagnostics = Literal["none", "explore"]
 
 
-def axis(default: Any, help: str, *, low: float = 0, high: float = 1, our_choice: str = "") -> Any:
+def axis(
+    default: Any,
+    help: str,
+    *,
+    low: float = 0,
+    high: float = 1,
+    our_choice: str = "",
+    added: bool = False,
+) -> Any:
     """A recipe field with its one description; `low` and `high` bound numbers, inclusive.
 
-    `our_choice` says what we decided where the notebooks leave a value open.
+    `our_choice` says what we decided where the notebooks leave a value open. `added`: runs were
+    recorded before this field existed, as if it had its default, so that the default must change
+    nothing: at its default the field is no part of the digest.
     """
-    metadata = {"help": help, "low": low, "high": high, "our_choice": our_choice}
+    metadata = {"help": help, "low": low, "high": high, "our_choice": our_choice, "added": added}
     return field(default=default, metadata=metadata)
 
 
@@ -248,8 +258,15 @@ def describe_changes(old: Recipe, new: Recipe) -> str:
 
 
 def digest_recipe(recipe: Recipe) -> str:
-    """16 hexadecimal digits, equal for equal recipes, with nothing of the hardware in them."""
-    # 1 and 1.0 are one learning rate, but two JSON texts
-    values = {f.name: f.type(v) if f.type in (int, float) else v for f, v in field_values(recipe)}
+    """16 hexadecimal digits, equal for equal recipes, with nothing of the hardware in them.
+
+    An `added` field at its default changes no digest: older runs stay twins of newer ones.
+    """
+    values = {
+        # 1 and 1.0 are one learning rate, but two JSON texts
+        each.name: each.type(value) if each.type in (int, float) else value
+        for each, value in field_values(recipe)
+        if not (each.metadata["added"] and value == each.default)
+    }
     text = json.dumps(values, sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:16]

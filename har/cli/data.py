@@ -56,15 +56,15 @@ def sample(out: Path, per_class: int, test_images: int, seed: int) -> None:
     help="Gets manifest.csv, dataset.json and report.html; images stay where they are.",
 )
 @experiment_option
-def prepare(data: str, images: Path | None, out: Path, experiment: str, **options: Any) -> None:
+def prepare(data: str, image_root: Path | None, out: Path, experiment: str, **options: Any) -> None:
     """Check every image, group copies, hold out the test split, and record what was found.
 
-    A prepared folder with --images is written anew for images that were moved.
+    A prepared folder with --image-root is written anew for images that were moved.
     """
     with quiet_loading():
         from har.jobs.prepare import run_preparation
 
-    run_preparation(data, typed_split(options), images, out, experiment, process_start())
+    run_preparation(data, typed_split(options), image_root, out, experiment, process_start())
     click.echo(out)
 
 

@@ -1,7 +1,6 @@
 """Commands about trained models: evaluate, classify, predict, promote, champion."""
 
 import json
-from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -39,7 +38,7 @@ def evaluate(
     run_id: str | None,
     model: str | None,
     data: str,
-    images: Path | None,
+    image_root: Path | None,
     experiment: str,
     robustness_images: int,
     **options: Any,
@@ -58,10 +57,10 @@ def evaluate(
     uri = model or f"runs:/{run_id}/model"
     logged = load_logged_model(uri)
     # the images that the model's own run held out, unless told otherwise
-    manifest = load_manifest(data, typed_split(options), logged.split, images)
+    manifest = load_manifest(data, typed_split(options), logged.split, image_root)
     evaluation, robustness = evaluate_logged_model(logged, manifest, experiment, robustness_images)
     click.echo(evaluation.per_class.to_string(index=False, float_format="{:.3f}".format))
-    for name, value in asdict(evaluation.scores).items():
+    for name, value in evaluation.scores.items():
         click.echo(f"{name:<18} {value:.4f}")
     if robustness is not None:
         click.echo(format_table(robustness))
@@ -127,7 +126,7 @@ def predict(data: Path, out: Path, model: str) -> None:
     " one that was given to mlflow]",
 )
 @click.option(
-    "--select",
+    "--select-by",
     type=Spelled(["auto", "validation", "test"]),
     default="auto",
     show_default=True,
@@ -138,14 +137,14 @@ def predict(data: Path, out: Path, model: str) -> None:
     help="Only runs judged on these test images.  [the champion's, else the newest run's]",
 )
 @click.option(
-    "--level",
+    "--alpha",
     type=Between(0, 1, min_open=True),
     default=0.05,
     show_default=True,
     help="The candidate is better if McNemar's exact test gives a p-value below this.",
 )
 @flag(
-    "--start-over",
+    "--ignore-champion",
     "For other images or labels than the champion's: the best run on the newest run's test images"
     " takes its place without a comparison.",
 )

@@ -78,7 +78,7 @@ def data_options(command: Command) -> Command:
             " `har prepare` wrote.",
         ),
         click.option(
-            "--images",
+            "--image-root",
             type=click.Path(path_type=Path, file_okay=False),
             metavar="DIR",
             help="Where the images of a prepared folder lie now, if they were moved.",

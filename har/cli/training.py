@@ -26,12 +26,12 @@ from har.util.progress import quiet_loading
 
 
 def train_and_report(
-    variant: str, data: str, images: Path | None, experiment: str, runtime: str, **options: Any
+    variant: str, data: str, image_root: Path | None, experiment: str, runtime: str, **options: Any
 ) -> None:
     """What `run` and `train` do."""
     split = typed_split(options)
-    typed = {name: value for name, value in options.items() if value is not None}
-    requested = replace(VARIANTS[variant], **typed)
+    overrides = {name: value for name, value in options.items() if value is not None}
+    requested = replace(VARIANTS[variant], **overrides)
 
     with quiet_loading():
         from har.data.prepare import load_manifest
@@ -39,15 +39,15 @@ def train_and_report(
         from har.tracking.store import check_store
 
     check_store(experiment)
-    manifest = load_manifest(data, split, images=images)
-    trial = build_job(variant, requested, typed, manifest, runtime)
-    click.echo(describe_outcome(run_training(trial, experiment, process_start())))
+    manifest = load_manifest(data, split, image_root=image_root)
+    job = build_job(variant, requested, overrides, manifest, runtime)
+    click.echo(describe_outcome(run_training(job, experiment, process_start())))
 
 
-def repeat_and_report(
-    like: str, data: str, images: Path | None, experiment: str, runtime: str
+def reproduce_and_report(
+    run_id: str, data: str, image_root: Path | None, experiment: str, runtime: str
 ) -> None:
-    """What `train --like` does: the recipe and the split come from the run."""
+    """What `train --reproduce` does: the recipe and the split come from the run."""
     with quiet_loading():
         from har.data.prepare import load_manifest
         from har.inference.runtimes import AUTO
@@ -56,16 +56,16 @@ def repeat_and_report(
         from har.tracking.store import check_store
 
     check_store(experiment)
-    past = load_recorded_job(like)
-    manifest = load_manifest(data, default=past.split, images=images)
+    past = load_recorded_job(run_id)
+    manifest = load_manifest(data, default=past.split, image_root=image_root)
     check_same_data(past, manifest)
     every_field = [each.name for each in fields(Recipe)]
     features = None
-    # what it was computed by, unless another runtime was typed
+    # what it was computed by, unless the user named another runtime
     if runtime == AUTO:
         runtime, features = past.runtime, past.feature_runtime
-    trial = build_job(past.variant, past.recipe, every_field, manifest, runtime, features)
-    click.echo(describe_outcome(run_training(trial, experiment, process_start())))
+    job = build_job(past.variant, past.recipe, every_field, manifest, runtime, features)
+    click.echo(describe_outcome(run_training(job, experiment, process_start())))
 
 
 def resume_and_report(ctx: click.Context, run_id: str) -> None:
@@ -75,21 +75,21 @@ def resume_and_report(ctx: click.Context, run_id: str) -> None:
             "--resume is not for `mlflow run`, which has opened another run:"
             f" har train --resume {run_id}"
         )
-    typed = {
+    overrides = {
         name: value
         for name, value in ctx.params.items()
         if ctx.get_parameter_source(name) is not ParameterSource.DEFAULT
     }
-    images = typed.pop("images", None)
+    image_root = overrides.pop("image_root", None)
     recipe = {each.name for each in fields(Recipe)}
-    if extra := typed.keys() - recipe - {"resume"}:
+    if extra := overrides.keys() - recipe - {"resume"}:
         names = ", ".join(f"--{with_dashes(name)}" for name in sorted(extra))
         raise UserError(f"--resume goes on with a run as it was: leave out {names}")
     with quiet_loading():
         from har.jobs.resume import resume_training
 
-    asked = {name: value for name, value in typed.items() if name in recipe}
-    click.echo(describe_outcome(resume_training(run_id, asked, images, process_start())))
+    asked = {name: value for name, value in overrides.items() if name in recipe}
+    click.echo(describe_outcome(resume_training(run_id, asked, image_root, process_start())))
 
 
 @click.command()
@@ -101,7 +101,7 @@ def run(**options: Any) -> None:
 
 @click.command()
 @click.option(
-    "--like",
+    "--reproduce",
     metavar="RUN_ID",
     help="Repeat a recorded run: its variant, recipe and split, on the same images. On a CPU the"
     " numbers come out equal.",
@@ -114,21 +114,21 @@ def run(**options: Any) -> None:
 )
 @training_options
 @click.pass_context
-def train(ctx: click.Context, /, like: str | None, resume: str | None, **options: Any) -> None:
+def train(ctx: click.Context, /, reproduce: str | None, resume: str | None, **options: Any) -> None:
     """Train a variant and judge it, as `run` does; repeat a recorded run; or go on with one."""
     if resume is not None:
         resume_and_report(ctx, resume)
         return
-    if like is None:
+    if reproduce is None:
         train_and_report(**options)
         return
     # mlflow's entry point always gives a variant, so that one is not held against the user
-    kept = {name: options.pop(name) for name in ("data", "images", "experiment", "runtime")}
+    kept = {name: options.pop(name) for name in ("data", "image_root", "experiment", "runtime")}
     given = {name for name, value in options.items() if value is not None}
     if extra := given - {"variant"}:
         names = ", ".join(f"--{with_dashes(name)}" for name in sorted(extra))
-        raise UserError(f"--like repeats a run as it was: leave out {names}")
-    repeat_and_report(like, **kept)
+        raise UserError(f"--reproduce repeats a run as it was: leave out {names}")
+    reproduce_and_report(reproduce, **kept)
 
 
 @click.command()
@@ -149,9 +149,9 @@ def describe_outcome(outcome: Any) -> str:
     """The short table at the end, and how to see more."""
     scores = outcome.scores
     if scores:
-        interval = f"{scores.accuracy_low:.1%} to {scores.accuracy_high:.1%}"
-        accuracy = f"{scores.accuracy:.1%} ({interval})"
-        top_3 = f"{scores.top_3_accuracy:.1%}"
+        interval = f"{scores['accuracy_low']:.1%} to {scores['accuracy_high']:.1%}"
+        accuracy = f"{scores['accuracy']:.1%} ({interval})"
+        top_3 = f"{scores['top_3_accuracy']:.1%}"
     else:
         accuracy, top_3 = "no test split", "-"
     minutes, seconds = divmod(round(outcome.wall_time_s), 60)
@@ -160,7 +160,8 @@ def describe_outcome(outcome: Any) -> str:
         "hardware": outcome.hardware,
         "accuracy (95 % interval)": accuracy,
         "top-3": top_3,
-        "wall time": f"{minutes} min {seconds:02} s" + (" (warm)" if outcome.warm else ""),
+        "wall time": f"{minutes} min {seconds:02} s"
+        + (" (cache hit)" if outcome.cache_hit else ""),
         "run id": outcome.run_id,
     }
     widths = [max(len(name), len(value)) for name, value in row.items()]
@@ -168,12 +169,12 @@ def describe_outcome(outcome: Any) -> str:
         "  ".join(text.ljust(width) for text, width in zip(texts, widths, strict=True)).rstrip()
         for texts in (row.keys(), row.values())
     ]
-    if outcome.warm:
-        lines.append("warm: features were found in the cache, so this is not the whole job's time")
+    if outcome.cache_hit:
+        lines.append("cache hit: features were found on disk, so this is not the whole job's time")
     return "\n".join(
         [
             *lines,
-            f"changed from {outcome.variant}: {outcome.changed}",
+            f"differs from {outcome.variant}: {outcome.differs_from_variant}",
             f"see it: {outcome.see}",
         ]
     )
@@ -189,7 +190,7 @@ def variant_option(name: str, field: str, default: str, help: str) -> Any:
 @variant_option("--from", "from_variant", "original", "Where the changes start.")
 @variant_option("--to", "to_variant", "v4", "Where they end; the options below change both.")
 @click.option(
-    "--seeds",
+    "--num-seeds",
     type=click.IntRange(1),
     default=1,
     show_default=True,
@@ -199,7 +200,7 @@ def variant_option(name: str, field: str, default: str, help: str) -> Any:
 @recipe_options
 @experiment_option
 @runtime_option
-def ablate(data: str, images: Path | None, **options: Any) -> None:
+def ablate(data: str, image_root: Path | None, **options: Any) -> None:
     """Find out which change between two variants buys what.
 
     Trains the two, each single change on the first, the second without each, and the chain of
@@ -207,9 +208,9 @@ def ablate(data: str, images: Path | None, **options: Any) -> None:
     same command goes on; finished trainings of the experiment count.
     """
     split = typed_split(options)
-    own = ("from_variant", "to_variant", "seeds", "experiment", "runtime")
+    own = ("from_variant", "to_variant", "num_seeds", "experiment", "runtime")
     kept = {name: options.pop(name) for name in own}
-    typed = {name: value for name, value in options.items() if value is not None}
+    overrides = {name: value for name, value in options.items() if value is not None}
 
     with quiet_loading():
         from har.data.prepare import load_manifest
@@ -217,8 +218,8 @@ def ablate(data: str, images: Path | None, **options: Any) -> None:
         from har.tracking.store import check_store
 
     check_store(kept["experiment"])
-    manifest = load_manifest(data, split, images=images)
-    click.echo(run_ablation(Ablation(manifest=manifest, typed=typed, **kept)))
+    manifest = load_manifest(data, split, image_root=image_root)
+    click.echo(run_ablation(Ablation(manifest=manifest, overrides=overrides, **kept)))
 
 
 COMMANDS = (run, train, sync, ablate)

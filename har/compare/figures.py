@@ -32,15 +32,15 @@ def draw_scatter(group: Group, front: Sequence[Record]) -> Figure:
     timed = [each.training for each in group.ranked if each.training.seconds]
     for number_, each in enumerate(timed):
         assert each.accuracy is not None and each.seconds is not None
-        low = each.accuracy if each.accuracy_low is None else each.accuracy_low
-        high = each.accuracy if each.accuracy_high is None else each.accuracy_high
+        low = each.test_metrics.get("accuracy_low", each.accuracy)
+        high = each.test_metrics.get("accuracy_high", each.accuracy)
         axes.errorbar(
             [each.seconds],
             [each.accuracy],
             yerr=[[each.accuracy - low], [high - each.accuracy]],
-            fmt="s" if each.warm else "o",
+            fmt="s" if each.cache_hit else "o",
             capsize=3,
-            label=short_name(each) + (" (warm)" if each.warm else "")
+            label=short_name(each) + (" (cache hit)" if each.cache_hit else "")
             if number_ < MOST_DRAWN
             else None,
         )

@@ -26,6 +26,7 @@ from har.compare.tables import (
 )
 from har.data.pictures import draw_png, jpeg_uri, png_uri, thumbnail
 from har.data.report import REPORT_FILE
+from har.evaluation.metrics import TEST_METRICS
 from har.tracking.records import Record, TrainingSummary
 
 TEMPLATE = Path(__file__).with_name("report.html")
@@ -138,20 +139,17 @@ Columns = dict[str, tuple[str, Callable[[Any], str]]]
 RUNS: Columns = {
     "name": ("run", format_text),
     "run_id": ("run id", format_text),
-    "accuracy": ("test accuracy", PERCENT),
-    "accuracy_low": ("from", PERCENT),
-    "accuracy_high": ("to", PERCENT),
-    "top_3_accuracy": ("top-3", PERCENT),
+    **{name: (each.heading, number_format(each.form)) for name, each in TEST_METRICS.items()},
     "val_accuracy": ("validation", PERCENT),
     "train_accuracy": ("training", PERCENT),
     "wall_time_s": ("wall time s", number_format(",.0f")),
-    "features": ("features", format_text),
+    "feature_cache": ("feature cache", format_text),
     "epoch_time_s": ("epoch s", number_format(",.1f")),
     "images_per_second": ("images/s", number_format(",.0f")),
     "epochs": ("epochs", number_format(".0f")),
     "peak_memory_mb": ("memory MB", number_format(",.0f")),
     "notebook_minutes": ("notebook min", number_format(".0f")),
-    "changed": ("changed from its variant", format_text),
+    "differs_from_variant": ("differs from its variant", format_text),
     "hardware": ("hardware", format_text),
     "precision": ("precision", format_text),
     "strategy": ("strategy", format_text),
@@ -260,8 +258,8 @@ def summarise(group: Group) -> str:
     best = group.ranked[0].training
     return (
         f"{len(group.ranked)} runs. The highest test accuracy: {format_run(best)},"
-        f" {PERCENT(best.accuracy)} ({PERCENT(best.accuracy_low)} to"
-        f" {PERCENT(best.accuracy_high)})."
+        f" {PERCENT(best.accuracy)} ({PERCENT(best.test_metrics.get('accuracy_low'))} to"
+        f" {PERCENT(best.test_metrics.get('accuracy_high'))})."
     )
 
 

@@ -13,6 +13,7 @@ import numpy.typing as npt
 import pandas as pd
 
 from har.evaluation.metrics import (
+    TEST_METRICS,
     correct_for_many,
     paired_difference,
     paired_test,
@@ -53,9 +54,9 @@ def tabulate_runs(records: Sequence[Record]) -> pd.DataFrame:
 
 
 RUN_COLUMNS = (
-    "run_id", "name", "source", "variant", "changed", "hardware", "precision", "strategy",
-    "backbone", "dataset", "test_digest", "accuracy", "accuracy_low", "accuracy_high",
-    "top_3_accuracy", "val_accuracy", "train_accuracy", "wall_time_s", "features",
+    "run_id", "name", "source", "variant", "differs_from_variant", "hardware", "precision",
+    "strategy", "backbone", "dataset", "test_digest", *TEST_METRICS,
+    "val_accuracy", "train_accuracy", "wall_time_s", "feature_cache",
     "epoch_time_s", "images_per_second", "epochs", "peak_memory_mb", "notebook_minutes",
 )  # fmt: skip
 
@@ -66,15 +67,19 @@ def run_row(record: Record) -> dict[str, Any]:
     epoch_times = [epoch["epoch_time_s"] for epoch in history if "epoch_time_s" in epoch]
     notebook = NOTEBOOKS.get(training.variant)
     found = {name: getattr(training, name) for name in RUN_COLUMNS if hasattr(training, name)}
-    return found | {
-        "source": "published" if training.published else "measured",
-        "wall_time_s": training.seconds,
-        "features": "warm" if training.warm else "",
-        "epoch_time_s": float(np.median(epoch_times)) if epoch_times else None,
-        "epochs": len(history) or None,
-        "peak_memory_mb": training.memory_mb,
-        "notebook_minutes": notebook.minutes if notebook else None,
-    }
+    return (
+        found
+        | training.test_metrics
+        | {
+            "source": "published" if training.published else "measured",
+            "wall_time_s": training.seconds,
+            "feature_cache": "hit" if training.cache_hit else "",
+            "epoch_time_s": float(np.median(epoch_times)) if epoch_times else None,
+            "epochs": len(history) or None,
+            "peak_memory_mb": training.memory_mb,
+            "notebook_minutes": notebook.minutes if notebook else None,
+        }
+    )
 
 
 def tabulate_differences(records: Sequence[Record]) -> pd.DataFrame:
@@ -140,10 +145,10 @@ def find_hits(judged: Sequence[Record]) -> npt.NDArray[np.float64]:
 
 
 def find_pareto_front(group: Group) -> list[Record]:
-    """Runs that none beats in both accuracy and wall time, the quickest first. Warm runs, whose
-    time is not the whole job's, stay out.
+    """Runs that none beats in both accuracy and wall time, the quickest first. Runs that found
+    features in the cache, whose time is not the whole job's, stay out.
     """
-    timed = [each for each in group.ranked if each.training.seconds and not each.training.warm]
+    timed = [each for each in group.ranked if each.training.seconds and not each.training.cache_hit]
     front: list[Record] = []
     for each in sorted(timed, key=lambda r: (r.training.seconds, -(r.training.accuracy or 0.0))):
         if not front or (each.training.accuracy or 0) > (front[-1].training.accuracy or 0):

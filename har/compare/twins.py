@@ -75,11 +75,11 @@ def compare_twins(
     here, there = hits.get(training.run_id), hits.get(twin.run_id)
     if here is not None and there is not None and len(here) == len(there):
         difference = paired_difference(here, there)
-    # a warm run's wall time is not the whole job's
-    cold = not (training.warm or twin.warm)
+    # with features from the cache the wall time is not the whole job's
+    whole = not (training.cache_hit or twin.cache_hit)
     return Link(
         twin=twin,
-        time_ratio=ratio(twin.seconds, training.seconds) if cold else None,
+        time_ratio=ratio(twin.seconds, training.seconds) if whole else None,
         speed_ratio=ratio(twin.images_per_second, training.images_per_second),
         difference=difference,
     )
@@ -100,8 +100,8 @@ def describe_link(link: Link) -> str:
         facts.append(f"{link.speed_ratio:.2f} times its images/s")
     if link.difference:
         facts.append(f"accuracy {in_points(link.difference)} points")
-    if twin.warm:
-        facts.append("warm: features were found in the cache")
+    if twin.cache_hit:
+        facts.append("cache hit: its features were found on disk")
     if twin.published:
         facts.append("published, on other images and with the network of the notebook")
     address = f"#/experiments/{twin.experiment_id}/runs/{twin.run_id}"
@@ -136,7 +136,7 @@ def table_row(training: TrainingSummary, link: Link | None) -> dict[str, str]:
 
     hardware = f"{training.hardware}{' (published)' if training.published else ''}"
     return {
-        "hardware": f"{hardware}{' (warm)' if training.warm else ''}",
+        "hardware": f"{hardware}{' (cache hit)' if training.cache_hit else ''}",
         "wall time s": shown(training.seconds, ",.0f"),
         "ratio": "1" if link is None else shown(link.time_ratio, ".2f"),
         "images/s": shown(training.images_per_second, ",.0f"),

@@ -148,10 +148,10 @@ def is_prepared(folder: Path) -> bool:
     return (folder / SUMMARY_FILE).is_file() and (folder / TABLE_FILE).is_file()
 
 
-def read_manifest(folder: Path, images: Path | None = None) -> Manifest:
+def read_manifest(folder: Path, image_root: Path | None = None) -> Manifest:
     """The manifest in a prepared folder, checked against its own digests.
 
-    `images` is where its images lie now, if they were moved; then every one is read and
+    `image_root` is where its images lie now, if they were moved; then every one is read and
     compared with its digest.
 
     Raises:
@@ -186,10 +186,10 @@ def read_manifest(folder: Path, images: Path | None = None) -> Manifest:
                 f"{folder / TABLE_FILE} was changed after it was prepared"
                 f" ({name} is {found}, {SUMMARY_FILE} says {written}): prepare it again"
             )
-    if images is not None:
-        manifest = replace(manifest, root=images.resolve())
+    if image_root is not None:
+        manifest = replace(manifest, root=image_root.resolve())
     check_files(manifest)
-    if images is not None:
+    if image_root is not None:
         check_bytes(manifest, manifest.table)
     return manifest
 
@@ -204,7 +204,7 @@ def check_files(manifest: Manifest) -> None:
     """Raise a UserError unless every image is in the folder with its size; reads none."""
     if not manifest.root.is_dir():
         raise UserError(
-            f"the images are gone: there is no folder {manifest.root}; say with --images where"
+            f"the images are gone: there is no folder {manifest.root}; say with --image-root where"
             " they lie now"
         )
     for path, size in zip(manifest.table["path"], manifest.table["bytes"], strict=True):

@@ -36,15 +36,15 @@ FILES_AT_ONCE = 16
 
 def load_manifest(
     data: str,
-    typed: Mapping[str, Any] = {},
+    overrides: Mapping[str, Any] = {},
     default: Split = Split(),
-    images: Path | None = None,
+    image_root: Path | None = None,
 ) -> Manifest:
     """The manifest for `--data`: a prepared folder is read; anything else is prepared into
     the cache, or taken from there if its files have not changed since.
 
-    `typed` are the fields of Split that the user asked for; `default` has the others.
-    `images` is where the images of a prepared folder lie now, if they were moved.
+    `overrides` are the fields of Split that the user asked for; `default` has the others.
+    `image_root` is where the images of a prepared folder lie now, if they were moved.
 
     Raises:
         UserError: as `prepare` and `manifest.read`; or the folder was prepared with another
@@ -52,15 +52,15 @@ def load_manifest(
     """
     source = find_source(data)
     if source.layout == "prepared":
-        found = read_manifest(source.root, images)
-        check_split(found, typed)
+        found = read_manifest(source.root, image_root)
+        check_split(found, overrides)
         return announce(found, source.why)
-    if images is not None:
+    if image_root is not None:
         raise UserError(
-            f"--images says where the images of a prepared folder lie now; {source.root} is not"
+            f"--image-root says where the images of a prepared folder lie now; {source.root} is not"
             " prepared: give the images' folder as --data"
         )
-    split = choose_split(typed, default)
+    split = choose_split(overrides, default)
     kept = cache_folder() / "prepared" / fingerprint(source, split)
     # a damaged entry of our own cache is no business of the user's: it is made again
     with suppress(UserError):
@@ -68,25 +68,25 @@ def load_manifest(
     return prepare(source, kept, split)
 
 
-def choose_split(typed: Mapping[str, Any], default: Split = Split()) -> Split:
-    """`default` with what was typed.
+def choose_split(overrides: Mapping[str, Any], default: Split = Split()) -> Split:
+    """`default` with what was overrides.
 
     Raises:
         UserError: a test fraction together with a test file.
     """
-    split = replace(default, **typed)
+    split = replace(default, **overrides)
     if split.test_file == "none":
         return split
-    if typed.get("test_fraction"):
+    if overrides.get("test_fraction"):
         raise UserError(
             f"--test-file {split.test_file} says which images are test: leave --test-fraction out"
         )
     return replace(split, test_fraction=0.0)
 
 
-def check_split(found: Manifest, typed: Mapping[str, Any]) -> None:
+def check_split(found: Manifest, overrides: Mapping[str, Any]) -> None:
     """Raise a UserError if a prepared folder was split in another way than asked for."""
-    for name, value in typed.items():
+    for name, value in overrides.items():
         if value != found.summary[name]:
             raise UserError(
                 f"the data was prepared with {name}={found.summary[name]}; received {value}."
@@ -119,7 +119,7 @@ def prepare(source: Source, out: Path, split: Split = Split()) -> Manifest:
     if source.layout == "prepared":
         raise UserError(
             f"{source.root} is prepared already: give the folder of its images, or say with"
-            " --images where they lie now"
+            " --image-root where they lie now"
         )
     rows = read_labels(source, split.test_file)
     usable, bad = check_rows(rows)

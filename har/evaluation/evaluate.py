@@ -35,8 +35,8 @@ class Evaluation:
     probabilities: npt.NDArray[np.float32]
 
     @property
-    def scores(self) -> metrics.Scores:
-        """Every reported scalar."""
+    def scores(self) -> dict[str, float]:
+        """Every metric of `metrics.TEST_METRICS` by its name."""
         return metrics.score(self.probabilities, self.label_ids)
 
     @property

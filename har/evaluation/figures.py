@@ -44,8 +44,8 @@ def draw_confusion(evaluation: Evaluation) -> Figure:
     scores = evaluation.scores
     # two lines: it must fit above a matrix of two classes
     figure.suptitle(
-        f"{scores.accuracy:.1%} of {len(evaluation.label_ids):,} test images right\n"
-        f"(95 % interval {scores.accuracy_low:.1%} to {scores.accuracy_high:.1%})"
+        f"{scores['accuracy']:.1%} of {len(evaluation.label_ids):,} test images right\n"
+        f"(95 % interval {scores['accuracy_low']:.1%} to {scores['accuracy_high']:.1%})"
     )
     figure.colorbar(picture, label="share of the true class", shrink=0.8)
     return figure
@@ -82,7 +82,7 @@ def draw_reliability(evaluation: Evaluation) -> Figure:
     below.yaxis.get_major_locator().set_params(integer=True)
     figure.legend(loc="outside upper center", ncols=2)
     above.set_title(
-        f"calibration error {evaluation.scores.calibration_error:.1%}"
+        f"calibration error {evaluation.scores['calibration_error']:.1%}"
         f" on {len(evaluation.label_ids):,} test images"
     )
     for axes in (above, below):
@@ -109,8 +109,10 @@ def draw_class_intervals(evaluation: Evaluation) -> Figure:
     axes = figure.subplots()
     draw_intervals(axes, range(len(table)), table, "recall", vertical=False)
     scores = evaluation.scores
-    axes.axvspan(scores.accuracy_low, scores.accuracy_high, color="0.5", alpha=0.2, linewidth=0)
-    axes.axvline(scores.accuracy, color="0.5", label=f"all classes: {scores.accuracy:.1%}")
+    axes.axvspan(
+        scores["accuracy_low"], scores["accuracy_high"], color="0.5", alpha=0.2, linewidth=0
+    )
+    axes.axvline(scores["accuracy"], color="0.5", label=f"all classes: {scores['accuracy']:.1%}")
     names = [
         f"{one_line(label)} ({images:,})"
         for label, images in zip(table["label"], table["images"], strict=True)

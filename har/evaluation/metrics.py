@@ -4,8 +4,9 @@ Throughout: `probabilities` is (images, classes) float, rows summing to 1;
 `label_ids` is (images,) int, the true classes.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 from typing import Any
 
 import numpy as np
@@ -162,35 +163,6 @@ def calibration_error(probabilities: Floats, label_ids: Ints, bins: int = 15) ->
     return float(np.nansum(found["images"] * gap) / len(label_ids))
 
 
-@dataclass(frozen=True, kw_only=True)
-class Scores:
-    """Numbers of one model on one split; the field names are the logged metric names."""
-
-    accuracy: float
-    accuracy_low: float
-    accuracy_high: float
-    top_3_accuracy: float
-    macro_f1: float
-    log_loss: float
-    calibration_error: float
-
-
-def score(probabilities: Floats, label_ids: Ints) -> Scores:
-    """Every scalar the project reports; `accuracy_low/high` is a 95 % Wilson interval."""
-    hits = top_k_hits(probabilities, label_ids, 1)
-    low, high = wilson_interval(int(hits.sum()), len(hits))
-    per_class = class_scores(probabilities, label_ids)
-    return Scores(
-        accuracy=float(hits.mean()),
-        accuracy_low=low,
-        accuracy_high=high,
-        top_3_accuracy=float(top_k_hits(probabilities, label_ids, 3).mean()),
-        macro_f1=float(per_class["f1"].mean()),
-        log_loss=log_loss(probabilities, label_ids),
-        calibration_error=calibration_error(probabilities, label_ids),
-    )
-
-
 def class_scores(probabilities: Floats, label_ids: Ints) -> dict[str, npt.NDArray[Any]]:
     """(classes,) arrays: precision, recall, f1 (0 where undefined) and images.
 
@@ -225,3 +197,48 @@ def confusion(probabilities: Floats, label_ids: Ints) -> npt.NDArray[np.int64]:
 def predicted_ids(probabilities: Floats) -> npt.NDArray[np.int64]:
     """(images,) the most probable class of each; ties: the lower id."""
     return probabilities.argmax(axis=1)
+
+
+def top_k_accuracy(probabilities: Floats, label_ids: Ints, k: int = 1) -> float:
+    """Share of images whose true class is among the k most probable."""
+    return float(top_k_hits(probabilities, label_ids, k).mean())
+
+
+def accuracy_interval(probabilities: Floats, label_ids: Ints) -> tuple[float, float]:
+    """Ends (low, high) of the 95 % Wilson interval of the accuracy."""
+    hits = top_k_hits(probabilities, label_ids, 1)
+    return wilson_interval(int(hits.sum()), len(hits))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Metric:
+    """A number of one model on the test split.
+
+    `compute` maps (probabilities, label_ids) to it; tables show it under `heading`, in `form`, a
+    format specification.
+    """
+
+    compute: Callable[[Floats, Ints], float]
+    heading: str
+    form: str = ".1%"
+
+
+# Metrics of the test split by the names they are logged under, in the order that tables show:
+# each is logged into every run, printed by `har evaluate`, and a column of the comparison and of
+# the saved view of the MLflow UI.
+TEST_METRICS: dict[str, Metric] = {
+    "accuracy": Metric(compute=top_k_accuracy, heading="test accuracy"),
+    "accuracy_low": Metric(compute=lambda p, ids: accuracy_interval(p, ids)[0], heading="from"),
+    "accuracy_high": Metric(compute=lambda p, ids: accuracy_interval(p, ids)[1], heading="to"),
+    "top_3_accuracy": Metric(compute=partial(top_k_accuracy, k=3), heading="top-3"),
+    "macro_f1": Metric(
+        compute=lambda p, ids: float(class_scores(p, ids)["f1"].mean()), heading="macro F1"
+    ),
+    "log_loss": Metric(compute=log_loss, heading="log loss", form=".3f"),
+    "calibration_error": Metric(compute=calibration_error, heading="calibration error"),
+}
+
+
+def score(probabilities: Floats, label_ids: Ints) -> dict[str, float]:
+    """Every metric of TEST_METRICS by its name."""
+    return {name: each.compute(probabilities, label_ids) for name, each in TEST_METRICS.items()}

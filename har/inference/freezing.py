@@ -14,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 import tensorflow as tf
 from keras import layers
+from tensorflow.python.framework.convert_to_constants import convert_variables_to_constants_v2
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,12 +61,17 @@ def freeze(traced: Any) -> FrozenGraph:
     """Every read of a variable becomes a constant, and nothing else changes.
 
     TensorFlow's own `convert_variables_to_constants_v2` also optimises the graph, which every run
-    of it does again: for EfficientNetB7 14 seconds where this takes one.
+    of it does again: for EfficientNetB7 14 seconds where this takes one. It is used where functions
+    in the graph read variables: Keras computes convolutions in groups so, on a CPU (Keras 3.15).
     """
-    graph = traced.graph
+    graph, signature = traced.graph, traced.structured_input_signature[0]
     captured = {placeholder.op.name: value for value, placeholder in graph.captures}
     variables = {id(variable.handle): variable for variable in graph.variables}
     original = graph.as_graph_def()
+    handles = {name for name, value in captured.items() if value.dtype == tf.resource}
+    if any(handles & set(node.input) for node in original.node if node.op != "ReadVariableOp"):
+        traced = convert_variables_to_constants_v2(traced)
+        original, captured = traced.graph.as_graph_def(), {}
     frozen = tf.compat.v1.GraphDef(versions=original.versions, library=original.library)
     for node in original.node:
         if node.op == "ReadVariableOp" and node.input[0] in captured:
@@ -82,7 +88,7 @@ def freeze(traced: Any) -> FrozenGraph:
         graph_def=frozen,
         input=traced.inputs[0].op.name,
         output=traced.outputs[0].name,
-        signature=traced.structured_input_signature[0],
+        signature=signature,
     )
 
 
@@ -116,8 +122,11 @@ def fold_batch_norms(model: keras.Model) -> keras.Model:
         if layer in dropped:
             return layers.Identity()
         config = layer.get_config() | ({"use_bias": True} if layer in merged else {})
-        copies[layer] = type(layer).from_config(config | without_chance(config))
-        return copies[layer]
+        twin = type(layer).from_config(config | without_chance(config))
+        # what a network writes as `x + y` is an operation, and no layer
+        if isinstance(twin, layers.Layer):
+            copies[layer] = twin
+        return twin
 
     def call(layer: Any, *args: Any, **kwargs: Any) -> Any:
         return args[0] if isinstance(layer, layers.Identity) else layer(*args, **kwargs)
@@ -154,7 +163,8 @@ def find_merged(model: keras.Model) -> dict[Any, Any]:
     readers.update(id(tensor) for tensor in model.outputs)
     for layer in model.layers:
         if isinstance(layer, layers.BatchNormalization) and layer.scale and layer.center:
-            before = by_output[id(layer.input)]
+            # a normalisation may come first in its network
+            before = by_output.get(id(layer.input))
             alone = readers[id(layer.input)] == 1
             if alone and isinstance(before, CONVOLUTIONS) and before.activation is LINEAR:
                 found[before] = layer

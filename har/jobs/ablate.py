@@ -45,7 +45,7 @@ from har.tracking.store import (
     quiet_mlflow,
     set_description,
 )
-from har.tracking.tags import ablation_tags
+from har.tracking.tags import ablation_tags, read_tags
 from har.tracking.ui import describe_run_page
 from har.util.errors import UserError
 from har.util.hardware import process_start
@@ -57,14 +57,14 @@ Returned = TypeVar("Returned")
 
 @dataclass(frozen=True, kw_only=True)
 class Ablation:
-    """What was asked for: two variants, with the `typed` fields changed in both, and how many
+    """What was asked for: two variants, with the `overrides` fields changed in both, and how many
     seeds from the recipe's own on.
     """
 
     from_variant: str
     to_variant: str
-    typed: dict[str, Any]
-    seeds: int
+    overrides: dict[str, Any]
+    num_seeds: int
     manifest: Manifest
     runtime: str
     experiment: str
@@ -72,12 +72,12 @@ class Ablation:
     @property
     def base(self) -> Recipe:
         """Where it starts."""
-        return replace(VARIANTS[self.from_variant], **self.typed)
+        return replace(VARIANTS[self.from_variant], **self.overrides)
 
     @property
     def end(self) -> Recipe:
         """Where it ends."""
-        return replace(VARIANTS[self.to_variant], **self.typed)
+        return replace(VARIANTS[self.to_variant], **self.overrides)
 
     def variant_of(self, step: Step) -> str:
         """By which a step's training is named: the one that it is nearer to."""
@@ -85,8 +85,8 @@ class Ablation:
 
 
 ONE_SEED = (
-    "Each time is that of one training, and times scatter from one to the next: --seeds 3 trains"
-    " each recipe three times and takes the median."
+    "Each time is that of one training, and times scatter from one to the next: --num-seeds 3"
+    " trains each recipe three times and takes the median."
 )
 
 
@@ -101,13 +101,13 @@ def run_ablation(asked: Ablation) -> str:
     asked = replace(asked, experiment=name)
     tags = ablation_tags(asked.from_variant, asked.to_variant, asked.manifest)
     with open_run(name, tags) as run:
-        ends = {"from": asked.from_variant, "to": asked.to_variant, "seeds": asked.seeds}
-        log_missing_params(ends | asked.typed)
+        ends = {"from": asked.from_variant, "to": asked.to_variant, "num_seeds": asked.num_seeds}
+        log_missing_params(ends | asked.overrides)
         with tempfile.TemporaryDirectory() as cache:
             costs = measure_steps(asked, steps, run, cache)
         effects = find_effects(steps, costs, changes(asked.base, asked.end))
         table, sentences = describe_table(effects), [summarise_effect(each) for each in effects]
-        if asked.seeds == 1:
+        if asked.num_seeds == 1:
             sentences.append(ONE_SEED)
         log_table_file(tabulate_effects(effects), "ablation.csv")
         mlflow.log_text("\n".join([table, "", *sentences]), "ablation.txt")
@@ -124,13 +124,13 @@ def measure_steps(
     The trainings share the features in the folder `cache`.
     """
     recipes = [
-        [replace(step.recipe, seed=step.recipe.seed + seed) for seed in range(asked.seeds)]
+        [replace(step.recipe, seed=step.recipe.seed + seed) for seed in range(asked.num_seeds)]
         if step.recipe
         else []
         for step in steps
     ]
     every = list(dict.fromkeys(recipe for group in recipes for recipe in group))
-    hardware = in_own_process(find_hardware_tags, every, sorted(asked.typed))
+    hardware = in_own_process(find_hardware_tags, every, sorted(asked.overrides))
     digests = dict(zip(every, hardware, strict=True))
     records: dict[tuple[str, str], Any] = {}
     for step, group in zip(steps, recipes, strict=True):
@@ -159,11 +159,13 @@ def name_step(step: Step) -> str:
     return f"{step.kind} {step.field}".strip()
 
 
-def find_hardware_tags(recipes: Sequence[Recipe], typed: Collection[str]) -> list[tuple[str, str]]:
+def find_hardware_tags(
+    recipes: Sequence[Recipe], overridden: Collection[str]
+) -> list[tuple[str, str]]:
     """Recipe digest and hardware tag of each recipe as it would run here."""
     hardware, found = find_hardware(), []
     for recipe in recipes:
-        used, _ = fit_to_hardware(recipe, typed, hardware)
+        used, _ = fit_to_hardware(recipe, overridden, hardware)
         replicas = STRATEGIES[used.strategy]().num_replicas_in_sync
         found.append(
             (digest_recipe(name_weights_by_content(used)), format_hardware(hardware, replicas))
@@ -191,10 +193,10 @@ def is_comparable(run: Any, runtime: str) -> bool:
     """Whether it was trained as here: under an ablation, so that its wall time holds no
     preparation of data, by the same runtime, and what it found in a cache has its time.
     """
-    tags, params = run.data.tags, run.data.params
+    tags, params = read_tags(run), run.data.params
     return (
         MLFLOW_PARENT_RUN_ID in tags
-        and (tags.get("features") != "warm" or "saved_time_s" in run.data.metrics)
+        and (tags.get("feature_cache") != "hit" or "saved_time_s" in run.data.metrics)
         and "train_images" in params
         and params.get("runtime") == runtime
     )
@@ -205,8 +207,8 @@ def train_child(asked: Ablation, variant: str, recipe: Recipe, parent: str, cach
     started = process_start()
     quiet_mlflow()
     os.environ["HAR_CACHE"] = cache
-    trial = build_job(variant, recipe, asked.typed, asked.manifest, asked.runtime)
-    return run_training(trial, asked.experiment, started, parent).run_id
+    job = build_job(variant, recipe, asked.overrides, asked.manifest, asked.runtime)
+    return run_training(job, asked.experiment, started, parent).run_id
 
 
 def in_own_process(function: Callable[..., Returned], *arguments: Any) -> Returned:

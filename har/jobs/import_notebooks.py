@@ -63,7 +63,8 @@ def notebook_tags(notebook: Notebook) -> dict[str, str]:
         SOURCE_TAG: NOTEBOOK,
         "job": "train",
         "variant": notebook.variant,
-        "changed": "none",
+        "overrides": "none",
+        "differs_from_variant": "none",
         "hardware": notebook.hardware,
         "notebook": notebook.file,
         MLFLOW_RUN_NOTE: (

@@ -23,24 +23,24 @@ from har.util.progress import say
 
 def run_preparation(
     data: str,
-    typed: Mapping[str, Any],
-    images: Path | None,
+    overrides: Mapping[str, Any],
+    image_root: Path | None,
     out: Path,
     experiment: str,
     started: float,
 ) -> None:
     """Prepare `data` into `out`, with its report, and record that as a run.
 
-    A prepared folder whose images were moved (`images`) is checked and written anew.
+    A prepared folder whose images were moved (`image_root`) is checked and written anew.
 
     Raises:
         UserError: as `check_store`, `prepare` and `load_manifest`.
     """
     check_store(experiment)
-    if images is None:
-        manifest = prepare(find_source(data), out, choose_split(typed))
+    if image_root is None:
+        manifest = prepare(find_source(data), out, choose_split(overrides))
     else:
-        manifest = load_manifest(data, typed, images=images)
+        manifest = load_manifest(data, overrides, image_root=image_root)
         write_manifest(manifest, out)
     say("drawing the report")
     report = render_report(manifest)

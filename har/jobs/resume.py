@@ -25,39 +25,45 @@ from har.util.progress import say, warn
 
 
 def resume_training(
-    run_id: str, typed: Mapping[str, Any], images: Path | None, started: float
+    run_id: str, overrides: Mapping[str, Any], image_root: Path | None, started: float
 ) -> Outcome:
-    """Go on with a training that was cut short, in its own run, from its backup in the cache.
+    """Resume a training that was cut short, in its own run, from its backup in the cache.
 
-    `typed` are recipe fields, which must be what they were; `images` is where the images lie now.
+    `overrides` are recipe fields, which must be what they were; `image_root` is where the images
+    lie now.
 
     Raises:
         UserError: there is no backup, the run has ended well, it is at work, or what is asked for,
             the data or this machine make another training of it.
     """
-    job, data = read_job(run_id)
-    if other := describe_changes(job.requested, replace(job.requested, **typed)):
+    saved, data = read_job(run_id)
+    if other := describe_changes(saved.requested, replace(saved.requested, **overrides)):
         raise UserError(f"run {run_id} is trained by another recipe; received {other}")
     check_store()
     with training_lock(backup_folder(run_id)):
         if delete_finished_backup(run_id):
             raise UserError(f"run {run_id} cannot be gone on with: it has ended well")
-        manifest = read_manifest(data, images)
-        trial = build_job(
-            job.variant, job.requested, job.typed, manifest, job.runtime, job.feature_runtime
+        manifest = read_manifest(data, image_root)
+        job = build_job(
+            saved.variant,
+            saved.requested,
+            saved.overridden,
+            manifest,
+            saved.runtime,
+            saved.feature_runtime,
         )
-        if trial.used != job.used:
+        if job.used != saved.used:
             raise UserError(
                 f"run {run_id} cannot be gone on with on this hardware: it would train with"
-                f" {describe_changes(job.used, trial.used)}"
+                f" {describe_changes(saved.used, job.used)}"
             )
-        if trial.recipe_digest != job.recipe_digest:
+        if job.recipe_digest != saved.recipe_digest:
             raise UserError(
-                f"run {run_id} cannot be gone on with: {job.used.weights} holds other weights now"
+                f"run {run_id} cannot be gone on with: {saved.used.weights} holds other weights now"
             )
         # of a process that ended between logging its model and the end
         delete_models(run_id)
-        return run_training(trial, DEFAULT_EXPERIMENT, started, resume=run_id)
+        return run_training(job, DEFAULT_EXPERIMENT, started, resume=run_id)
 
 
 def delete_finished_backup(run_id: str) -> bool:
@@ -85,11 +91,11 @@ def sync_trainings(started: float) -> Iterator[Outcome]:
             say(f"run {run_id} is being trained by another process")
             continue
         try:
-            job, _ = read_job(run_id)
+            saved, _ = read_job(run_id)
             if delete_finished_backup(run_id):
                 continue
             state, _ = read_state(backup_folder(run_id))
-            if state is not None and state.first_epoch(job.used) == job.used.epochs:
+            if state is not None and state.first_epoch(saved.used) == saved.used.epochs:
                 yield resume_training(run_id, {}, None, started)
                 # the next one did not wait for this command to start, nor for this training
                 started = time.time()

@@ -13,7 +13,6 @@ from har.compare.twins import link_twins
 from har.data.manifest import Manifest, check_images
 from har.evaluation.evaluate import Evaluation, evaluate, evaluate_features
 from har.evaluation.latency import measure_latency
-from har.evaluation.metrics import Scores
 from har.inference.classifier import CLASSIFIER_FOLDER, save_classifier
 from har.inference.runtimes import AUTO, Parts, choose_runtime
 from har.models.backbones import name_weights_by_content
@@ -38,24 +37,24 @@ from har.util.progress import say, warn
 
 @dataclass(frozen=True, kw_only=True)
 class Outcome:
-    """What is told at the end; `scores` is None without a test split. `warm`: some of the work was
-    found done, so that the wall time is not that of the whole job.
+    """What the command prints at the end; `scores` is None without a test split. `cache_hit`: some
+    features were found in the cache, so the wall time is not that of the whole job.
     """
 
     run_id: str
     variant: str
-    changed: str
+    differs_from_variant: str
     hardware: str
-    scores: Scores | None
+    scores: dict[str, float] | None
     wall_time_s: float
-    warm: bool
+    cache_hit: bool
     see: str
 
 
 def build_job(
     variant: str,
     requested: Recipe,
-    typed: Collection[str],
+    overridden: Collection[str],
     manifest: Manifest,
     runtime: str = AUTO,
     feature_runtime: str | None = None,
@@ -68,14 +67,14 @@ def build_job(
         UserError: there is no such weights file, or the runtime is not installed.
     """
     hardware = find_hardware()
-    used, warnings = fit_to_hardware(requested, typed, hardware)
+    used, warnings = fit_to_hardware(requested, overridden, hardware)
     for message in describe_unused_gpu(hardware) + warnings:
         warn(message)
     return TrainingJob(
         variant=variant,
         requested=requested,
         used=used,
-        typed=tuple(sorted(typed)),
+        overridden=tuple(sorted(overridden)),
         hardware=hardware,
         replicas=STRATEGIES[used.strategy]().num_replicas_in_sync,
         recipe_digest=digest_recipe(name_weights_by_content(used)),
@@ -86,7 +85,7 @@ def build_job(
 
 
 def run_training(
-    trial: TrainingJob,
+    job: TrainingJob,
     experiment: str,
     started: float,
     parent: str | None = None,
@@ -98,20 +97,20 @@ def run_training(
     from there to the logged and judged model. In the UI the run stands under `parent`. With
     `resume`, a run's id, that one is gone on with from its backup, and its times added up.
     """
-    tags = training_tags(trial, parent)
+    tags = training_tags(job, parent)
     with ExitStack() as to_the_end, open_run(experiment, tags, resume) as run_id:
         with short_timeouts():
-            log_job(trial)
-        if exploration := DIAGNOSTICS[trial.used.diagnostics](trial.manifest, trial.hardware):
+            log_job(job)
+        if exploration := DIAGNOSTICS[job.used.diagnostics](job.manifest, job.hardware):
             say(exploration)
             mlflow.log_text(exploration, "exploration.txt")
         # deleted when the run is FINISHED, and not before
-        job = build_backup_job(trial)
-        backup = to_the_end.enter_context(open_backup(run_id, job, trial.manifest, started))
+        saved = build_backup_job(job)
+        backup = to_the_end.enter_context(open_backup(run_id, saved, job.manifest, started))
         to_the_end.enter_context(suggest_resume(run_id, parent))
         with backup.filled():
-            result, evaluation = train_and_evaluate(trial, run_id, backup)
-            description = describe_training(run_id, trial, result, evaluation)
+            result, evaluation = train_and_evaluate(job, run_id, backup)
+            description = describe_training(run_id, job, result, evaluation)
             set_description(description)
             see = describe_run_page(run_id)
             wall_time_s = time.time() - backup.started
@@ -120,12 +119,12 @@ def run_training(
     link_to_twins(run_id)
     return Outcome(
         run_id=run_id,
-        variant=trial.variant,
-        changed=trial.changed,
-        hardware=trial.hardware_tag,
+        variant=job.variant,
+        differs_from_variant=job.differs_from_variant,
+        hardware=job.hardware_tag,
         scores=evaluation.scores if evaluation else None,
         wall_time_s=wall_time_s,
-        warm=result.extracted is not None and result.extracted.state == "warm",
+        cache_hit=result.extracted is not None and result.extracted.cache == "hit",
         see=see,
     )
 
@@ -139,29 +138,29 @@ def link_to_twins(run_id: str) -> None:
         warn(f"{error}; `har twins {run_id}` tries again")
 
 
-def build_backup_job(trial: TrainingJob) -> Job:
+def build_backup_job(job: TrainingJob) -> Job:
     """What goes into a backup."""
-    return Job(**{each.name: getattr(trial, each.name) for each in fields(Job)})
+    return Job(**{each.name: getattr(job, each.name) for each in fields(Job)})
 
 
 def train_and_evaluate(
-    trial: TrainingJob, run_id: str, backup: Backup
+    job: TrainingJob, run_id: str, backup: Backup
 ) -> tuple[Result, Evaluation | None]:
     """From the backup's state on, if it has one; into the active run."""
     history = backup.state.history if backup.state else []
     with open_epoch_log(run_id, history) as log_epoch:
         result = train(
-            trial.used,
-            trial.manifest,
+            job.used,
+            job.manifest,
             [log_epoch],
-            trial.feature_runtime,
+            job.feature_runtime,
             backup.state,
             backup.save,
         )
     # what is recorded says by which images it was trained: they must still be those
-    check_images(trial.manifest)
-    log_result(trial, result)
-    return result, log_and_evaluate(trial, result)
+    check_images(job.manifest)
+    log_result(job, result)
+    return result, log_and_evaluate(job, result)
 
 
 @contextmanager
@@ -175,9 +174,9 @@ def suggest_resume(run_id: str, parent: str | None) -> Iterator[None]:
         raise
 
 
-def log_and_evaluate(trial: TrainingJob, result: Result) -> Evaluation | None:
+def log_and_evaluate(job: TrainingJob, result: Result) -> Evaluation | None:
     """Save and log the model, judge what was logged, log that. None without a test split."""
-    extracted, runtime, parts = result.extracted, trial.serving_runtime, None
+    extracted, runtime, parts = result.extracted, job.serving_runtime, None
     head = build_trained_head(result.model, result.recipe) if extracted else None
     if extracted and extracted.converted and extracted.runtime == runtime:
         parts = Parts(backbone=extracted.converted, head=head)
@@ -186,13 +185,13 @@ def log_and_evaluate(trial: TrainingJob, result: Result) -> Evaluation | None:
         save_classifier(folder, result.model, result.class_names, result.recipe, runtime, parts)
         say("logging the model")
         model_id = log_classifier(folder)
-    if trial.manifest.rows("test").empty:
+    if job.manifest.rows("test").empty:
         return None
     served, classifier = load_served(f"models:/{model_id}")
     if extracted is None:
-        evaluation = evaluate(classifier, trial.manifest)
+        evaluation = evaluate(classifier, job.manifest)
     else:
-        evaluation = evaluate_features(classifier, trial.manifest, head, extracted.test_features)
-    latency = measure_latency(served, trial.manifest)
-    log_evaluation(evaluation, latency, trial.manifest, model_id)
+        evaluation = evaluate_features(classifier, job.manifest, head, extracted.test_features)
+    latency = measure_latency(served, job.manifest)
+    log_evaluation(evaluation, latency, job.manifest, model_id)
     return evaluation

@@ -21,17 +21,24 @@ from har.recipe import Recipe
 from har.util.errors import UserError, first_line
 from har.util.files import digest_file
 
+CPU_BACKBONE = "efficientnet-lite0"
+
 
 @dataclass(frozen=True)
 class Backbone:
-    """Two ways to the same network, from an image size in pixels."""
+    """Two ways to the same network, from an image size in pixels.
+
+    `cpu_fallback` is the backbone that a variant gets in its place on a machine without a GPU,
+    where this one would take hours; "" for a backbone that a CPU can train on.
+    """
 
     build_random: Callable[[int], keras.Model]
     build_imagenet: Callable[[int], keras.Model]
+    cpu_fallback: str = ""
 
 
-def keras_efficientnet(name: str) -> Backbone:
-    """One of keras.applications' EfficientNetB0..B7, e.g. `EfficientNetB7`."""
+def keras_application(name: str, cpu_fallback: str = "") -> Backbone:
+    """A network of keras.applications that normalises 0..255 itself, e.g. `EfficientNetB7`."""
 
     def build(image_size: int, weights: str | None = None) -> keras.Model:
         return getattr(keras.applications, name)(
@@ -59,11 +66,14 @@ def keras_efficientnet(name: str) -> Backbone:
         square_imagenet_variance(network)
         return network
 
-    return Backbone(build, build_imagenet)
+    return Backbone(build, build_imagenet, cpu_fallback)
 
 
 BACKBONES: dict[str, Backbone] = {
-    **{f"efficientnetb{n}": keras_efficientnet(f"EfficientNetB{n}") for n in range(8)},
+    **{
+        f"efficientnetb{n}": keras_application(f"EfficientNetB{n}", cpu_fallback=CPU_BACKBONE)
+        for n in range(8)
+    },
     **{
         name: Backbone(partial(build_lite, name), partial(build_imagenet_lite, name))
         for name in LITES
@@ -170,6 +180,9 @@ def square_imagenet_variance(network: keras.Model) -> None:
     under weights="imagenet". Squaring the stored values gives the same network from a file.
     """
     for layer in normalizations(network):
+        if not layer.weights:
+            # its mean and variance are constants, as in ConvNeXt: there is nothing to repair
+            continue
         mean, deviation, *count = layer.get_weights()
         if np.allclose(deviation, [0.229, 0.224, 0.225], atol=1e-3):
             layer.set_weights([mean, deviation**2, *count])

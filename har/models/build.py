@@ -89,9 +89,10 @@ def build_head(
 
 
 def find_backbone(model: keras.Model) -> keras.Model:
-    """The backbone inside what `build_model` returns."""
-    (backbone,) = (layer for layer in model.layers if isinstance(layer, keras.Model))
-    return backbone
+    """The backbone inside what `build_model` returns: the layer behind its input. A head may hold
+    networks too.
+    """
+    return next(layer for layer in model.layers if not isinstance(layer, layers.InputLayer))
 
 
 def copy_head(model: keras.Model, head: keras.Model, *, back: bool = False) -> None:

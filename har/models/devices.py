@@ -9,13 +9,13 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
+import keras
 import psutil
 import tensorflow as tf
 
+from har.models.backbones import BACKBONES
 from har.recipe import Recipe
 from har.util.hardware import available_cpus, cpu_name
-
-CPU_BACKBONE = "efficientnet-lite0"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,11 +53,19 @@ def format_hardware(hardware: Hardware, replicas: int) -> str:
     return "+".join(f"{count}x{name}" for name, count in Counter(names).items())
 
 
+def list_gpus() -> list[Any]:
+    """The GPUs that TensorFlow sees."""
+    return list(tf.config.list_physical_devices("GPU"))
+
+
+def has_gpu() -> bool:
+    """Whether TensorFlow sees a GPU."""
+    return bool(list_gpus())
+
+
 def find_hardware() -> Hardware:
     """Ask TensorFlow and the operating system."""
-    import tensorflow as tf
-
-    gpus = tf.config.list_physical_devices("GPU")
+    gpus = list_gpus()
     details = [tf.config.experimental.get_device_details(gpu) for gpu in gpus]
     capabilities = [d.get("compute_capability", ()) for d in details]
     return Hardware(
@@ -85,20 +93,20 @@ def nvidia_driver() -> str | None:
 
 
 def fit_to_hardware(
-    recipe: Recipe, typed: Collection[str], hardware: Hardware
+    recipe: Recipe, overridden: Collection[str], hardware: Hardware
 ) -> tuple[Recipe, list[str]]:
-    """The recipe that can run here, and one line if any field had to give way.
+    """The recipe that can run here, and one line of warning if a fallback replaces a setting.
 
-    `typed` are the fields the user set: those are obeyed whatever they cost.
+    `overridden` are the fields the user set: those are obeyed whatever they cost.
     """
     if hardware.num_gpus:
         return recipe, []
     instead: dict[str, Any] = {}
     # a weights file belongs to the backbone it was made for
-    chosen = "backbone" in typed or recipe.weights not in ("imagenet", "random")
-    if recipe.backbone.startswith("efficientnetb") and not chosen:
-        instead["backbone"] = CPU_BACKBONE
-    if recipe.precision != "float32" and "precision" not in typed:
+    chosen = "backbone" in overridden or recipe.weights not in ("imagenet", "random")
+    if (fallback := BACKBONES[recipe.backbone].cpu_fallback) and not chosen:
+        instead["backbone"] = fallback
+    if recipe.precision != "float32" and "precision" not in overridden:
         instead["precision"] = "float32"
     if not instead:
         return recipe, []
@@ -125,16 +133,12 @@ def make_deterministic() -> None:
     """Where there is no GPU, have TensorFlow refuse operations that could give other numbers
     the next time. On a GPU that would cost much speed, and is left as it is.
     """
-    import tensorflow as tf
-
-    if not tf.config.list_physical_devices("GPU"):
+    if not has_gpu():
         tf.config.experimental.enable_op_determinism()
 
 
 def build_one_device() -> Any:
     """TensorFlow's default: the first GPU, else the CPU."""
-    import tensorflow as tf
-
     return tf.distribute.get_strategy()
 
 
@@ -145,8 +149,6 @@ def build_mirrored() -> Any:
     Built once a process: two strategies would number their all-reduces alike, and TensorFlow
     would mix the gradients of one model with those of the other.
     """
-    import tensorflow as tf
-
     devices = tf.config.list_logical_devices("GPU") or tf.config.list_logical_devices("CPU")
     return tf.distribute.MirroredStrategy([device.name for device in devices])
 
@@ -160,16 +162,9 @@ STRATEGIES: dict[str, Callable[[], Any]] = {
 @contextmanager
 def precision_policy(precision: str) -> Iterator[None]:
     """Keras' global dtype policy while a model is built."""
-    import keras
-
     before = keras.config.dtype_policy()
     keras.config.set_dtype_policy(precision)
     try:
         yield
     finally:
         keras.config.set_dtype_policy(before)
-
-
-def has_gpu() -> bool:
-    """Whether TensorFlow sees one."""
-    return bool(tf.config.list_physical_devices("GPU"))

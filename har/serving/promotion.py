@@ -87,10 +87,10 @@ def decide_and_promote(experiment: str, rules: Rules, dry_run: bool) -> Decision
     with promotion_lock():
         for _ in range(ATTEMPTS):
             candidates, champion = load_candidates(experiment), load_champion()
-            before = None if rules.start_over else champion
+            before = None if rules.ignore_champion else champion
             choice = select_candidate(candidates, rules, before.test_digest if before else None)
             comparison = compare_with_champion(choice.candidate, before)
-            decision = decide(choice, champion, comparison, rules.level)
+            decision = decide(choice, champion, comparison, rules.alpha)
             if decision.outcome == "would promote":
                 decision = refuse_broken_model(decision)
             if dry_run or decision.outcome != "would promote":

@@ -21,13 +21,13 @@ SelectedOn = Literal["validation", "test"]
 class Rules:
     """By what a candidate is selected, among runs of which test digest (None: the champion's,
     else the newest run's), and below which p-value it is better than the champion; with
-    `start_over` the champion counts for nothing.
+    `ignore_champion` the champion counts for nothing.
     """
 
-    select: Literal["auto", "validation", "test"] = "auto"
+    select_by: Literal["auto", "validation", "test"] = "auto"
     test_digest: str | None = None
-    level: float = 0.05
-    start_over: bool = False
+    alpha: float = 0.05
+    ignore_champion: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -125,12 +125,12 @@ def select_candidate(
     digest = select_digest(candidates, rules.test_digest, champions)
     within = [each for each in candidates if each.test_digest == digest]
     validated = [each for each in within if each.val_accuracy is not None]
-    if rules.select == "validation" and not validated:
+    if rules.select_by == "validation" and not validated:
         raise UserError(
             f"none of the {len(within)} candidates with test digest {digest} has a validation"
-            " accuracy: leave --select validation out, or train with a validation split"
+            " accuracy: leave --select-by validation out, or train with a validation split"
         )
-    selection: SelectedOn = "test" if rules.select == "test" or not validated else "validation"
+    selection: SelectedOn = "test" if rules.select_by == "test" or not validated else "validation"
     if selection == "validation":
         best = min(validated, key=lambda c: (-(c.val_accuracy or 0), c.started, c.run_id))
         score = f"validation accuracy {best.val_accuracy:.1%}"
@@ -139,7 +139,9 @@ def select_candidate(
         score = f"accuracy {best.accuracy:.1%}, which flatters it"
     notes = [f"candidates with test digest {digest}: {len(within)}"]
     if others := len(candidates) - len(within):
-        notes.append(f"left out, with other test digests: {others} (--start-over, --test-digest)")
+        notes.append(
+            f"left out, with other test digests: {others} (--ignore-champion, --test-digest)"
+        )
     if selection == "validation" and (unknown := [c for c in within if c.val_accuracy is None]):
         names = ", ".join(each.run_id for each in unknown)
         notes.append(f"not considered, without validation accuracy: {names}")

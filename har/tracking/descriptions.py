@@ -28,19 +28,19 @@ def describe_preparation(run_id: str, manifest: Manifest) -> str:
 
 
 def describe_training(
-    run_id: str, trial: TrainingJob, result: Result, evaluation: Evaluation | None
+    run_id: str, job: TrainingJob, result: Result, evaluation: Evaluation | None
 ) -> str:
     """Of a run that trained: what ran, how it came out, where to look."""
     lines = [
-        f"**{trial.variant}** on {trial.hardware_tag}, data `{trial.manifest.name}`",
-        f"changed from the variant: {trial.changed}",
+        f"**{job.variant}** on {job.hardware_tag}, data `{job.manifest.name}`",
+        f"differs from the variant: {job.differs_from_variant}",
         f"{len(result.history)} epochs of {result.train_images:,} images,"
         f" {result.history[-1]['images_per_second']:.0f} images/s in the last",
     ]
     if (found := result.extracted) is not None:
         lines.append(
             f"features by {found.runtime} in {found.arithmetic}, {found.seconds:.0f} s"
-            + (", some or all found in the cache" if found.state == "warm" else "")
+            + (", some or all found in the cache" if found.cache == "hit" else "")
         )
     if evaluation is None:
         return join_lines(*lines, "no test split: no accuracy", show_learning_curves(run_id))
@@ -68,8 +68,8 @@ def format_scores(evaluation: Evaluation) -> str:
     """The line about accuracy."""
     scores = evaluation.scores
     return (
-        f"test accuracy **{scores.accuracy:.1%}** ({scores.accuracy_low:.1%} to"
-        f" {scores.accuracy_high:.1%}, 95 %), top-3 {scores.top_3_accuracy:.1%},"
+        f"test accuracy **{scores['accuracy']:.1%}** ({scores['accuracy_low']:.1%} to"
+        f" {scores['accuracy_high']:.1%}, 95 %), top-3 {scores['top_3_accuracy']:.1%},"
         f" {len(evaluation.label_ids):,} images"
     )
 

@@ -42,10 +42,10 @@ from har.training.job import TrainingJob
 from har.training.train import OnEpoch, Result
 
 
-def log_job(trial: TrainingJob) -> None:
+def log_job(job: TrainingJob) -> None:
     """Parameters and the data set, before training starts."""
-    log_missing_params(training_params(trial))
-    log_dataset(build_dataset(trial.manifest), "training")
+    log_missing_params(training_params(job))
+    log_dataset(build_dataset(job.manifest), "training")
 
 
 def log_preparation(manifest: Manifest, report: str) -> None:
@@ -111,7 +111,7 @@ def open_epoch_log(run_id: str, history: Sequence[dict[str, float]]) -> Iterator
         yield log_once
 
 
-def log_result(trial: TrainingJob, result: Result) -> None:
+def log_result(job: TrainingJob, result: Result) -> None:
     """The numbers of a finished training, its recipe, history and curves."""
     times = {"train_time_s": result.train_time_s}
     if result.best_epoch is not None:
@@ -119,8 +119,8 @@ def log_result(trial: TrainingJob, result: Result) -> None:
         log_metrics_once(
             {"best_epoch": result.best_epoch, "best_val_accuracy": best["val_accuracy"]}
         )
-    # a warm run's times are not quoted beside others
-    mlflow.set_tag("features", result.extracted.state if result.extracted else "none")
+    # where features were found in the cache, the wall time is not the whole job's
+    mlflow.set_tag("feature_cache", result.extracted.cache if result.extracted else "none")
     if result.extracted is not None:
         times["extraction_time_s"] = result.extracted.seconds
         times["saved_time_s"] = result.extracted.saved_s
@@ -134,11 +134,11 @@ def log_result(trial: TrainingJob, result: Result) -> None:
         {"train_images": result.train_images, "validation_images": result.validation_images}
     )
     log_missing_metrics(times)
-    recipes = {"requested": asdict(trial.requested), "used": asdict(trial.used)}
-    mlflow.log_dict({"variant": trial.variant, **recipes}, RECIPE_ARTIFACT)
+    recipes = {"requested": asdict(job.requested), "used": asdict(job.used)}
+    mlflow.log_dict({"variant": job.variant, **recipes}, RECIPE_ARTIFACT)
     mlflow.log_text(json.dumps(result.history, indent=1), HISTORY_ARTIFACT)
     mlflow.log_figure(draw_curves(result.history), "figures/learning_curves.png")
-    log_manifest(trial.manifest)
+    log_manifest(job.manifest)
 
 
 def log_evaluation(
@@ -146,14 +146,14 @@ def log_evaluation(
 ) -> None:
     """Test scores and latency, linked to the model and the data set, with tables and figures."""
     links = {"model_id": model_id, "dataset": build_dataset(manifest)}
-    log_metrics_once(asdict(evaluation.scores), **links)
+    log_metrics_once(evaluation.scores, **links)
     log_missing_metrics(asdict(latency), **links)
     tables = {
         "per_class": evaluation.per_class,
         "predictions": evaluation.predictions,
         "mistakes": evaluation.mistakes,
         "reliability": evaluation.reliability,
-        "siblings": tabulate_by_duplicate(evaluation, manifest),
+        "accuracy_by_duplicate": tabulate_by_duplicate(evaluation, manifest),
     }
     for name, table in tables.items():
         log_table_file(table, f"evaluation/{name}.csv")

@@ -10,10 +10,17 @@ from mlflow.exceptions import MlflowException
 
 from har.data.manifest import Manifest
 from har.data.splits import Split
+from har.evaluation.metrics import TEST_METRICS
 from har.recipe import VARIANTS, Recipe
 from har.tracking.query import load_predictions
 from har.tracking.store import quiet_mlflow
-from har.tracking.tags import HISTORY_ARTIFACT, NOTEBOOK, RECIPE_ARTIFACT, SOURCE_TAG
+from har.tracking.tags import (
+    HISTORY_ARTIFACT,
+    NOTEBOOK,
+    RECIPE_ARTIFACT,
+    SOURCE_TAG,
+    read_tags,
+)
 from har.util.errors import UserError, first_line
 from har.util.progress import progress, warn
 
@@ -27,19 +34,19 @@ class TrainingSummary:
     """What a finished training, or a published one, says of itself. None: not known.
 
     `started` is in milliseconds since the epoch; `digests` are those of DIGESTS, empty for a
-    published one; `warm`: features were found in the cache, so `seconds`, the wall time, is not
-    the whole job's, which had taken `saved_s` more. Accuracies are shares, those without a prefix
-    of the test images.
+    published one; `cache_hit`: features were found in the cache, so `seconds`, the wall time, is
+    not the whole job's, which had taken `saved_s` more. `test_metrics` are those of TEST_METRICS
+    that the run has; accuracies are shares.
     """
 
     run_id: str
     experiment_id: str
     name: str
     variant: str
-    changed: str
+    differs_from_variant: str
     hardware: str
     published: bool
-    warm: bool
+    cache_hit: bool
     started: int
     digests: tuple[str, ...]
     precision: str
@@ -50,13 +57,15 @@ class TrainingSummary:
     saved_s: float
     images_per_second: float | None
     memory_mb: float | None
-    accuracy: float | None
-    accuracy_low: float | None
-    accuracy_high: float | None
-    top_3_accuracy: float | None
+    test_metrics: dict[str, float]
     val_accuracy: float | None
     train_accuracy: float | None
     train_images: int | None
+
+    @property
+    def accuracy(self) -> float | None:
+        """Of the test split, if the run has one."""
+        return self.test_metrics.get("accuracy")
 
     @property
     def test_digest(self) -> str:
@@ -66,17 +75,17 @@ class TrainingSummary:
 
 def read_training(run: Any) -> TrainingSummary:
     """Of an MLflow run that `har run` or `har import-notebooks` recorded."""
-    tags, params, metrics = run.data.tags, run.data.params, run.data.metrics
-    features = tags.get("features", "none")
+    tags, params, metrics = read_tags(run), run.data.params, run.data.metrics
+    feature_cache = tags.get("feature_cache", "none")
     return TrainingSummary(
         run_id=run.info.run_id,
         experiment_id=run.info.experiment_id,
         name=run.info.run_name,
         variant=tags["variant"],
-        changed=tags["changed"],
+        differs_from_variant=tags["differs_from_variant"],
         hardware=tags["hardware"],
         published=tags.get(SOURCE_TAG) == NOTEBOOK,
-        warm=features == "warm",
+        cache_hit=feature_cache == "hit",
         started=run.info.start_time,
         digests=tuple(tags.get(name, "") for name in DIGESTS),
         **{
@@ -88,19 +97,11 @@ def read_training(run: Any) -> TrainingSummary:
         seconds=metrics.get("wall_time_s"),
         saved_s=metrics.get("saved_time_s", 0.0),
         # with features an epoch's images are those that the head alone saw
-        images_per_second=metrics.get("images_per_second") if features == "none" else None,
+        images_per_second=metrics.get("images_per_second") if feature_cache == "none" else None,
         memory_mb=metrics.get("peak_memory_mb"),
         val_accuracy=metrics.get("best_val_accuracy", metrics.get("val_accuracy")),
-        **{
-            name: metrics.get(name)
-            for name in (
-                "accuracy",
-                "accuracy_low",
-                "accuracy_high",
-                "top_3_accuracy",
-                "train_accuracy",
-            )
-        },
+        train_accuracy=metrics.get("train_accuracy"),
+        test_metrics={name: metrics[name] for name in TEST_METRICS if name in metrics},
     )
 
 

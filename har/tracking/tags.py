@@ -17,27 +17,40 @@ RECIPE_ARTIFACT, HISTORY_ARTIFACT = "recipe.json", "history.json"
 SOURCE_TAG, MEASURED, NOTEBOOK = "source", "measured", "notebook"
 # Of a recipe: what the UI shows and filters by under its plain name.
 PLAIN_FIELDS = ("precision", "strategy", "backbone")
+# Tags that runs recorded before these names call otherwise, and values that they spell otherwise.
+OLD_TAGS = {"changed": "differs_from_variant", "features": "feature_cache"}
+OLD_VALUES = {"feature_cache": {"warm": "hit", "cold": "miss"}}
 
 
-def training_params(trial: TrainingJob) -> dict[str, Any]:
+def read_tags(run: mlflow.entities.Run) -> dict[str, str]:
+    """A run's tags by the names used here, whichever version of this project recorded it."""
+    found = dict(run.data.tags)
+    for old, name in OLD_TAGS.items():
+        if old in found and name not in found:
+            value = found.pop(old)
+            found[name] = OLD_VALUES.get(name, {}).get(value, value)
+    return found
+
+
+def training_params(job: TrainingJob) -> dict[str, Any]:
     """Requested (plain and `recipe.*`), used (`used.*`) and found facts."""
-    used, hardware = trial.used, trial.hardware
+    used, hardware = job.used, job.hardware
     return {
-        "variant": trial.variant,
-        **recipe_params(trial.requested),
+        "variant": job.variant,
+        **recipe_params(job.requested),
         **{f"used.{name}": getattr(used, name) for name in (*PLAIN_FIELDS, "batch_size")},
-        "runtime": trial.runtime,
-        "used.serving_runtime": trial.serving_runtime,
+        "runtime": job.runtime,
+        "used.serving_runtime": job.serving_runtime,
         "gpu_type": hardware.gpu_type,
         "num_gpus": hardware.num_gpus,
         "gpu_names": ", ".join(hardware.gpu_names) or "none",
-        "num_replicas": trial.replicas,
+        "num_replicas": job.replicas,
         "compute_capability": ", ".join(hardware.compute_capabilities) or "none",
         "nvidia_driver": hardware.driver,
         "cpu": hardware.cpu,
         "cpu_count": hardware.cpu_count,
         "memory_gb": hardware.memory_gb,
-        **split_params(trial.manifest),
+        **split_params(job.manifest),
     }
 
 
@@ -97,18 +110,19 @@ def ablation_tags(from_variant: str, to_variant: str, manifest: Manifest) -> dic
     }
 
 
-def training_tags(trial: TrainingJob, parent: str | None = None) -> dict[str, str]:
+def training_tags(job: TrainingJob, parent: str | None = None) -> dict[str, str]:
     """What runs are found and compared by; `parent` is a run's id."""
     return {
         **({MLFLOW_PARENT_RUN_ID: parent} if parent else {}),
-        MLFLOW_RUN_NAME: name_run(trial.variant, trial.used, trial.hardware_tag),
+        MLFLOW_RUN_NAME: name_run(job.variant, job.used, job.hardware_tag),
         SOURCE_TAG: MEASURED,
         "job": "train",
-        "variant": trial.variant,
-        "changed": trial.changed,
-        "hardware": trial.hardware_tag,
-        **data_tags(trial.manifest),
-        "recipe_digest": trial.recipe_digest,
+        "variant": job.variant,
+        "overrides": job.overrides,
+        "differs_from_variant": job.differs_from_variant,
+        "hardware": job.hardware_tag,
+        **data_tags(job.manifest),
+        "recipe_digest": job.recipe_digest,
     }
 
 
@@ -125,7 +139,8 @@ def evaluation_tags(
     tags = {"job": "evaluate", "evaluated_model": uri, **data_tags(manifest)}
     if trained_by is None:
         return {MLFLOW_RUN_NAME: f"evaluate · {uri}", **tags}
-    inherited = {name: trained_by.data.tags[name] for name in ("variant", "changed")}
+    there = read_tags(trained_by)
+    inherited = {name: there[name] for name in ("variant", "differs_from_variant")}
     return {
         MLFLOW_RUN_NAME: f"evaluate · {trained_by.info.run_name}",
         "trained_by": trained_by.info.run_id,

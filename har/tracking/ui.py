@@ -11,34 +11,42 @@ import sys
 import mlflow
 from mlflow.utils.mlflow_tags import MLFLOW_RUN_NOTE
 
+from har.evaluation.metrics import TEST_METRICS
 from har.util.errors import without_password
+from har.util.files import digest_bytes
 
 VIEW = "results"
 VIEW_TAG = f"mlflow.sharedViewState.{VIEW}"
 COLUMNS = (
-    "metrics.`accuracy`",
-    "metrics.`accuracy_low`",
-    "metrics.`accuracy_high`",
-    "metrics.`top_3_accuracy`",
+    *(f"metrics.`{name}`" for name in TEST_METRICS),
     "metrics.`wall_time_s`",
-    "tags.`features`",
+    "tags.`feature_cache`",
     "tags.`source`",
     "tags.`hardware`",
-    "tags.`changed`",
+    "tags.`differs_from_variant`",
     "tags.`test_digest`",
 )
 NOTE = f"""Choose Views > {VIEW} (top right) for the columns to compare.
 
 `accuracy` is of held-out test images, with its 95 % interval from `accuracy_low` to
-`accuracy_high`; runs compare only where `test_digest` is equal. `changed` says what ran other than
-in the notebook. `features` is warm where some were found on disk: that run's wall time is not the
-whole job's. `source` is notebook where numbers were published, not measured here.
-`tags.job = 'train'` finds the trainings (or `prepare`, `evaluate`, `compare`)."""
+`accuracy_high`; runs compare only where `test_digest` is equal. `differs_from_variant` is what ran
+other than in the variant, `overrides` what the user asked for. `feature_cache` is hit where
+features were found on disk: that run's wall time is not the whole job's. `source` is notebook where
+numbers were published, not measured here. `tags.job = 'train'` finds the trainings (or `prepare`,
+`evaluate`, `compare`)."""
+# Of an experiment: the digests of the note and the view as this project wrote them last.
+DEFAULTS_TAG = "har.defaults"
+# Those of the version that did not write them down yet.
+FIRST_DEFAULTS = {
+    MLFLOW_RUN_NOTE: "c135ba89005198c4",
+    VIEW_TAG: "b9f46c9bf2768ace",
+}
 
 
 def set_up_experiment(experiment_id: str) -> None:
-    """Mark an experiment as one of model training, describe it, and save the view of results;
-    what is there already stays, it may be the user's.
+    """Mark an experiment as one of model training, describe it, and save the view of results.
+
+    A note and a view of an older version of this project are replaced; what the user changed stays.
     """
     state = {"selectedColumns": COLUMNS, "searchFilter": "tags.job = 'train'"}
     view = {"name": VIEW, "createdAt": 0, "updatedAt": 0, "state": json.dumps(state)}
@@ -50,9 +58,27 @@ def set_up_experiment(experiment_id: str) -> None:
     }
     client = mlflow.MlflowClient()
     there = client.get_experiment(experiment_id).tags
+    ours = FIRST_DEFAULTS | read_defaults(there.get(DEFAULTS_TAG))
     for name, value in wanted.items():
-        if name not in there:
+        if name not in there or (there[name] != value and digest(there[name]) == ours.get(name)):
             client.set_experiment_tag(experiment_id, name, value)
+    written = json.dumps({name: digest(wanted[name]) for name in FIRST_DEFAULTS})
+    if there.get(DEFAULTS_TAG) != written:
+        client.set_experiment_tag(experiment_id, DEFAULTS_TAG, written)
+
+
+def digest(text: str) -> str:
+    """16 hexadecimal digits of SHA-256."""
+    return digest_bytes(text.encode())[:16]
+
+
+def read_defaults(text: str | None) -> dict[str, str]:
+    """What DEFAULTS_TAG holds; nothing where somebody else wrote it."""
+    try:
+        found = json.loads(text or "{}")
+    except ValueError:
+        return {}
+    return found if isinstance(found, dict) else {}
 
 
 def describe_ui(tracking_uri: str, experiment_id: str) -> str:

@@ -40,7 +40,7 @@ class Job:
     variant: str
     requested: Recipe
     used: Recipe
-    typed: tuple[str, ...]
+    overridden: tuple[str, ...]
     runtime: str
     feature_runtime: str
     recipe_digest: str
@@ -212,7 +212,9 @@ def read_job(run_id: str) -> tuple[Job, Path]:
     try:
         text: dict[str, Any] = json.loads((folder / JOB_FILE).read_text(encoding="utf-8"))
         text |= {name: Recipe(**text[name]) for name in ("requested", "used")}
-        return Job(**text | {"typed": tuple(text["typed"])}), folder / DATA_FOLDER
+        # "typed" is what an older version called it
+        overridden = tuple(text.pop("typed", ()) or text.pop("overridden", ()))
+        return Job(**text, overridden=overridden), folder / DATA_FOLDER
     except (OSError, ValueError, TypeError, KeyError) as error:
         raise UserError(f"{folder / JOB_FILE} cannot be read: {first_line(error)}") from error
 

@@ -181,8 +181,8 @@ def explain_cache_errors() -> Iterator[None]:
         yield
     except OSError as error:
         raise UserError(
-            f"the feature cache {features_folder()} cannot be used: {error}; set HAR_CACHE to another"
-            " folder"
+            f"the feature cache {features_folder()} cannot be used: {error};"
+            " set HAR_CACHE to another folder"
         ) from error
 
 

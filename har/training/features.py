@@ -67,9 +67,9 @@ class FeatureSplits:
     converted: Any
 
     @property
-    def state(self) -> str:
-        """`cold`: all was computed; `warm`: some or all was there."""
-        return "cold" if self.computed == self.needed else "warm"
+    def cache(self) -> str:
+        """`miss`: all was computed; `hit`: some or all was in the cache."""
+        return "miss" if self.computed == self.needed else "hit"
 
 
 class Extraction:

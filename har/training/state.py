@@ -117,9 +117,14 @@ def group_values(group: str, arrays: Arrays) -> list[npt.NDArray[Any]]:
 
 
 def find_frozen_weights(learner: keras.Model) -> set[int]:
-    """The ids of the backbone's weights that training leaves as they are: most of a model."""
-    inner = (layer for layer in learner.layers if isinstance(layer, keras.Model))
-    return {id(weight) for layer in inner for weight in layer.non_trainable_weights}
+    """The ids of the weights of layers that training leaves as they are: most of a model."""
+    frozen: set[int] = set()
+    for layer in learner.layers:
+        if isinstance(layer, keras.Model):
+            frozen |= find_frozen_weights(layer)
+        elif not layer.trainable:
+            frozen |= {id(weight) for weight in layer.weights}
+    return frozen
 
 
 def find_changing_variables(learner: keras.Model) -> list[Any]:

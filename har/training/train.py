@@ -50,7 +50,7 @@ class Extracted:
     test_features: npt.NDArray[np.float32]
     runtime: str
     arithmetic: str
-    state: str
+    cache: str
     seconds: float
     saved_s: float
     converted: Any
@@ -153,7 +153,7 @@ def build_feature_inputs(
             test_features=found.test,
             runtime=runtime,
             arithmetic=found.arithmetic,
-            state=found.state,
+            cache=found.cache,
             seconds=seconds,
             saved_s=found.saved_s,
             converted=found.converted,

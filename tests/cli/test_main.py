@@ -94,29 +94,29 @@ def test_a_run_is_repeated_with_equal_numbers(
         }
 
     first = train("--variant", "v2", *TINY_RUN[:-2], "--split-seed", 3, "--seed", 7)
-    again = train("--like", first.info.run_id)
+    again = train("--reproduce", first.info.run_id)
     assert again.info.run_id != first.info.run_id
     assert numbers(again) == numbers(first) and "val_loss" in numbers(first)
     for name in ("variant", "recipe_digest", "dataset_digest", "test_digest", "changed"):
         assert again.data.tags[name] == first.data.tags[name]
 
     features = train("--variant", "v5", "--runtime", "tensorflow", *TINY_RUN)
-    repeated = train("--like", features.info.run_id)
+    repeated = train("--reproduce", features.info.run_id)
     assert repeated.data.params["used.feature_runtime"] == "tensorflow"
     assert numbers(repeated) == numbers(features)
 
     # another runtime is no other recipe: only what was judged by it differs, in the last digits
-    faster = train("--like", first.info.run_id, "--runtime", "openvino")
+    faster = train("--reproduce", first.info.run_id, "--runtime", "openvino")
     assert faster.data.params["runtime"] == "openvino"
     assert numbers(faster) == pytest.approx(numbers(first), abs=1e-5)
     # and what repeats that one computes as it did
-    as_fast = train("--like", faster.info.run_id)
+    as_fast = train("--reproduce", faster.info.run_id)
     assert as_fast.data.params["runtime"] == "openvino"
     assert numbers(as_fast) == numbers(faster)
     assert faster.data.tags["recipe_digest"] == first.data.tags["recipe_digest"]
 
     (raw / "train" / "Image_1.jpg").write_bytes((raw / "train" / "Image_2.jpg").read_bytes())
-    result = cli("train", "--data", raw, "--like", first.info.run_id)
+    result = cli("train", "--data", raw, "--reproduce", first.info.run_id)
     assert result.exit_code == 2 and "its dataset_digest is" in result.stderr
 
 
@@ -182,8 +182,11 @@ def test_underscores_are_dashes(cli) -> None:
         (("rum",), "No such command 'rum'"),
         (("run", "--data", "/no/such"), "no such folder: /no/such (--data /no/such)"),
         (("run", "--validation-fraction", "0"), "watches validation accuracy, but"),
-        (("train", "--like", "x", "--epochs", "3", "--seed", "1"), "leave out --epochs, --seed"),
-        (("train", "--like", "nosuchrun"), "run nosuchrun cannot be repeated"),
+        (
+            ("train", "--reproduce", "x", "--epochs", "3", "--seed", "1"),
+            "leave out --epochs, --seed",
+        ),
+        (("train", "--reproduce", "nosuchrun"), "run nosuchrun cannot be repeated"),
         (("run", "--fine-tune", "all", "--variant", "v5"), "fine_tune=all changes it"),
         (("run", "--variant", "v5", "--feature-views", "3"), "feature_views=3 are augmented views"),
         (("run", "--runtime", "tpu"), "'tpu' is not one of 'auto', 'tensorflow', 'openvino'"),

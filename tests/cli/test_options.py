@@ -73,7 +73,7 @@ def test_unknown_options_are_named(command: str, cli) -> None:
         (["run", "--batchsize", 3], "--batch-size"),
         (["train", "--varient", "v3"], "--variant"),
         (["prepare", "--duplicate", "near"], "--duplicates"),
-        (["promote", "--selection", "test"], "--select"),
+        (["promote", "--selection", "test"], "--select-by"),
         (["trian"], "train"),
     ],
 )
@@ -93,7 +93,7 @@ def test_what_was_meant_is_suggested(words: list[object], meant: str, cli) -> No
         (["--variant", "v5", "--feature-views", 2], "set it to 1"),
         (["--test-file", "x.csv", "--test-fraction", 0.2], "leave --test-fraction out"),
         (["--weights", "/no/such.weights.h5"], "/no/such.weights.h5"),
-        (["--images", "/no/such"], "--images"),
+        (["--image-root", "/no/such"], "--image-root"),
     ],
 )
 def test_what_does_not_go_together_is_said(

@@ -133,7 +133,7 @@ def moved(raw: Path) -> Path:
 
 def test_moved_images_are_found_by_option(raw: Path) -> None:
     images = moved(raw)
-    with pytest.raises(UserError, match="say with --images where they lie now"):
+    with pytest.raises(UserError, match="say with --image-root where they lie now"):
         read_manifest(raw.parent / "out")
     found = read_manifest(raw.parent / "out", images)
     assert found.root == images

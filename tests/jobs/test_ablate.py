@@ -64,7 +64,7 @@ def test_features_are_shared_and_their_time_counts_all_the_same(
         (["--from", "v3", "--to", "v3"], "the same"),
         (["--from", "v2", "--to", "v3"], "the same"),
         (["--from", "v9"], "v9"),
-        (["--seeds", "0"], "0"),
+        (["--num-seeds", "0"], "0"),
         (["--epochs", "-1"], "-1"),
     ],
 )

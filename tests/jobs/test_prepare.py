@@ -33,8 +33,8 @@ def test_moved_images_are_prepared_anew_by_option(raw: Path, store: str, cli) ->
     assert cli("prepare", "--data", raw, "--out", "out").exit_code == 0
     moved = raw.rename(raw.parent / "moved")
     failed = cli("prepare", "--data", "out", "--out", "again")
-    assert failed.exit_code == 2 and "--images" in failed.output
-    result = cli("prepare", "--data", "out", "--images", moved, "--out", "again")
+    assert failed.exit_code == 2 and "--image-root" in failed.output
+    result = cli("prepare", "--data", "out", "--image-root", moved, "--out", "again")
     assert result.exit_code == 0, result.output
     described = json.loads(Path("again/dataset.json").read_text())
     assert described["root"] == str(moved)

@@ -310,12 +310,14 @@ def test_other_images_can_start_over(lab: Lab, cli) -> None:
     best = lab.train("11100000", digest="d3")
     assert "the present champion" in cli("promote").stdout
     assert cli("promote", "--test-digest", "d3").exit_code == 2
-    dry = cli("promote", "--start-over", "--dry-run")
+    dry = cli("promote", "--ignore-champion", "--dry-run")
     assert dry.exit_code == 0 and aliases() == {"champion": first}
-    result = cli("promote", "--start-over")
+    result = cli("promote", "--ignore-champion")
     assert "promoted: starting over, not compared with the champion, version 1" in result.stdout
     assert aliases() == {"champion": best, "previous-champion": first}
-    assert "kept: the candidate is the present champion" in cli("promote", "--start-over").stdout
+    assert (
+        "kept: the candidate is the present champion" in cli("promote", "--ignore-champion").stdout
+    )
 
 
 def test_a_run_that_was_gone_on_with_is_promoted_by_the_model_that_is_left(lab: Lab, cli) -> None:
@@ -350,7 +352,7 @@ def test_no_candidates_and_why(lab: Lab, cli) -> None:
         "no training of experiment har can be promoted: 1 not finished, 1 without a test"
         " accuracy, 1 without a model"
     ) in mistake()
-    assert "0 is not in the range" in mistake("--level", "0")
+    assert "0 is not in the range" in mistake("--alpha", "0")
 
 
 def test_a_crash_between_the_aliases_loses_nothing(
@@ -394,7 +396,7 @@ def test_a_champion_that_moved_meanwhile_is_decided_on_anew(
         return decision
 
     monkeypatch.setattr(promotion, "refuse_broken_model", move)
-    result = cli("promote", "--level", "0.1")
+    result = cli("promote", "--alpha", "0.1")
     assert result.exit_code == 0, result.output
     assert "the champion was changed meanwhile: deciding anew" in result.stderr
     assert [each.version for each in moves] == ["1", "2"]
@@ -430,7 +432,7 @@ def test_two_at_once_leave_one_champion(lab: Lab) -> None:
     best = lab.train("1111")
     lab.train("1000")
     launched = ["mlflow", "run", str(ROOT), "-e", "promote", "--env-manager", "local"]
-    launched += ["--experiment-name", "har", "-P", "level=0.01"]
+    launched += ["--experiment-name", "har", "-P", "alpha=0.01"]
     with promotion.promotion_lock():
         said: tuple[list[str], list[str]] = ([], [])
         processes = [

@@ -41,11 +41,11 @@ def test_validation_accuracy_selects_where_a_run_has_one() -> None:
     assert (choice.candidate, choice.selection) == (best, "validation")
     assert choice.notes == (
         "candidates with test digest d1: 4",
-        "left out, with other test digests: 1 (--start-over, --test-digest)",
+        "left out, with other test digests: 1 (--ignore-champion, --test-digest)",
         "not considered, without validation accuracy: tested only",
         "candidate: v3 · lite0 · 1xCPU, run b, selected on validation (validation accuracy 80.0%)",
     )
-    assert chosen(runs, "d1", select="test").candidate.run_id == "tested only"
+    assert chosen(runs, "d1", select_by="test").candidate.run_id == "tested only"
 
 
 def test_test_accuracy_selects_where_no_run_has_another_and_says_so() -> None:
@@ -54,7 +54,7 @@ def test_test_accuracy_selects_where_no_run_has_another_and_says_so() -> None:
     assert (choice.candidate.run_id, choice.selection) == ("c", "test")
     assert "selected on test (accuracy 70.0%" in choice.notes[-1]
     with pytest.raises(UserError, match=r"none of the 3 .* d1 has a validation accuracy"):
-        chosen(runs, select="validation")
+        chosen(runs, select_by="validation")
 
 
 def test_digest_is_the_one_asked_for_else_the_champions_else_the_newest() -> None:

@@ -136,7 +136,7 @@ BEFORE_TRAINING: dict[str, tuple[Damage, str]] = {
     ),
     "the images were moved": (
         lambda _, images: images.rename(images.with_name("elsewhere")),
-        "say with --images where they lie now",
+        "say with --image-root where they lie now",
     ),
     "a label was edited": (
         edit("manifest.csv", "sitting", "running"),

@@ -219,7 +219,7 @@ def test_ctrl_c_says_how_to_go_on(whole: mlflow.entities.Run, data: Path, store:
     [
         (["--resume", "0" * 32], "no backup"),
         (["--resume", "0" * 32, "--variant", "v3"], "leave out --variant"),
-        (["--resume", "0" * 32, "--like", "1"], "leave out --like"),
+        (["--resume", "0" * 32, "--reproduce", "1"], "leave out --reproduce"),
         (["--resume", "../../etc"], "no backup"),
     ],
 )

@@ -38,7 +38,7 @@ JOB = Job(
     variant="v3",
     requested=tiny_recipe("v3"),
     used=tiny_recipe("v3", strategy="one_device"),
-    typed=("epochs",),
+    overridden=("epochs",),
     runtime="auto",
     feature_runtime="tensorflow",
     recipe_digest="1234",
