@@ -433,10 +433,10 @@ def measure_callbacks(manifest: Manifest, epochs: int) -> FitCost:
         mlflow.create_experiment("benchmark", artifact_location=f"{folder}/artifacts")
         # the backbone whose steps are the shortest: there callbacks weigh the most
         recipe = replace(V3, backbone="efficientnet-lite0", epochs=epochs)
-        trial = build_job("v3", recipe, ("backbone", "epochs"), manifest)
+        job = build_job("v3", recipe, ("backbone", "epochs"), manifest)
         found: list[FitCost] = []
         with clocked_fit(found):
-            run_training(trial, "benchmark", time.time())
+            run_training(job, "benchmark", time.time())
     (cost,) = found
     assert cost.calls["log_epoch (MLflow)"] == cost.epochs
     return cost

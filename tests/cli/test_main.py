@@ -97,7 +97,13 @@ def test_a_run_is_repeated_with_equal_numbers(
     again = train("--reproduce", first.info.run_id)
     assert again.info.run_id != first.info.run_id
     assert numbers(again) == numbers(first) and "val_loss" in numbers(first)
-    for name in ("variant", "recipe_digest", "dataset_digest", "test_digest", "changed"):
+    for name in (
+        "variant",
+        "recipe_digest",
+        "dataset_digest",
+        "test_digest",
+        "differs_from_variant",
+    ):
         assert again.data.tags[name] == first.data.tags[name]
 
     features = train("--variant", "v5", "--runtime", "tensorflow", *TINY_RUN)
@@ -130,18 +136,18 @@ def test_a_second_run_on_the_same_images_finds_their_features(
         assert result.exit_code == 0, result.output
         run = mlflow.get_run(result.stdout.splitlines()[1].split()[-1])
         # who reads the table must not take it for the time of the whole job
-        assert ("(warm)" in result.stdout) == (run.data.tags["features"] == "warm")
+        assert ("(cache hit)" in result.stdout) == (run.data.tags["feature_cache"] == "hit")
         return run, result.stderr
 
     cold, said = run()
     assert "compiling efficientnet-lite0 for openvino" in said
-    assert cold.data.tags["features"] == "cold"
+    assert cold.data.tags["feature_cache"] == "miss"
     assert cold.data.params["used.feature_runtime"] == "openvino"
     assert cold.data.params["used.feature_arithmetic"] in ("float32", "bfloat16")
     numbers = cold.data.metrics
     assert 0 < numbers["extraction_time_s"] < numbers["train_time_s"] < numbers["wall_time_s"]
     warm, said = run("--head", "flatten_dense512")
-    assert warm.data.tags["features"] == "warm" and "compiling" not in said
+    assert warm.data.tags["feature_cache"] == "hit" and "compiling" not in said
     # the logged model is an ordinary one, and says of the raw images what was logged
     judged = cli("evaluate", "--run-id", cold.info.run_id, "--data", raw)
     assert judged.exit_code == 0, judged.output
@@ -153,7 +159,7 @@ def test_a_second_run_on_the_same_images_finds_their_features(
     assert listed.stdout.count("float32, complete") >= 1
     cleared = cli("cache", "--clear")
     assert cleared.stdout.startswith("freed 0.0 MB") and "0 entries" in cleared.stdout
-    assert run()[0].data.tags["features"] == "cold"
+    assert run()[0].data.tags["feature_cache"] == "miss"
 
 
 def test_what_gives_way_is_said(cli, tiny_backbone: None, raw: Path, store: str) -> None:

@@ -6,7 +6,6 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
-from test_twins import HERE
 
 from har.compare.ablation import (
     Cost,
@@ -22,6 +21,7 @@ from har.evaluation.metrics import mean_paired_difference, paired_difference
 from har.recipe import VARIANTS, changes
 from har.tracking.records import Record
 from har.util.errors import UserError
+from tests.compare.conftest import HERE
 
 ORIGINAL, V4 = VARIANTS["original"], VARIANTS["v4"]
 

@@ -1,32 +1,15 @@
 """The comparison's page, from hostile and missing data."""
 
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 
-from test_twins import HERE
-
 from har.compare.report import build_comparison, picture_uri, write_comparison
-from har.recipe import VARIANTS
-from tests.compare.test_tables import record
-
-HOSTILE = "_<script>alert(1)</script>$^$"
-
-
-PATHS = [f"train/Image_{number}.jpg" for number in range(40)]
-
-
-PUBLISHED = replace(
-    record("published"),
-    training=replace(HERE, run_id="published", published=True, accuracy=None, digests=("", "", "")),
-    history=[],
-    predictions=None,
-    recipe=asdict(VARIANTS["v4"]),
-)
+from tests.compare.conftest import HOSTILE, PUBLISHED, record
 
 
 def test_hostile_names_are_shown_as_they_stand() -> None:
     page = build_comparison(
-        [record("a", 30, name=HOSTILE, changed=HOSTILE), record("b"), PUBLISHED]
+        [record("a", 30, name=HOSTILE, differs_from_variant=HOSTILE), record("b"), PUBLISHED]
     ).page
     assert "<script" not in page and "&lt;script&gt;" in page
 

@@ -1,11 +1,9 @@
 """Tables of a comparison, by hand."""
 
-from dataclasses import asdict, replace
-from typing import Any
+from dataclasses import replace
 
 import pandas as pd
 import pytest
-from test_twins import HERE
 
 from har.compare.tables import (
     find_disagreements,
@@ -17,35 +15,7 @@ from har.compare.tables import (
     tabulate_recalls,
     tabulate_runs,
 )
-from har.recipe import VARIANTS
-from har.tracking.records import Record
-from tests.compare.test_report import HOSTILE, PATHS, PUBLISHED
-
-
-def record(run_id: str, right: int = 20, **fields: Any) -> Record:
-    """A run that is right on the first `right` of 40 images of two classes."""
-    labels = ["eating", HOSTILE] * 20
-    said = [
-        label if number < right else "eating" if label == HOSTILE else HOSTILE
-        for number, label in enumerate(labels)
-    ]
-    accuracy = right / len(labels)
-    training = replace(
-        HERE,
-        run_id=run_id,
-        accuracy=accuracy,
-        accuracy_low=accuracy - 0.1,
-        accuracy_high=accuracy + 0.1,
-        **fields,
-    )
-    epoch = {"train_accuracy": 0.1, "val_accuracy": 0.2, "epoch_time_s": 3.0}
-    return Record(
-        training=training,
-        recipe=asdict(VARIANTS["v3"]),
-        history=[epoch, {**epoch, "epoch_time_s": 5.0}],
-        predictions=pd.DataFrame({"path": PATHS, "label": labels, "predicted": said}),
-        root=None,
-    )
+from tests.compare.conftest import PUBLISHED, record
 
 
 def test_runs_are_ranked_only_among_those_of_the_same_test_images() -> None:
@@ -95,7 +65,7 @@ def test_the_front_is_what_nothing_beats() -> None:
         record("beaten", 9, seconds=20.0),
         record("good", 30, seconds=100.0),
         record("slower", 30, seconds=200.0),
-        record("warm", 40, seconds=1.0, warm=True),
+        record("warm", 40, seconds=1.0, cache_hit=True),
         record("untimed", 40, seconds=None),
     ]
     (group,), _ = group_by_test(records)

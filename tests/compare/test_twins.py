@@ -28,40 +28,16 @@ from har.data.manifest import Manifest
 from har.jobs.import_notebooks import import_notebooks
 from har.jobs.train import build_job, run_training
 from har.models.devices import STRATEGIES
-from har.tracking.records import TrainingSummary
+from tests.compare.conftest import HERE
 from tests.conftest import free_port, serving, tiny_recipe
 
-HERE = TrainingSummary(
-    run_id="here",
-    experiment_id="1",
-    name="v3 · lite0 · 1xP100",
-    variant="v3",
-    changed="none",
-    hardware="1xP100",
-    published=False,
-    warm=False,
-    started=1,
-    digests=("r", "d", "t"),
-    precision="float32",
-    strategy="mirrored",
-    backbone="efficientnet-lite0",
-    dataset="images",
-    seconds=200.0,
-    saved_s=0.0,
-    images_per_second=100.0,
-    memory_mb=None,
-    accuracy=0.5,
-    accuracy_low=0.4,
-    accuracy_high=0.6,
-    top_3_accuracy=0.8,
-    val_accuracy=None,
-    train_accuracy=None,
-    train_images=64,
-)
-
-
 THERE = replace(
-    HERE, run_id="there", hardware="2xT4", seconds=100.0, images_per_second=150.0, accuracy=0.75
+    HERE,
+    run_id="there",
+    hardware="2xT4",
+    seconds=100.0,
+    images_per_second=150.0,
+    test_metrics={"accuracy": 0.75},
 )
 
 
@@ -104,8 +80,8 @@ def test_what_is_not_known_is_not_said() -> None:
     assert (link.time_ratio, link.speed_ratio, link.difference) == (None, None, None)
     assert "wall time not known" in describe_link(link) and "published" in describe_link(link)
     assert "no twins" in describe_twins(HERE, [])
-    warm = replace(THERE, warm=True)
-    assert "warm" in describe_link(compare_twins(HERE, warm, {}))
+    warm = replace(THERE, cache_hit=True)
+    assert "cache hit" in describe_link(compare_twins(HERE, warm, {}))
     # its wall time is not the whole job's, on whichever side it stands
     assert (
         compare_twins(HERE, warm, {}).time_ratio is compare_twins(warm, HERE, {}).time_ratio is None
@@ -135,8 +111,8 @@ def two_runs(
     one = tf.distribute.MirroredStrategy([tf.config.list_logical_devices("CPU")[0].name])
     for strategy in (STRATEGIES["mirrored"], lambda: one):
         monkeypatch.setitem(STRATEGIES, "mirrored", strategy)
-        trial = build_job("v3", tiny_recipe(), ("backbone",), manifest)
-        found.append(run_training(trial, "twins", started=0.0).run_id)
+        job = build_job("v3", tiny_recipe(), ("backbone",), manifest)
+        found.append(run_training(job, "twins", started=0.0).run_id)
     yield found
     for run_id in found:
         MlflowClient().delete_run(run_id)
@@ -177,7 +153,7 @@ def record(hardware: str) -> str:
     """A run as a training leaves it, without the training."""
     client = MlflowClient()
     tags = {"recipe_digest": "r", "dataset_digest": "d", "test_digest": "t", "job": "train"}
-    tags |= {"variant": "v3", "changed": "none", "hardware": hardware}
+    tags |= {"variant": "v3", "differs_from_variant": "none", "hardware": hardware}
     run_id = client.create_run("0", tags=tags).info.run_id
     client.log_metric(run_id, "wall_time_s", 10.0)
     client.log_metric(run_id, "accuracy", 0.5)

@@ -378,4 +378,4 @@ def test_a_bad_image_in_class_folders_is_named_without_a_row(raw: Path) -> None:
 
 def test_images_option_is_for_prepared_folders(raw: Path) -> None:
     with pytest.raises(UserError, match="is not prepared: give the images' folder as --data"):
-        load_manifest(str(raw), images=raw)
+        load_manifest(str(raw), image_root=raw)

@@ -37,7 +37,7 @@ def test_judged_as_classified(classifier: Classifier, manifest: Manifest) -> Non
         found.predictions["probability"], [a["probability"] for a in answers], rtol=1e-5
     )
     hits = [a["label"] == label for a, label in zip(answers, rows["label"], strict=True)]
-    assert found.scores.accuracy == pytest.approx(np.mean(hits))
+    assert found.scores["accuracy"] == pytest.approx(np.mean(hits))
     assert found.per_class["images"].sum() == len(rows)
 
 
@@ -115,7 +115,7 @@ def test_reliability_table() -> None:
     assert len(table) == 15
     assert table["images"].sum() == 5
     gap = (table["confidence"] - table["accuracy"]).abs() * table["images"] / 5
-    assert EVALUATION.scores.calibration_error == pytest.approx(gap.sum())
+    assert EVALUATION.scores["calibration_error"] == pytest.approx(gap.sum())
 
 
 def test_rows_are_read_in_order_and_decoded_as_in_training(

@@ -84,7 +84,7 @@ def test_reliability_shows_the_bins_that_have_images(tmp_path: Path) -> None:
     assert 0 < len(table) < 15
     np.testing.assert_allclose(points(above), table[["confidence", "accuracy"]])
     assert sum(bar.get_height() for bar in below.patches) == 60
-    assert f"{evaluation.scores.calibration_error:.1%}" in above.get_title()
+    assert f"{evaluation.scores['calibration_error']:.1%}" in above.get_title()
     assert pixels(figure, tmp_path / "reliability.png") > 5000
 
 

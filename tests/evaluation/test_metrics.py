@@ -165,10 +165,10 @@ def test_class_scores_have_intervals_of_recall() -> None:
 
 def test_score_agrees_with_its_parts() -> None:
     scores = metrics.score(PROBABILITIES, LABELS)
-    assert scores.accuracy == 0.5
-    assert scores.accuracy_low < 0.5 < scores.accuracy_high
+    assert scores["accuracy"] == 0.5
+    assert scores["accuracy_low"] < 0.5 < scores["accuracy_high"]
     # class 0: precision 1/2, recall 1/2; class 2: 1, 1; class 3: 0; class 1: no image, counted 0
-    assert scores.macro_f1 == pytest.approx((0.5 + 0 + 1 + 0) / 4)
+    assert scores["macro_f1"] == pytest.approx((0.5 + 0 + 1 + 0) / 4)
 
 
 def test_confusion_rows_are_true_classes() -> None:

@@ -189,8 +189,8 @@ def test_robustness_without_perturbation_is_the_evaluation(
     table = measure_robustness(classifier, manifest)
     row = table.set_index("perturbation").loc["none"]
     assert row["images"] == len(manifest.rows("test"))
-    assert row["accuracy"] == pytest.approx(scores.accuracy)
-    assert row["accuracy_low"] == pytest.approx(scores.accuracy_low)
+    assert row["accuracy"] == pytest.approx(scores["accuracy"])
+    assert row["accuracy_low"] == pytest.approx(scores["accuracy_low"])
     assert (table["accuracy_low"] <= table["accuracy"]).all()
     assert (table["difference_low"] <= table["difference"]).all()
     assert (table["difference"] <= table["difference_high"]).all()

@@ -7,7 +7,6 @@ import pytest
 from har.inference import extractors
 from har.inference.extractors import EXTRACTORS, TOLERANCE, choose_arithmetic
 from har.inference.freezing import trace
-from har.models import devices
 from har.util.hardware import has_bfloat16
 from tests.conftest import tiny_recipe
 
@@ -32,7 +31,7 @@ def test_arithmetic_is_the_machines_best_but_for_test_images(
     arithmetic: str,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(devices, "has_gpu", lambda: gpu)
+    monkeypatch.setattr(extractors, "has_gpu", lambda: gpu)
     monkeypatch.setattr(extractors, "has_bfloat16", lambda: bfloat16)
     recipe = tiny_recipe("v5", precision=precision)
     assert choose_arithmetic("tensorflow", recipe, exact) == arithmetic
@@ -46,7 +45,7 @@ def test_a_gpus_precision_is_computed_by_keras_policy(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """On a CPU here: that the weights are carried over, and the precision is as asked for."""
-    monkeypatch.setattr(devices, "has_gpu", lambda: True)
+    monkeypatch.setattr(extractors, "has_gpu", lambda: True)
     recipe = tiny_recipe("v5", precision=precision)
     images = np.random.default_rng(0).integers(0, 256, (6, 32, 32, 3)).astype(np.float32)
     prepared = EXTRACTORS["tensorflow"](network, trace(network, "float32"), recipe)
@@ -66,7 +65,7 @@ def test_a_gpus_precision_is_computed_by_keras_policy(
 def test_one_network_is_computed_in_either_arithmetic_in_turn(
     network: keras.Model, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(devices, "has_gpu", lambda: False)
+    monkeypatch.setattr(extractors, "has_gpu", lambda: False)
     images = np.random.default_rng(0).integers(0, 256, (40, 32, 32, 3)).astype(np.float32)
     prepared = EXTRACTORS["tensorflow"](network, trace(network, "float32"), tiny_recipe("v5"))
     found = {name: np.zeros((40, 8), np.float32) for name in ("float32", "bfloat16")}

@@ -10,8 +10,8 @@ from tests.conftest import tiny_recipe
 
 
 def run_tiny(recipe: Recipe, manifest: Manifest, variant: str = "v3") -> Outcome:
-    trial = build_job(variant, recipe, ("backbone", "epochs"), manifest)
-    return run_training(trial, "har-tests", started=0.0)
+    job = build_job(variant, recipe, ("backbone", "epochs"), manifest)
+    return run_training(job, "har-tests", started=0.0)
 
 
 @pytest.fixture(scope="module")

@@ -23,7 +23,7 @@ def test_the_command_and_again(tiny_raw: Path, store: str, cli) -> None:
     for child in children:
         assert child.data.tags["mlflow.parentRunId"] == parent.info.run_id
         # with another augmentation the test images' features are the same
-        warm = child.data.tags["features"] == "warm"
+        warm = child.data.tags["feature_cache"] == "hit"
         assert (child.data.metrics.get("saved_time_s", 0.0) > 0) is warm
     assert mlflow.artifacts.load_text(f"runs:/{parent.info.run_id}/ablation.txt") in result.output
     # all there: nothing is trained again
@@ -44,7 +44,7 @@ def test_features_are_shared_and_their_time_counts_all_the_same(
     children = mlflow.search_runs(ids, "tags.job = 'train'", output_format="list")
     # what the first has computed, the second finds; its time counts for both
     warm, cold = children
-    assert (cold.data.tags["features"], warm.data.tags["features"]) == ("cold", "warm")
+    assert [each.data.tags["feature_cache"] for each in (cold, warm)] == ["miss", "hit"]
     before, after = cold.data.metrics, warm.data.metrics
     assert before["saved_time_s"] == 0 < after["saved_time_s"] < before["extraction_time_s"]
     table = pd.read_csv(

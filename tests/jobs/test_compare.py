@@ -13,8 +13,8 @@ def trained(manifest: Any, store: str, tiny_backbone: None) -> list[str]:
     from tests.conftest import tiny_recipe
 
     recipes = (tiny_recipe(), tiny_recipe(seed=1))
-    trials = [build_job("v3", each, ("backbone",), manifest) for each in recipes]
-    return [run_training(each, "compared", started=0.0).run_id for each in trials]
+    jobs = [build_job("v3", each, ("backbone",), manifest) for each in recipes]
+    return [run_training(each, "compared", started=0.0).run_id for each in jobs]
 
 
 def test_the_command(trained: list[str], cli, tmp_path: Path) -> None:

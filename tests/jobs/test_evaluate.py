@@ -1,6 +1,6 @@
 """The job `evaluate`: the numbers that training logged, and refusals."""
 
-from dataclasses import asdict, replace
+from dataclasses import replace
 
 import mlflow
 import pytest
@@ -19,7 +19,7 @@ def test_evaluate_gives_the_numbers_that_training_logged(
     uri = f"runs:/{run.info.run_id}/model"
     evaluation, robustness = evaluate_logged_model(load_logged_model(uri), manifest, "har-tests")
     logged = {name: run.data.metrics[name] for name in TEST_METRICS}
-    assert asdict(evaluation.scores) == logged
+    assert evaluation.scores == logged
     assert robustness is not None and robustness["accuracy"][0] == logged["accuracy"]
     (latest,) = mlflow.search_runs(
         experiment_names=["har-tests"],

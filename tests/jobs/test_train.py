@@ -90,7 +90,9 @@ def test_metrics_are_the_contracts(run: mlflow.entities.Run) -> None:
 def test_tags_find_the_run(run: mlflow.entities.Run, manifest: Manifest) -> None:
     tags = run.data.tags
     assert (tags["job"], tags["variant"]) == ("train", "v3")
-    assert tags["changed"] == ("image_size=32, backbone=efficientnet-lite0, batch_size=4, epochs=2")
+    assert tags["differs_from_variant"] == (
+        "image_size=32, backbone=efficientnet-lite0, batch_size=4, epochs=2"
+    )
     assert tags["hardware"] == "2xCPU"
     assert tags["dataset"] == manifest.name
     assert tags["dataset_digest"] == manifest.dataset_digest
@@ -128,7 +130,7 @@ def test_artifacts(run: mlflow.entities.Run, manifest: Manifest) -> None:
     assert json.loads(load("dataset.json"))["test_digest"] == manifest.test_digest
     header = "label,precision,recall,recall_low,recall_high,f1,images"
     assert load("evaluation/per_class.csv").startswith(header)
-    assert load("evaluation/siblings.csv").splitlines()[1] == "yes,0,,,"
+    assert load("evaluation/accuracy_by_duplicate.csv").splitlines()[1] == "yes,0,,,"
     client = MlflowClient()
     figures = {f.path for f in client.list_artifacts(run.info.run_id, "figures")}
     drawn = ("learning_curves", "confusion_matrix", "class_recall", "reliability", "mistakes")
@@ -158,7 +160,7 @@ def test_a_model_trained_on_features_answers_images_as_was_logged(
     before = pd.read_csv(StringIO(text))
     assert found.predictions["predicted"].tolist() == before["predicted"].tolist()
     np.testing.assert_allclose(found.predictions["probability"], before["probability"], atol=1e-5)
-    assert found.scores.accuracy == outcome.scores.accuracy
+    assert found.scores["accuracy"] == outcome.scores["accuracy"]
 
 
 def test_a_model_that_disagrees_with_the_features_is_not_judged(

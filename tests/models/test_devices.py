@@ -16,6 +16,7 @@ from har.models.devices import (
     short_name,
 )
 from har.recipe import V3, V4, VARIANTS
+from har.util import hardware as machine_hardware
 from har.util.hardware import peak_memory_mb
 
 
@@ -106,8 +107,8 @@ def test_policy_is_put_back_even_on_an_error() -> None:
 def test_free_memory_is_the_machines_or_what_the_container_leaves(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(hardware, "CONTROL_GROUP", tmp_path)
-    machine = hardware.free_memory()
+    monkeypatch.setattr(machine_hardware, "CONTROL_GROUP", tmp_path)
+    machine = machine_hardware.free_memory()
     assert machine > 0
     for name, text in {
         "memory.max": "3000",
@@ -115,6 +116,6 @@ def test_free_memory_is_the_machines_or_what_the_container_leaves(
         "memory.stat": "anon 2000\ninactive_file 400\n",
     }.items():
         (tmp_path / name).write_text(text)
-    assert hardware.free_memory() == 900
+    assert machine_hardware.free_memory() == 900
     (tmp_path / "memory.max").write_text("max\n")
-    assert hardware.free_memory() == pytest.approx(machine, rel=0.2)
+    assert machine_hardware.free_memory() == pytest.approx(machine, rel=0.2)

@@ -14,7 +14,6 @@ import mlflow
 import pandas as pd
 import pytest
 from PIL import Image
-from test_images import png_of
 
 from har.data.manifest import read_manifest, write_manifest
 from har.data.prepare import prepare
@@ -23,6 +22,7 @@ from har.data.splits import Split
 from har.jobs.train import build_job, run_training
 from har.util.errors import UserError
 from tests.conftest import read_csv, tiny_recipe, write_csv, write_images
+from tests.data.test_images import png_of
 
 NAME = "Image_3.jpg"
 
@@ -184,8 +184,8 @@ def test_a_test_image_changed_since_training(
 ) -> None:
     """It is not judged under the digest of the one before, though it has as many bytes."""
     prepared, images = folders
-    trial = build_job("v3", tiny_recipe("v3"), ["backbone"], read_manifest(prepared))
-    run_id = run_training(trial, "judged", time.time()).run_id
+    job = build_job("v3", tiny_recipe("v3"), ["backbone"], read_manifest(prepared))
+    run_id = run_training(job, "judged", time.time()).run_id
     path = images / read_manifest(prepared).rows("test")["path"][0]
     path.write_bytes(path.read_bytes()[:-1] + b"?")
     result = cli("evaluate", "--run-id", run_id, "--data", prepared)
@@ -224,12 +224,12 @@ def test_during_an_epoch(
     monkeypatch.setattr(log, "epochs_of", epochs_of)
     manifest = read_manifest(folders[0])
     recipe = tiny_recipe("v3", loader=loader)
-    trial = build_job("v3", recipe, ["backbone"], manifest)
+    job = build_job("v3", recipe, ["backbone"], manifest)
     if said:
         with pytest.raises(UserError, match=said):
-            run_training(trial, "trouble in training", time.time())
+            run_training(job, "trouble in training", time.time())
     else:
-        run_training(trial, "trouble in training", time.time())
+        run_training(job, "trouble in training", time.time())
     run = runs_of("trouble in training")[0]
     assert run.info.status == ("FAILED" if said else "FINISHED")
 

@@ -13,10 +13,10 @@ from pathlib import Path
 import mlflow
 import psutil
 import pytest
-from test_resume import COMMAND, EPOCHS, arguments
 
 from har.training.backup import backup_folder
 from tests.conftest import PATH, free_port, write_images
+from tests.system.test_resume import COMMAND, EPOCHS, arguments
 
 AWAY = "the tracking store is away"
 

@@ -45,8 +45,8 @@ def runs(
         run_preparation(str(tiny_raw), {"test_fraction": 0.25}, None, folder / "out", "har", 0.0)
         for variant in ("v2", "original"):
             recipe = tiny_recipe(variant, strategy="one_device")
-            trial = build_job(variant, recipe, ("backbone", "strategy"), manifest)
-            run_training(trial, "har", started=0.0)
+            job = build_job(variant, recipe, ("backbone", "strategy"), manifest)
+            run_training(job, "har", started=0.0)
         import_notebooks("har")
         run_comparison([], "har", folder / "comparison")
         found = mlflow.search_runs(experiment_names=["har"], output_format="list")

@@ -106,8 +106,8 @@ def test_it_is_gone_when_all_went_well_and_stays_when_not(manifest: Manifest) ->
 def test_only_one_process_trains_a_run(manifest: Manifest) -> None:
     with open_backup("one", JOB, manifest, 0.0):
         script = (
-            "from har.training.backup import folder_of, training_lock\n"
-            "with training_lock(folder_of('one')): pass"
+            "from har.training.backup import backup_folder, training_lock\n"
+            "with training_lock(backup_folder('one')): pass"
         )
         other = subprocess.run(
             [sys.executable, "-c", script], capture_output=True, text=True, check=False

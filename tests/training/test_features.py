@@ -57,7 +57,7 @@ def test_every_split_has_what_keras_computes(
     ):
         wanted = expected(network, manifest, rows[name]["path"].tolist())
         np.testing.assert_allclose(computed, wanted, rtol=0, atol=1e-5)
-    assert (found.arithmetic, found.state) == ("float32", "cold")
+    assert (found.arithmetic, found.cache) == ("float32", "miss")
 
 
 @pytest.mark.parametrize("runtime", EXTRACTORS)
@@ -88,13 +88,13 @@ def test_a_second_time_nothing_is_computed(
     # other heads, losses and rates have the same features
     other = replace(recipe, head="flatten_dense512", learning_rate=0.1, epochs=1)
     again = extract_splits(network, manifest, other, "tensorflow", splits)
-    assert (again.state, again.computed) == ("warm", 0)
+    assert (again.cache, again.computed) == ("hit", 0)
     for name in ("train", "validation", "test"):
         np.testing.assert_array_equal(getattr(again, name), getattr(first, name))
     # and so has another share of validation
     less = replace(recipe, validation_fraction=0.4)
     fewer = extract_splits(network, manifest, less, "tensorflow", split_training(manifest, less))
-    assert fewer.state == "warm" and len(fewer.train[0]) < len(first.train[0])
+    assert fewer.cache == "hit" and len(fewer.train[0]) < len(first.train[0])
 
 
 def test_other_weights_are_other_features(

@@ -7,9 +7,11 @@ import sys
 
 import pytest
 
+from har.util import progress as progresses
 from har.util.progress import progress
 
 SCRIPT = """
+from har.util import progress as progresses
 from har.util.progress import progress
 with progress("working", 3) as advance:
     for _ in range(3):
@@ -20,7 +22,7 @@ with progress("working", 3) as advance:
 def test_plain_lines_off_a_terminal(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(progress, "PLAIN_LINE_EVERY_S", 0.0)
+    monkeypatch.setattr(progresses, "PLAIN_LINE_EVERY_S", 0.0)
     with progress("working", 3) as advance:
         for _ in range(3):
             advance(1)
