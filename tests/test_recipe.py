@@ -1,7 +1,7 @@
 """Recipes are frozen values; the variants' differences are computed and recorded."""
 
 import re
-from dataclasses import FrozenInstanceError, fields, replace
+from dataclasses import FrozenInstanceError, asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Literal, get_args, get_origin
 
@@ -16,6 +16,7 @@ from har.recipe import (
     V4,
     VARIANTS,
     Recipe,
+    axis,
     changes,
     describe_changes,
     digest_recipe,
@@ -61,10 +62,10 @@ def test_recipe_is_frozen() -> None:
         ORIGINAL.epochs = 1  # type: ignore[misc]
 
 
-@pytest.mark.parametrize("axis", TABLES)
-def test_every_literal_has_its_builder(axis: str) -> None:
-    (field,) = (f for f in fields(Recipe) if f.name == axis)
-    assert set(TABLES[axis]) == set(get_args(field.type))
+@pytest.mark.parametrize("name", TABLES)
+def test_every_literal_has_its_builder(name: str) -> None:
+    (field,) = (f for f in fields(Recipe) if f.name == name)
+    assert set(TABLES[name]) == set(get_args(field.type))
 
 
 def test_every_field_has_help() -> None:
@@ -123,6 +124,37 @@ def test_features_are_of_a_backbone_that_stays_as_it_is() -> None:
         with pytest.raises(UserError, match="feature_views=2 are augmented views"):
             replace(V4, **refused)
     assert replace(V4, loader="features", feature_views=2).augmentation != "none"
+
+
+# Twins, `train --reproduce` and resumed runs are found by these: they must never change.
+DIGESTS = {
+    "original": "e0a3ea4fb3120240",
+    "v1": "5d75be51aba4ca60",
+    "v2": "b1cad635abfe295a",
+    "v3": "b1cad635abfe295a",
+    "v4": "5f70de9f735f04b9",
+    "v5": "9d8b8c11a22ab597",
+}
+
+
+def test_digests_of_the_variants_stay() -> None:
+    assert {name: digest_recipe(recipe) for name, recipe in VARIANTS.items()} == DIGESTS
+
+
+@dataclass(frozen=True, kw_only=True)
+class Wider(Recipe):
+    """The recipe with one axis more, as a later version may have it."""
+
+    label_smoothing: float = axis(0.0, "share of a label given to all classes", added=True)
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_an_added_axis_changes_no_digest_until_it_is_used(variant: str) -> None:
+    recipe = asdict(VARIANTS[variant])
+    # what an older version recorded reads as the neutral value
+    assert digest_recipe(Wider(**recipe)) == DIGESTS[variant]
+    assert digest_recipe(Wider(**recipe, label_smoothing=0.1)) != DIGESTS[variant]
+    assert digest_recipe(Wider(**{**recipe, "seed": 1})) != DIGESTS[variant]
 
 
 def test_digest_is_of_the_values_alone() -> None:

@@ -103,7 +103,7 @@ def render(
         title=f"Comparison of {len(records)} runs",
         counts=counts + ".",
         runs=render_table(
-            "All runs, those judged on the same images together", tables["runs"], RUNS
+            "All runs, those judged on the same images together", tables["runs"], run_columns()
         ),
         differences=differences_table(records, tables["differences"]),
         curves=render_figure(curves, "Accuracy by epoch and by seconds of training", note)
@@ -136,28 +136,6 @@ PERCENT, POINTS, PROBABILITY = (
 )
 # Column of a table to its heading and how it is shown.
 Columns = dict[str, tuple[str, Callable[[Any], str]]]
-RUNS: Columns = {
-    "name": ("run", format_text),
-    "run_id": ("run id", format_text),
-    **{name: (each.heading, number_format(each.form)) for name, each in TEST_METRICS.items()},
-    "val_accuracy": ("validation", PERCENT),
-    "train_accuracy": ("training", PERCENT),
-    "wall_time_s": ("wall time s", number_format(",.0f")),
-    "feature_cache": ("feature cache", format_text),
-    "epoch_time_s": ("epoch s", number_format(",.1f")),
-    "images_per_second": ("images/s", number_format(",.0f")),
-    "epochs": ("epochs", number_format(".0f")),
-    "peak_memory_mb": ("memory MB", number_format(",.0f")),
-    "notebook_minutes": ("notebook min", number_format(".0f")),
-    "differs_from_variant": ("differs from its variant", format_text),
-    "hardware": ("hardware", format_text),
-    "precision": ("precision", format_text),
-    "strategy": ("strategy", format_text),
-    "backbone": ("backbone", format_text),
-    "dataset": ("dataset", format_text),
-    "test_digest": ("test digest", format_text),
-    "source": ("source", format_text),
-}
 PAIRS: Columns = {
     "first_name": ("first", format_text),
     "first": ("its run id", format_text),
@@ -181,6 +159,33 @@ RECALLS: Columns = {
     "high": ("to", PERCENT),
     "images": ("images", number_format(",.0f")),
 }
+
+
+def run_columns() -> Columns:
+    """Of the table of runs: every metric of the test split has one."""
+    metrics = {n: (each.heading, number_format(each.form)) for n, each in TEST_METRICS.items()}
+    return {
+        "name": ("run", format_text),
+        "run_id": ("run id", format_text),
+        **metrics,
+        "val_accuracy": ("validation", PERCENT),
+        "train_accuracy": ("training", PERCENT),
+        "wall_time_s": ("wall time s", number_format(",.0f")),
+        "feature_cache": ("feature cache", format_text),
+        "epoch_time_s": ("epoch s", number_format(",.1f")),
+        "images_per_second": ("images/s", number_format(",.0f")),
+        "epochs": ("epochs", number_format(".0f")),
+        "peak_memory_mb": ("memory MB", number_format(",.0f")),
+        "notebook_minutes": ("notebook min", number_format(".0f")),
+        "differs_from_variant": ("differs from its variant", format_text),
+        "hardware": ("hardware", format_text),
+        "precision": ("precision", format_text),
+        "strategy": ("strategy", format_text),
+        "backbone": ("backbone", format_text),
+        "dataset": ("dataset", format_text),
+        "test_digest": ("test digest", format_text),
+        "source": ("source", format_text),
+    }
 
 
 def render_table(caption: str, table: pd.DataFrame, columns: Columns) -> dict[str, Any]:

@@ -50,23 +50,25 @@ def group_by_test(records: Sequence[Record]) -> tuple[list[Group], list[Record]]
 
 def tabulate_runs(records: Sequence[Record]) -> pd.DataFrame:
     """One row a run: what it was, how good, how long; NaN or None where not known."""
-    return pd.DataFrame([run_row(each) for each in records], columns=list(RUN_COLUMNS))
+    return pd.DataFrame([run_row(each) for each in records], columns=run_columns())
 
 
-RUN_COLUMNS = (
-    "run_id", "name", "source", "variant", "differs_from_variant", "hardware", "precision",
-    "strategy", "backbone", "dataset", "test_digest", *TEST_METRICS,
-    "val_accuracy", "train_accuracy", "wall_time_s", "feature_cache",
-    "epoch_time_s", "images_per_second", "epochs", "peak_memory_mb", "notebook_minutes",
-)  # fmt: skip
+def run_columns() -> list[str]:
+    """Of the table of runs, every metric of the test split among them."""
+    return [
+        "run_id", "name", "source", "variant", "differs_from_variant", "hardware", "precision",
+        "strategy", "backbone", "dataset", "test_digest", *TEST_METRICS,
+        "val_accuracy", "train_accuracy", "wall_time_s", "feature_cache",
+        "epoch_time_s", "images_per_second", "epochs", "peak_memory_mb", "notebook_minutes",
+    ]  # fmt: skip
 
 
 def run_row(record: Record) -> dict[str, Any]:
-    """By RUN_COLUMNS. The time of an epoch is the median one's."""
+    """By `run_columns`. The time of an epoch is the median one's."""
     training, history = record.training, record.history
     epoch_times = [epoch["epoch_time_s"] for epoch in history if "epoch_time_s" in epoch]
     notebook = NOTEBOOKS.get(training.variant)
-    found = {name: getattr(training, name) for name in RUN_COLUMNS if hasattr(training, name)}
+    found = {name: getattr(training, name) for name in run_columns() if hasattr(training, name)}
     return (
         found
         | training.test_metrics

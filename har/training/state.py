@@ -39,24 +39,24 @@ class Stopping(keras.callbacks.EarlyStopping):
     if the recipe does.
     """
 
-    def __init__(self, recipe: Recipe, before: State | None = None) -> None:
-        """It goes on from `before`, if that is given."""
+    def __init__(self, recipe: Recipe, resume_from: State | None = None) -> None:
+        """It goes on from `resume_from`, if that is given."""
         super().__init__(
             monitor="val_accuracy",
             mode="max",
             patience=recipe.patience or recipe.epochs,
             restore_best_weights=recipe.checkpoint == "best",
         )
-        self.before = before
+        self.resume_from = resume_from
 
     def on_train_begin(self, logs: Any = None) -> None:
         """Keras forgets everything here."""
         super().on_train_begin(logs)
-        if self.before is None:
+        if self.resume_from is None:
             return
         for name in STOPPING_FIELDS:
-            setattr(self, name, self.before.stopping[name])
-        if best := group_values("best", self.before.arrays):
+            setattr(self, name, self.resume_from.stopping[name])
+        if best := group_values("best", self.resume_from.arrays):
             self.best_weights = self.model.get_weights()
             for place, value in zip(find_changing_places(self.model), best, strict=True):
                 self.best_weights[place] = value

@@ -174,13 +174,13 @@ def train(
     manifest: Manifest,
     callbacks: Sequence[OnEpoch] = (),
     runtime: str = "tensorflow",
-    before: State | None = None,
+    resume_from: State | None = None,
     on_state: OnState = lambda take, last: None,
 ) -> Result:
     """Train `recipe` on the manifest's train split; `runtime` computes features, if any.
 
-    It goes on from `before`, and hands out the state after each epoch by `on_state`: on a CPU a
-    training that went on gives the same numbers as one that never stopped.
+    It resumes from `resume_from`, and hands out the state after each epoch by `on_state`: on a CPU
+    a resumed training gives the same numbers as one that never stopped.
 
     The seed fixes weights, order, augmentation and dropout: on a CPU a repeated training gives
     the same numbers. On GPUs sums may be taken in another order.
@@ -195,22 +195,22 @@ def train(
     splits = split_training(manifest, recipe)
     check_batch(recipe, STRATEGIES[recipe.strategy]().num_replicas_in_sync)
     # decoding into memory and extraction are part of training, or the loaders could not be compared
-    started = time.monotonic() - (before.train_time_s if before else 0.0)
-    first_epoch = before.first_epoch(recipe) if before else 0
+    started = time.monotonic() - (resume_from.train_time_s if resume_from else 0.0)
+    first_epoch = resume_from.first_epoch(recipe) if resume_from else 0
     with explain_errors(manifest):
-        lesson = FIT_INPUTS[recipe.loader](recipe, manifest, splits, runtime, first_epoch)
+        inputs = FIT_INPUTS[recipe.loader](recipe, manifest, splits, runtime, first_epoch)
         steps = count_steps(len(splits.train), recipe)
-        history = run_epochs(lesson, recipe, steps, callbacks, before, on_state, started)
+        history = run_epochs(inputs, recipe, steps, callbacks, resume_from, on_state, started)
     train_time_s = time.monotonic() - started
     return Result(
         recipe=recipe,
-        model=lesson.finish(),
+        model=inputs.finish(),
         class_names=manifest.class_names,
         history=history,
         train_images=len(splits.train),
         validation_images=len(splits.validation),
         train_time_s=train_time_s,
-        extracted=lesson.extracted,
+        extracted=inputs.extracted,
     )
 
 
@@ -227,50 +227,50 @@ def explain_errors(manifest: Manifest) -> Iterator[None]:
 
 
 def run_epochs(
-    lesson: FitInputs,
+    inputs: FitInputs,
     recipe: Recipe,
     steps: int,
     callbacks: Sequence[OnEpoch],
-    before: State | None,
+    resume_from: State | None,
     on_state: OnState,
     started: float,
 ) -> list[dict[str, float]]:
     """The epochs that are left, of so many steps each; the whole history."""
-    stopping = build_stopping(recipe, before)
-    if before is not None:
-        restore_state(lesson.learner, before)
+    stopping = build_stopping(recipe, resume_from)
+    if resume_from is not None:
+        restore_state(inputs.learner, resume_from)
 
     def keep(history: Sequence[dict[str, float]], last: bool) -> None:
         seconds = time.monotonic() - started
-        on_state(lambda: capture_state(lesson.learner, stopping, history, seconds), last)
+        on_state(lambda: capture_state(inputs.learner, stopping, history, seconds), last)
 
     with defer_interrupts() as checkpoint:
         report = EpochReport(recipe, steps, callbacks, checkpoint, keep)
-        report.history += before.history if before else []
+        report.history += resume_from.history if resume_from else []
         try:
-            fit(lesson, report, stopping, before.first_epoch(recipe) if before else 0)
+            fit(inputs, report, stopping, resume_from.first_epoch(recipe) if resume_from else 0)
         except tf.errors.ResourceExhaustedError as error:
-            raise UserError(advise_on_memory(lesson, recipe, checkpoint)) from error
+            raise UserError(advise_on_memory(inputs, recipe, checkpoint)) from error
         checkpoint()
     return report.history
 
 
-def advise_on_memory(lesson: FitInputs, recipe: Recipe, checkpoint: Callable[[], None]) -> str:
+def advise_on_memory(inputs: FitInputs, recipe: Recipe, checkpoint: Callable[[], None]) -> str:
     """What to do about too little memory, found by trying a step of smaller batches."""
     problem = f"out of memory with batch_size {recipe.batch_size} at {recipe.image_size} px"
-    if lesson.learner.jit_compile:
+    if inputs.learner.jit_compile:
         # XLA's step has given the weights' memory away: the next may abort the process (2.21)
         return f"{problem}: try --batch-size {max(1, recipe.batch_size // 2)}"
     say(f"{problem}: trying smaller ones")
-    replicas = lesson.learner.distribute_strategy.num_replicas_in_sync
-    images, labels = next(iter(lesson.train_data))
+    replicas = inputs.learner.distribute_strategy.num_replicas_in_sync
+    images, labels = next(iter(inputs.train_data))
     size = recipe.batch_size
     # a half at a time, each a multiple of the devices
     while (size := size // 2 // replicas * replicas) > 0:
         checkpoint()
         try:
             # every device takes all of what it is given here
-            lesson.learner.train_on_batch(images[: size // replicas], labels[: size // replicas])
+            inputs.learner.train_on_batch(images[: size // replicas], labels[: size // replicas])
         except tf.errors.ResourceExhaustedError:
             continue
         return f"{problem}: --batch-size {size} fits"
@@ -278,21 +278,21 @@ def advise_on_memory(lesson: FitInputs, recipe: Recipe, checkpoint: Callable[[],
 
 
 def fit(
-    lesson: FitInputs, report: "EpochReport", stopping: Stopping | None, first_epoch: int
+    inputs: FitInputs, report: "EpochReport", stopping: Stopping | None, first_epoch: int
 ) -> None:
     """Keras' fit as every variant uses it; the progress bar is closed however it ends."""
     recipe = report.recipe
     if first_epoch == recipe.epochs:
         # it was cut short after its last epoch: the best one's weights are all that is missing
         if stopping is not None:
-            stopping.set_model(lesson.learner)
+            stopping.set_model(inputs.learner)
             stopping.on_train_begin()
             stopping.on_train_end()
         return
     try:
-        lesson.learner.fit(
-            lesson.train_data,
-            validation_data=lesson.validation_data,
+        inputs.learner.fit(
+            inputs.train_data,
+            validation_data=inputs.validation_data,
             epochs=recipe.epochs,
             initial_epoch=first_epoch,
             steps_per_epoch=report.steps,
@@ -314,11 +314,11 @@ def check_batch(recipe: Recipe, replicas: int) -> None:
         )
 
 
-def build_stopping(recipe: Recipe, before: State | None = None) -> Stopping | None:
+def build_stopping(recipe: Recipe, resume_from: State | None = None) -> Stopping | None:
     """Early stopping after `patience` epochs, and the best epoch's weights if kept."""
     if not recipe.patience and recipe.checkpoint == "last":
         return None
-    return Stopping(recipe, before)
+    return Stopping(recipe, resume_from)
 
 
 class EpochReport(keras.callbacks.Callback):

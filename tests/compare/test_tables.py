@@ -15,7 +15,7 @@ from har.compare.tables import (
     tabulate_recalls,
     tabulate_runs,
 )
-from tests.compare.conftest import PUBLISHED, record
+from tests.compare.conftest import PATHS, PUBLISHED, record
 
 
 def test_runs_are_ranked_only_among_those_of_the_same_test_images() -> None:

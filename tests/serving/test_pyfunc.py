@@ -359,7 +359,7 @@ def test_the_server_is_warm_when_it_is_ready(
 
 def har_imports(module: str, seen: dict[str, set[str]]) -> dict[str, set[str]]:
     """What each module of ours that `module` needs imports, at any depth."""
-    tree = ast.parse((ROOT / "har" / f"{module}.py").read_text())
+    tree = ast.parse((ROOT / "har" / f"{module.replace('.', '/')}.py").read_text())
     names = {
         name
         for node in ast.walk(tree)

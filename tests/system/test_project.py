@@ -2,7 +2,9 @@
 
 import ast
 import re
+import shutil
 import subprocess
+import sys
 import tomllib
 from pathlib import Path
 
@@ -16,139 +18,84 @@ from har.notebooks import describe_variants
 ROOT = Path(__file__).parents[2]
 
 
-# Each module may import only from those above it.
-ORDER = [
-    "errors",
-    "files",
-    "interrupts",
-    "recipe",
-    "notebooks",
-    "metrics",
-    "progress",
-    "folding",
-    "graphs",
-    "runtimes",
-    "client",
-    "images",
-    "manifest",
-    "duplicates",
-    "splits",
-    "sample",
-    "sources",
-    "feature_cache",
-    "labels",
-    "prepare",
-    "data_report",
-    "prediction",
-    "devices",
-    "efficientnet_lite",
-    "backbones",
-    "model",
-    "extractors",
-    "pipeline",
-    "extraction",
-    "checkpoint",
-    "backup",
-    "training",
-    "classifier",
-    "evaluation",
-    "figures",
-    "robustness",
-    "serving",
-    "packaging",
-    "ui",
-    "store",
-    "journal",
-    "tracking",
-    "descriptions",
-    "published",
-    "archive",
-    "twins",
-    "ablation",
-    "comparison",
-    "comparison_figures",
-    "comparison_report",
-    "recorded",
-    "choosing",
-    "promotion",
-    "trials",
-    "experiment",
-    "ablation_runs",
-    "options",
-    "cli",
-]
+PACKAGES = sorted(path.parent.name for path in (ROOT / "har").glob("*/__init__.py"))
+MODULES = sorted((ROOT / "har").rglob("*.py"))
 
 
-PURE = {
-    "errors": set(),
-    "recipe": {"errors"},
-    "notebooks": {"recipe"},
-    "metrics": set(),
-    "sample": set(),
-    "images": {"errors"},
-    "choosing": {"errors", "metrics"},
-}
+def lint_imports(folder: Path) -> subprocess.CompletedProcess[str]:
+    """What `make check` says of the imports of a copy of the package in `folder`."""
+    command = [str(Path(sys.executable).with_name("lint-imports")), "--no-cache"]
+    return subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
 
 
-def imports(module: str) -> set[str]:
-    """Modules of `har` that one imports, anywhere in its file."""
-    found: set[str] = set()
-    for node in ast.walk(ast.parse((ROOT / "har" / f"{module}.py").read_text())):
-        if isinstance(node, ast.ImportFrom) and node.module and node.module.startswith("har"):
-            name = node.module.removeprefix("har").removeprefix(".")
-            found |= {name} if name else {alias.name for alias in node.names}
-    return found & set(ORDER)
+@pytest.fixture(scope="module")
+def copied(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The package and its contracts, for a test to break."""
+    folder = tmp_path_factory.mktemp("copied")
+    shutil.copytree(ROOT / "har", folder / "har", ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copy(ROOT / "pyproject.toml", folder)
+    return folder
 
 
-def test_order_names_every_module() -> None:
-    modules = {path.stem for path in (ROOT / "har").glob("*.py")} - {"__init__", "__main__"}
-    assert set(ORDER) == modules
+def test_imports_point_downward(copied: Path) -> None:
+    done = lint_imports(copied)
+    assert done.returncode == 0 and "4 kept, 0 broken" in done.stdout, done.stdout
 
 
-@pytest.mark.parametrize("module", ORDER)
-def test_imports_point_downward(module: str) -> None:
-    below = ORDER[: ORDER.index(module)]
-    assert imports(module) <= set(below)
+@pytest.mark.parametrize(
+    ("module", "planted", "contract"),
+    [
+        ("data/images.py", "from har.models import devices", "Each package imports only"),
+        ("util/files.py", "def f():\n    from har import recipe", "Each package imports only"),
+        ("compare/twins.py", "from har.serving import load", "Each package imports only"),
+        ("other/__init__.py", "", "Each package imports only"),
+        ("data/images.py", "from har.data import prepare", "No two modules"),
+        ("training/train.py", "def f():\n    import mlflow", "MLflow starts in tracking"),
+        ("recipe.py", "import numpy", "Recipes and tools know no framework"),
+    ],
+)
+def test_a_planted_import_breaks_its_contract(
+    copied: Path, module: str, planted: str, contract: str
+) -> None:
+    file = copied / "har" / module
+    before = file.read_text() if file.exists() else None
+    file.parent.mkdir(exist_ok=True)
+    file.write_text(f"{before or ''}\n{planted}\n")
+    try:
+        done = lint_imports(copied)
+    finally:
+        if before is None:
+            shutil.rmtree(file.parent)
+        else:
+            file.write_text(before)
+    assert done.returncode == 1
+    said = " ".join(done.stdout.split())
+    assert re.search(rf"{contract}[^.]* BROKEN", said) or "not listed as layers" in said, said
 
 
-@pytest.mark.parametrize("module", PURE)
-def test_the_bottom_stays_pure(module: str) -> None:
-    assert imports(module) <= PURE[module]
+def test_tests_mirror_the_packages() -> None:
+    assert len(PACKAGES) == 11
+    for package in PACKAGES:
+        tests = sorted((ROOT / "tests" / package).glob("test_*.py"))
+        assert tests, f"no tests of har/{package}"
+        for each in tests:
+            module = each.name.removeprefix("test_")
+            assert (ROOT / "har" / package / module).is_file(), f"{each} mirrors no module"
 
 
-def test_training_knows_no_mlflow() -> None:
-    for module in ("model", "pipeline", "training", "classifier", "evaluation"):
-        assert "mlflow" not in (ROOT / "har" / f"{module}.py").read_text()
-
-
-def test_every_module_has_its_test_file() -> None:
-    tests = {path.stem.removeprefix("test_") for path in (ROOT / "tests").glob("test_*.py")}
-    # tested through the file named here
-    covered_by = {
-        "errors": "cli",
-        "client": "mlproject",
-        "trials": "tracking",
-        "experiment": "tracking",
-        "recorded": "tracking",
-        "packaging": "tracking",
-        "store": "tracking",
-        "descriptions": "tracking",
-        "options": "cli",
-        "archive": "comparison",
-        "comparison_figures": "comparison",
-        "comparison_report": "comparison",
-        "ablation_runs": "ablation",
-        "choosing": "promotion",
+def test_functions_are_short() -> None:
+    lengths = {
+        f"{path.relative_to(ROOT)}: {node.name}": node.end_lineno - node.lineno + 1
+        for path in MODULES
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.FunctionDef) and node.end_lineno is not None
     }
-    assert {covered_by.get(name, name) for name in ORDER} <= tests
+    assert len(lengths) > 500
+    assert [name for name, lines in lengths.items() if lines > 45] == []
 
 
-@pytest.mark.parametrize("path", sorted((ROOT / "har").glob("*.py")), ids=lambda p: p.name)
-def test_functions_are_short(path: Path) -> None:
-    for node in ast.walk(ast.parse(path.read_text())):
-        if isinstance(node, ast.FunctionDef):
-            assert node.end_lineno is not None
-            assert node.end_lineno - node.lineno + 1 <= 45, f"{path.name}: {node.name}"
+def test_packages_export_nothing() -> None:
+    assert all((ROOT / "har" / name / "__init__.py").read_text() == "" for name in PACKAGES)
 
 
 def requirements_of_conda() -> list[str]:

@@ -177,3 +177,13 @@ def test_the_last_state_is_written_only_if_what_follows_goes_wrong(manifest: Man
         raise UserError("the store is away")
     state, _ = read_state(backup_folder("badly"))
     assert state is not None and state.history == STATE.history
+
+
+def test_a_job_of_an_older_version_is_read(manifest: Manifest) -> None:
+    with pytest.raises(KeyboardInterrupt), open_backup("one", JOB, manifest, 0.0):
+        raise KeyboardInterrupt
+    file = backup_folder("one") / "job.json"
+    text = json.loads(file.read_text())
+    text["typed"] = text.pop("overridden")
+    file.write_text(json.dumps(text))
+    assert read_job("one")[0] == JOB

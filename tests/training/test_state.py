@@ -66,7 +66,7 @@ def test_patience_is_remembered(manifest: Manifest) -> None:
     states: list[State] = []
     whole = train(recipe, manifest, on_state=lambda take, _: states.append(take()))
     assert len(whole.history) < 9
-    result = train(recipe, manifest, before=states[-1])
+    result = train(recipe, manifest, resume_from=states[-1])
     assert numbers(result) == numbers(whole)
     for weight, other in zip(result.model.get_weights(), whole.model.get_weights(), strict=True):
         np.testing.assert_array_equal(weight, other)
