@@ -120,7 +120,7 @@ def measure_speed(forwards: dict[str, Any], images: Any) -> dict[str, float]:
 
 
 def probe(manifest: Any, recipe: Recipe) -> Probe:
-    """Extract the features of train and test, fit, judge."""
+    """Extract the features of train and test, fit, evaluate."""
     forward, _ = build_forward(recipe)
     features, label_ids = {}, {}
     for split in ("train", "test"):

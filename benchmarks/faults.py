@@ -167,7 +167,7 @@ def histories(run: Any) -> dict[str, list[tuple[int, float]]]:
     }
 
 
-def judge_training(count: Count, experiment: str, whole: Any) -> None:
+def evaluate_training(count: Count, experiment: str, whole: Any) -> None:
     """Count what became of a training in comparison with the untroubled one."""
     run, wanted = find_run(experiment), histories(whole)
     models = mlflow.MlflowClient().search_logged_models([run.info.experiment_id])
@@ -202,7 +202,7 @@ def inject_kills(data: Path, whole: Any, number: int, chance: random.Random) -> 
         first = re.search(rf"^epoch (\d+)/{EPOCHS}  loss", said, re.MULTILINE)
         # what the backup holds is not trained again
         count.lost += first is None or int(first[1]) != next_epoch
-        judge_training(count, name, whole)
+        evaluate_training(count, name, whole)
     return count
 
 
@@ -222,7 +222,7 @@ def inject_outages(data: Path, whole: Any, server: Server, number: int) -> Count
         if kind == "late":
             server.start()
             har("sync")
-        judge_training(count, name, whole)
+        evaluate_training(count, name, whole)
     return count
 
 
@@ -387,7 +387,7 @@ def copy_data(data: str, folder: Path) -> Path:
 def main(
     data: str, out: Path, kills: int, outages: int, files: int, requests: int, seed: int
 ) -> None:
-    """Inject, count, print, write, judge."""
+    """Inject, count, print, write, evaluate."""
     chance, began = random.Random(seed), time.monotonic()
     with tempfile.TemporaryDirectory() as name:
         scratch = Path(name)

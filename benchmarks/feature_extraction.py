@@ -262,7 +262,7 @@ def growth_lines(growths: list[Growth]) -> list[str]:
 )
 @click.option("--turns", type=click.IntRange(1), default=5, show_default=True)
 def main(data: str, out: Path, names: tuple[str, ...], turns: int) -> None:
-    """Measure, print, write, judge."""
+    """Measure, print, write, evaluate."""
     from har.inference.runtimes import choose_runtime
 
     manifest = load_images(data)

@@ -545,7 +545,7 @@ def measure(manifest: Manifest, repetitions: int, epochs: int) -> tuple[dict[str
 @click.option("--repetitions", type=click.IntRange(1), default=5, show_default=True)
 @click.option("--epochs", type=click.IntRange(1), default=2, show_default=True)
 def main(data: str, out: Path, repetitions: int, epochs: int) -> None:
-    """Measure, print, write, judge."""
+    """Measure, print, write, evaluate."""
     manifest = first_images(load_images(data), MOST_IMAGES)
     found, bars = measure(manifest, repetitions, epochs)
     finish(out, found, bars)

@@ -100,7 +100,7 @@ def bar_lines(bars: list[Bar]) -> list[str]:
 def finish(out: Path, found: dict[str, Any], bars: list[Bar]) -> None:
     """Write what was found; exit with 1 if a bar is missed."""
     out.parent.mkdir(parents=True, exist_ok=True)
-    judged = [asdict(bar) | {"met": bar.met} for bar in bars]
-    out.write_text(json.dumps(found | {"bars": judged}, indent=1) + "\n")
+    evaluated = [asdict(bar) | {"met": bar.met} for bar in bars]
+    out.write_text(json.dumps(found | {"bars": evaluated}, indent=1) + "\n")
     click.echo(f"\nwritten: {out}")
     sys.exit(0 if all(bar.met for bar in bars) else 1)

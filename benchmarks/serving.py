@@ -566,7 +566,7 @@ def measure(manifest: Manifest, folder: Path, count: int) -> tuple[dict[str, Any
 @click.option("--out", type=Path, default=RESULTS / "serving.json", show_default=True)
 @click.option("--turns", type=click.IntRange(1), default=9, show_default=True)
 def main(data: str, out: Path, turns: int) -> None:
-    """Measure, print, write, judge."""
+    """Measure, print, write, evaluate."""
     manifest = load_images(data)
     machine = find_machine()
     click.echo(

@@ -339,7 +339,7 @@ def accuracy_lines(accuracy: dict[str, Any]) -> list[str]:
 def main(
     data: str, out: Path, backbone: str, images: int, loop_images: int, variant_images: int
 ) -> None:
-    """Measure, print, write, judge."""
+    """Measure, print, write, evaluate."""
     manifest = load_images(data)
     scale = Scale(
         backbone=backbone,

@@ -81,7 +81,7 @@ def tuned_by_tensorflow() -> Iterator[None]:
 
     with (
         mock.patch.object(loaders, "available_cpus", lambda: tf.data.AUTOTUNE),
-        mock.patch.object(loaders, "ahead", lambda dataset: dataset.prefetch(tf.data.AUTOTUNE)),
+        mock.patch.object(loaders, "prefetch", lambda dataset: dataset.prefetch(tf.data.AUTOTUNE)),
     ):
         yield
 

@@ -72,11 +72,11 @@ def describe_variants() -> str:
             lines.append(f"{name:<8} {where}, {notebook.file}")
         if parent is None:
             resolved = ", ".join(f"{f.name}={getattr(recipe, f.name)}" for f in fields(recipe))
-            lines += wrap(resolved)
+            lines += _wrap(resolved)
         elif difference := describe_changes(VARIANTS[parent], recipe):
-            lines += wrap(f"{parent} with {difference}")
+            lines += _wrap(f"{parent} with {difference}")
         else:
-            lines += wrap(f"the same recipe as {parent}, on other hardware")
+            lines += _wrap(f"the same recipe as {parent}, on other hardware")
     lines.append("\nOur choices, where the notebooks leave a value open:")
     for each in fields(next(iter(VARIANTS.values()))):
         if choice := each.metadata["our_choice"]:
@@ -84,7 +84,7 @@ def describe_variants() -> str:
     return "\n".join(lines)
 
 
-def wrap(text: str) -> list[str]:
+def _wrap(text: str) -> list[str]:
     """`text` as lines of at most 88 characters, indented under a variant's name."""
     indent = " " * 9
     return textwrap.wrap(

@@ -155,7 +155,7 @@ class Recipe:
 
     def __post_init__(self) -> None:
         for each, value in field_values(self):
-            check_value(each, value)
+            _check_value(each, value)
         self.check_validation()
         self.check_features()
 
@@ -186,7 +186,7 @@ class Recipe:
             )
 
 
-def check_value(each: Field[Any], value: Any) -> None:
+def _check_value(each: Field[Any], value: Any) -> None:
     """Raise a UserError that names the field, the allowed values and the received one."""
     if get_origin(each.type) is Literal:
         allowed = get_args(each.type)

@@ -10,7 +10,7 @@ from har.cli.options import (
     experiment_option,
     typed_split,
 )
-from har.util.hardware import process_start
+from har.util.process import process_start
 from har.util.progress import quiet_loading
 
 

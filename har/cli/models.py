@@ -29,7 +29,7 @@ from har.util.progress import quiet_loading, warn
     type=click.IntRange(0),
     default=1000,
     show_default=True,
-    help="At most so many test images are judged again shifted, mirrored, blurred and with"
+    help="At most so many test images are evaluated again shifted, mirrored, blurred and with"
     " stronger JPEG compression; 0: none.",
 )
 @data_options
@@ -43,7 +43,7 @@ def evaluate(
     robustness_images: int,
     **options: Any,
 ) -> None:
-    """Judge a trained model on the test split, and record it as a run of its own."""
+    """Evaluate a trained model on the test split, and record that as a run of its own."""
     if (run_id is None) == (model is None):
         raise UserError("say which model: either --run-id ID or --model URI")
     with quiet_loading():
@@ -134,7 +134,7 @@ def predict(data: Path, out: Path, model: str) -> None:
 )
 @click.option(
     "--test-digest",
-    help="Only runs judged on these test images.  [the champion's, else the newest run's]",
+    help="Only runs evaluated on these test images.  [the champion's, else the newest run's]",
 )
 @click.option(
     "--alpha",

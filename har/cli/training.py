@@ -21,7 +21,7 @@ from har.cli.options import (
 )
 from har.recipe import VARIANTS, Recipe
 from har.util.errors import UserError
-from har.util.hardware import process_start
+from har.util.process import process_start
 from har.util.progress import quiet_loading
 
 
@@ -84,7 +84,7 @@ def resume_and_report(ctx: click.Context, run_id: str) -> None:
     recipe = {each.name for each in fields(Recipe)}
     if extra := overrides.keys() - recipe - {"resume"}:
         names = ", ".join(f"--{with_dashes(name)}" for name in sorted(extra))
-        raise UserError(f"--resume goes on with a run as it was: leave out {names}")
+        raise UserError(f"--resume continues a run as it was: leave out {names}")
     with quiet_loading():
         from har.jobs.resume import resume_training
 
@@ -95,7 +95,7 @@ def resume_and_report(ctx: click.Context, run_id: str) -> None:
 @click.command()
 @training_options
 def run(**options: Any) -> None:
-    """The main job: prepare the images, train, judge on test, record in MLflow."""
+    """The main job: prepare the images, train, evaluate on test, record in MLflow."""
     train_and_report(**options)
 
 
@@ -109,13 +109,13 @@ def run(**options: Any) -> None:
 @click.option(
     "--resume",
     metavar="RUN_ID",
-    help="Go on with a training that was cut short, in the same run, from its last backup in the"
+    help="Resume a training that was cut short, in the same run, from its last backup in the"
     " cache on this machine. On a CPU the numbers come out as if it had never stopped.",
 )
 @training_options
 @click.pass_context
 def train(ctx: click.Context, /, reproduce: str | None, resume: str | None, **options: Any) -> None:
-    """Train a variant and judge it, as `run` does; repeat a recorded run; or go on with one."""
+    """Train a variant and evaluate it, as `run` does; repeat a recorded run; or resume one."""
     if resume is not None:
         resume_and_report(ctx, resume)
         return

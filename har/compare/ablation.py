@@ -40,16 +40,16 @@ def plan_ablation(base: Recipe, end: Recipe) -> list[Step]:
     if not found:
         raise UserError("nothing to try: the two recipes are the same")
     steps = [Step(kind="base", field="", recipe=base)]
-    steps += [build_step("add", name, base, {name: new}) for name, (_, new) in found.items()]
+    steps += [_build_step("add", name, base, {name: new}) for name, (_, new) in found.items()]
     so_far: dict[str, Any] = {}
     for name, (_, new) in found.items():
         so_far[name] = new
-        steps.append(build_step("chain", name, base, so_far))
-    steps += [build_step("leave", name, end, {name: old}) for name, (old, _) in found.items()]
+        steps.append(_build_step("chain", name, base, so_far))
+    steps += [_build_step("leave", name, end, {name: old}) for name, (old, _) in found.items()]
     return [*steps, Step(kind="end", field="", recipe=end)]
 
 
-def build_step(kind: Kind, name: str, recipe: Recipe, values: dict[str, Any]) -> Step:
+def _build_step(kind: Kind, name: str, recipe: Recipe, values: dict[str, Any]) -> Step:
     """The recipe with these values, or why it is forbidden."""
     try:
         return Step(kind=kind, field=name, recipe=replace(recipe, **values))
@@ -77,21 +77,21 @@ class Cost:
 
 def measure_cost(records: Sequence[Record]) -> Cost:
     """Of the trainings of one recipe, which differ in their seeds alone."""
-    rows = [measure_training(each) for each in records]
+    rows = [_measure_training(each) for each in records]
     medians = {name: float(np.median([row[name] for row in rows])) for name in rows[0]}
     accuracies = [each.training.accuracy for each in records]
     predictions = [each.predictions for each in records if each.predictions is not None]
-    judged = len(predictions) == len(records)
+    evaluated = len(predictions) == len(records)
     return Cost(
         **medians,
-        accuracy=float(np.mean([a for a in accuracies if a is not None])) if judged else None,
+        accuracy=float(np.mean([a for a in accuracies if a is not None])) if evaluated else None,
         hits=np.stack([find_hits_by_path(each).to_numpy() for each in predictions])
-        if judged
+        if evaluated
         else None,
     )
 
 
-def measure_training(record: Record) -> dict[str, float]:
+def _measure_training(record: Record) -> dict[str, float]:
     """The numbers of one training; epochs are as its history has them, and features that it found
     count as long as they took when they were computed.
     """
@@ -161,14 +161,14 @@ def find_effects(
             why_not = "the recipe that it is compared with is forbidden"
         elif not why_not and before is after:
             why_not = "this machine runs the same recipe with and without it"
-        effects.append(build_effect(step, found[step.field][1], before, after, why_not))
+        effects.append(_build_effect(step, found[step.field][1], before, after, why_not))
     return effects
 
 
-def build_effect(
+def _build_effect(
     step: Step, value: Any, before: Cost | None, after: Cost | None, why_not: str
 ) -> Effect:
-    """With a paired difference where both were judged."""
+    """With a paired difference where both were evaluated."""
     change = f"{step.field}={value}"
     if why_not or before is None or after is None:
         return Effect(kind=step.kind, field=step.field, change=change, why_not=why_not)
@@ -194,10 +194,10 @@ KINDS = {
 
 def tabulate_effects(effects: Sequence[Effect]) -> pd.DataFrame:
     """One row an effect: what each number was and became; wall time's causes in seconds."""
-    return pd.DataFrame([effect_row(each) for each in effects])
+    return pd.DataFrame([_effect_row(each) for each in effects])
 
 
-def effect_row(effect: Effect) -> dict[str, Any]:
+def _effect_row(effect: Effect) -> dict[str, Any]:
     """Flat, for a CSV file."""
     row: dict[str, Any] = {"kind": effect.kind, "change": effect.change, "why_not": effect.why_not}
     before, after = effect.before, effect.after
@@ -223,19 +223,19 @@ def describe_table(effects: Sequence[Effect]) -> str:
         rows.append(
             row
             | {
-                "ms/image": format_pair(
+                "ms/image": _format_pair(
                     1000 * each.before.image_s, 1000 * each.after.image_s, ".2f"
                 ),
-                "epoch s": format_pair(each.before.epoch_s, each.after.epoch_s, ".1f"),
-                "epochs": format_pair(each.before.epochs, each.after.epochs, ".0f"),
-                "wall s": format_pair(each.before.wall_s, each.after.wall_s, ",.0f"),
+                "epoch s": _format_pair(each.before.epoch_s, each.after.epoch_s, ".1f"),
+                "epochs": _format_pair(each.before.epochs, each.after.epochs, ".0f"),
+                "wall s": _format_pair(each.before.wall_s, each.after.wall_s, ",.0f"),
                 "accuracy, points": in_points(each.difference) if each.difference else "-",
             }
         )
     return pd.DataFrame(rows).fillna("-").to_string(index=False)
 
 
-def format_pair(before: float, after: float, form: str) -> str:
+def _format_pair(before: float, after: float, form: str) -> str:
     """`before > after`."""
     return f"{before:{form}} > {after:{form}}"
 
@@ -255,11 +255,11 @@ def summarise_effect(effect: Effect) -> str:
     causes = "; ".join(f"{name} {value:+,.0f} s" for name, value in effect.parts.items())
     return (
         f"{effect.change}, {where}, {quicker} {share:.0%} of the wall time ({causes}) and"
-        f" {summarise_difference(effect.difference)}."
+        f" {_summarise_difference(effect.difference)}."
     )
 
 
-def summarise_difference(difference: tuple[float, float, float] | None) -> str:
+def _summarise_difference(difference: tuple[float, float, float] | None) -> str:
     """What can be said of the accuracy."""
     if difference is None:
         return "its accuracy is not known"

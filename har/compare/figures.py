@@ -19,7 +19,7 @@ from har.tracking.records import Record, TrainingSummary
 MOST_DRAWN = 12
 
 
-def short_name(training: TrainingSummary) -> str:
+def _short_name(training: TrainingSummary) -> str:
     """A run's name in a picture: the first digits of its id tell equal names apart."""
     # Matplotlib takes a name that begins with _ for one that is not to be shown
     return f"{one_line(training.name, 30).lstrip('_')} {training.run_id[:6]}"
@@ -40,7 +40,7 @@ def draw_scatter(group: Group, front: Sequence[Record]) -> Figure:
             yerr=[[each.accuracy - low], [high - each.accuracy]],
             fmt="s" if each.cache_hit else "o",
             capsize=3,
-            label=short_name(each) + (" (cache hit)" if each.cache_hit else "")
+            label=_short_name(each) + (" (cache hit)" if each.cache_hit else "")
             if number_ < MOST_DRAWN
             else None,
         )
@@ -53,11 +53,11 @@ def draw_scatter(group: Group, front: Sequence[Record]) -> Figure:
     axes.xaxis.set_major_formatter(plain)
     axes.xaxis.set_minor_formatter(plain)
     axes.grid(alpha=0.3)
-    draw_legend(figure, loc="outside right upper")
+    _draw_legend(figure, loc="outside right upper")
     return figure
 
 
-def draw_legend(figure: Figure, **where: Any) -> None:
+def _draw_legend(figure: Figure, **where: Any) -> None:
     """Names as they stand: a dollar sign is no formula. Nothing where nothing is named."""
     named = [axes for axes in figure.axes if axes.get_legend_handles_labels()[1]]
     if named:
@@ -77,7 +77,7 @@ def draw_curves(records: Sequence[Record]) -> Figure | None:
         name = "val_accuracy" if validated else "train_accuracy"
         values = [epoch[name] for epoch in each.history]
         seconds = pd.Series([epoch["epoch_time_s"] for epoch in each.history]).cumsum()
-        label = short_name(each.training) + ("" if validated else ", TRAINING images")
+        label = _short_name(each.training) + ("" if validated else ", TRAINING images")
         style: Any = {"marker": ".", "linestyle": "-" if validated else ":"}
         by_epoch.plot(range(1, len(values) + 1), values, label=label, **style)
         by_seconds.plot(seconds, values, **style)
@@ -86,7 +86,7 @@ def draw_curves(records: Sequence[Record]) -> Figure | None:
     by_epoch.xaxis.get_major_locator().set_params(integer=True)
     for axes in (by_epoch, by_seconds):
         axes.grid(alpha=0.3)
-    draw_legend(figure, loc="outside lower center", ncols=2)
+    _draw_legend(figure, loc="outside lower center", ncols=2)
     return figure
 
 
@@ -97,8 +97,8 @@ def draw_recalls(group: Group, recalls: pd.DataFrame) -> Figure:
     table = table[[each.run_id for each in shown]]
     figure = Figure(figsize=(3 + 0.9 * len(shown), 2.6 + 0.32 * len(table)), layout="constrained")
     axes = figure.subplots()
-    draw_shades(axes, table, [f"{100 * value:.0f}" for value in table.to_numpy().ravel()])
-    label_axis(axes, table.index.tolist(), [short_name(each) for each in shown])
+    _draw_shades(axes, table, [f"{100 * value:.0f}" for value in table.to_numpy().ravel()])
+    _label_axis(axes, table.index.tolist(), [_short_name(each) for each in shown])
     axes.set_title("recall, %")
     return figure
 
@@ -108,7 +108,7 @@ def draw_confusions(group: Group) -> Figure:
     shown = [each for each in group.ranked if each.predictions is not None][:MOST_DRAWN]
     columns = min(3, len(shown))
     rows = -(-len(shown) // columns)
-    names = sorted({name for each in shown for name in labels_of(each)})
+    names = sorted({name for each in shown for name in _labels_of(each)})
     size = 1.6 + 0.2 * len(names)
     figure = Figure(figsize=((size + 0.4) * columns, (size + 0.5) * rows), layout="constrained")
     grid = figure.subplots(rows, columns, squeeze=False, sharey=True).ravel()
@@ -117,9 +117,9 @@ def draw_confusions(group: Group) -> Figure:
         table = pd.crosstab(each.predictions["label"], each.predictions["predicted"])
         table = table.reindex(index=names, columns=names, fill_value=0)
         shares = table.div(table.sum(axis=1).clip(lower=1), axis=0)
-        draw_shades(axes, shares, ["" for _ in range(shares.size)])
-        label_axis(axes, names, names, size=6)
-        axes.set_title(short_name(each.training), fontsize=8, parse_math=False)
+        _draw_shades(axes, shares, ["" for _ in range(shares.size)])
+        _label_axis(axes, names, names, size=6)
+        axes.set_title(_short_name(each.training), fontsize=8, parse_math=False)
     for axes in grid[len(shown) :]:
         axes.set_axis_off()
     figure.supxlabel("predicted", fontsize=9)
@@ -127,13 +127,13 @@ def draw_confusions(group: Group) -> Figure:
     return figure
 
 
-def labels_of(record: Record) -> set[str]:
+def _labels_of(record: Record) -> set[str]:
     """Every class among a record's test images and answers."""
     assert record.predictions is not None
     return set(record.predictions["label"]) | set(record.predictions["predicted"])
 
 
-def draw_shades(axes: Axes, table: pd.DataFrame, texts: Sequence[str]) -> None:
+def _draw_shades(axes: Axes, table: pd.DataFrame, texts: Sequence[str]) -> None:
     """A table of shares as shades of blue, with a text in each cell."""
     axes.imshow(table, cmap="Blues", vmin=0, vmax=1, aspect="auto")
     for index, (value, label) in enumerate(zip(table.to_numpy().ravel(), texts, strict=True)):
@@ -142,7 +142,7 @@ def draw_shades(axes: Axes, table: pd.DataFrame, texts: Sequence[str]) -> None:
         axes.text(column, row, label, ha="center", va="center", color=colour, fontsize=8)
 
 
-def label_axis(axes: Axes, rows: Sequence[str], columns: Sequence[str], size: int = 8) -> None:
+def _label_axis(axes: Axes, rows: Sequence[str], columns: Sequence[str], size: int = 8) -> None:
     """Names beside and below."""
     turned: Any = {"rotation": 60, "ha": "right", "rotation_mode": "anchor", "fontsize": size}
     below, beside = ([one_line(name, 40) for name in names] for names in (columns, rows))

@@ -45,9 +45,9 @@ class Comparison:
 
 def build_comparison(records: Sequence[Record]) -> Comparison:
     """Everything of one comparison."""
-    groups, unjudged = group_by_test(records)
-    ordered = [record for group in groups for record in group.ranked] + unjudged
-    parts = [describe_group(group) for group in groups]
+    groups, unevaluated = group_by_test(records)
+    ordered = [record for group in groups for record in group.ranked] + unevaluated
+    parts = [_describe_group(group) for group in groups]
     figures = {
         f"{name}_{number_}": figure
         for number_, part in enumerate(parts, start=1)
@@ -61,10 +61,10 @@ def build_comparison(records: Sequence[Record]) -> Comparison:
     tables = {
         "runs": tabulate_runs(ordered),
         "differences": tabulate_differences(ordered).rename_axis("field").reset_index(),
-        "pairs": concat(pairs),
-        "recalls": concat(recalls),
+        "pairs": _concat(pairs),
+        "recalls": _concat(recalls),
     }
-    return Comparison(page=render(ordered, parts, curves, tables), tables=tables, figures=figures)
+    return Comparison(page=_render(ordered, parts, curves, tables), tables=tables, figures=figures)
 
 
 def write_comparison(comparison: Comparison, folder: Path) -> None:
@@ -77,13 +77,13 @@ def write_comparison(comparison: Comparison, folder: Path) -> None:
         (folder / "figures" / f"{name}.png").write_bytes(figure)
 
 
-def concat(tables: Sequence[pd.DataFrame]) -> pd.DataFrame:
+def _concat(tables: Sequence[pd.DataFrame]) -> pd.DataFrame:
     """One under the other, without the empty ones."""
     filled = [table for table in tables if not table.empty]
     return pd.concat(filled, ignore_index=True) if filled else pd.DataFrame()
 
 
-def render(
+def _render(
     records: Sequence[Record],
     parts: Sequence[dict[str, Any]],
     curves: bytes | None,
@@ -96,17 +96,17 @@ def render(
     counts = f"{len(records) - published} measured and {published} published runs"
     if len(parts) > 1:
         counts += (
-            f", judged on {len(parts)} different sets of test images: each set has its ranking"
+            f", evaluated on {len(parts)} different sets of test images: each set has its ranking"
         )
     note = "" if len(records) <= MOST_DRAWN else f"The first {MOST_DRAWN} runs of the table."
     return template.render(
         title=f"Comparison of {len(records)} runs",
         counts=counts + ".",
-        runs=render_table(
-            "All runs, those judged on the same images together", tables["runs"], run_columns()
+        runs=_render_table(
+            "All runs, those evaluated on the same images together", tables["runs"], _run_columns()
         ),
-        differences=differences_table(records, tables["differences"]),
-        curves=render_figure(curves, "Accuracy by epoch and by seconds of training", note)
+        differences=_differences_table(records, tables["differences"]),
+        curves=_render_figure(curves, "Accuracy by epoch and by seconds of training", note)
         if curves
         else None,
         groups=parts,
@@ -161,7 +161,7 @@ RECALLS: Columns = {
 }
 
 
-def run_columns() -> Columns:
+def _run_columns() -> Columns:
     """Of the table of runs: every metric of the test split has one."""
     metrics = {n: (each.heading, number_format(each.form)) for n, each in TEST_METRICS.items()}
     return {
@@ -188,7 +188,7 @@ def run_columns() -> Columns:
     }
 
 
-def render_table(caption: str, table: pd.DataFrame, columns: Columns) -> dict[str, Any]:
+def _render_table(caption: str, table: pd.DataFrame, columns: Columns) -> dict[str, Any]:
     """For the template: every cell as text."""
     rows = [
         [shown(row[name]) for name, (_, shown) in columns.items()]
@@ -202,7 +202,7 @@ def render_table(caption: str, table: pd.DataFrame, columns: Columns) -> dict[st
     }
 
 
-def differences_table(records: Sequence[Record], table: pd.DataFrame) -> dict[str, Any]:
+def _differences_table(records: Sequence[Record], table: pd.DataFrame) -> dict[str, Any]:
     """One row a run, since there may be many more runs than fields."""
     names = table["field"].tolist()
     by_run = table.set_index("field").T if names else pd.DataFrame()
@@ -222,8 +222,8 @@ def differences_table(records: Sequence[Record], table: pd.DataFrame) -> dict[st
     }
 
 
-def describe_group(group: Group) -> dict[str, Any]:
-    """What the template shows of the runs that were judged on the same images."""
+def _describe_group(group: Group) -> dict[str, Any]:
+    """What the template shows of the runs that were evaluated on the same images."""
     pair_table, recall_table = tabulate_pairs(group), tabulate_recalls(group)
     front = find_pareto_front(group)
     figures = [("accuracy_and_time", draw_scatter(group, front))]
@@ -238,37 +238,37 @@ def describe_group(group: Group) -> dict[str, Any]:
         "figures": drawn.items(),
         "pair_table": pair_table,
         "recall_table": recall_table,
-        "summary": summarise(group),
-        "warning": describe_selection_bias(group),
-        "front": describe_front(front),
-        "scatter": render_figure(drawn["accuracy_and_time"], "Test accuracy against wall time"),
-        "pairs": render_table("Paired differences of test accuracy", pair_table, PAIRS),
-        "pair_summary": summarise_pairs(pair_table),
-        "recalls": render_table("Recall of each class, by run", recall_table, RECALLS),
-        "recall_picture": render_figure(drawn.get("recalls"), "Recall of each class, by run"),
-        "confusions": render_figure(
+        "summary": _summarise(group),
+        "warning": _describe_selection_bias(group),
+        "front": _describe_front(front),
+        "scatter": _render_figure(drawn["accuracy_and_time"], "Test accuracy against wall time"),
+        "pairs": _render_table("Paired differences of test accuracy", pair_table, PAIRS),
+        "pair_summary": _summarise_pairs(pair_table),
+        "recalls": _render_table("Recall of each class, by run", recall_table, RECALLS),
+        "recall_picture": _render_figure(drawn.get("recalls"), "Recall of each class, by run"),
+        "confusions": _render_figure(
             drawn.get("confusion_matrices"), "Confusion matrices side by side"
         ),
-        "gallery": build_gallery(group),
+        "gallery": _build_gallery(group),
     }
 
 
-def format_run(training: TrainingSummary) -> str:
+def _format_run(training: TrainingSummary) -> str:
     """A run as the text speaks of it."""
     return f"{training.name} ({training.run_id})"
 
 
-def summarise(group: Group) -> str:
+def _summarise(group: Group) -> str:
     """How many runs, and the best."""
     best = group.ranked[0].training
     return (
-        f"{len(group.ranked)} runs. The highest test accuracy: {format_run(best)},"
+        f"{len(group.ranked)} runs. The highest test accuracy: {_format_run(best)},"
         f" {PERCENT(best.accuracy)} ({PERCENT(best.test_metrics.get('accuracy_low'))} to"
         f" {PERCENT(best.test_metrics.get('accuracy_high'))})."
     )
 
 
-def describe_selection_bias(group: Group) -> str:
+def _describe_selection_bias(group: Group) -> str:
     """Choosing by this table is choosing on test; what a fair choice would be."""
     warning = (
         "Whoever picks a run by its test accuracy chooses on test: the accuracy of the run that is"
@@ -280,23 +280,23 @@ def describe_selection_bias(group: Group) -> str:
     best = max(validated, key=lambda training: training.val_accuracy or 0.0)
     return (
         f"{warning} By validation accuracy ({PERCENT(best.val_accuracy)}) the choice would be"
-        f" {format_run(best)}, with {PERCENT(best.accuracy)} on test."
+        f" {_format_run(best)}, with {PERCENT(best.accuracy)} on test."
     )
 
 
-def describe_front(front: Sequence[Record]) -> str:
+def _describe_front(front: Sequence[Record]) -> str:
     """The Pareto front in words."""
     if not front:
         return "No run has a wall time that can be compared."
     each = "; ".join(
-        f"{format_run(record.training)}: {record.training.seconds:,.0f} s,"
+        f"{_format_run(record.training)}: {record.training.seconds:,.0f} s,"
         f" {PERCENT(record.training.accuracy)}"
         for record in front
     )
     return f"No run is both quicker and better than these: {each}."
 
 
-def summarise_pairs(pairs: pd.DataFrame) -> str:
+def _summarise_pairs(pairs: pd.DataFrame) -> str:
     """How many differ."""
     if pairs.empty:
         return ""
@@ -304,25 +304,25 @@ def summarise_pairs(pairs: pd.DataFrame) -> str:
     return f"{many} of {len(pairs)} pairs differ (corrected p below {ALPHA:g})."
 
 
-def render_figure(png: bytes | None, alt: str, note: str = "") -> dict[str, str] | None:
+def _render_figure(png: bytes | None, alt: str, note: str = "") -> dict[str, str] | None:
     """For the template."""
     return {"uri": png_uri(png), "alt": alt, "note": note} if png else None
 
 
-def build_gallery(group: Group) -> dict[str, Any] | None:
+def _build_gallery(group: Group) -> dict[str, Any] | None:
     """Pictures on which the two best runs disagree; None for fewer than two."""
-    judged = [each for each in group.ranked if each.predictions is not None]
-    if len(judged) < 2:
+    evaluated = [each for each in group.ranked if each.predictions is not None]
+    if len(evaluated) < 2:
         return None
-    first, second = judged[:2]
+    first, second = evaluated[:2]
     table = find_disagreements(first, second, GALLERY_IMAGES)
     images = []
     for row in table.to_dict("records"):
         images.append({**row, "uri": picture_uri(first.root, Path(row["path"]))})
     return {
         "title": (
-            f"Only one of the two is right. First: {format_run(first.training)}; second:"
-            f" {format_run(second.training)}. At most {GALLERY_IMAGES} images of either kind"
+            f"Only one of the two is right. First: {_format_run(first.training)}; second:"
+            f" {_format_run(second.training)}. At most {GALLERY_IMAGES} images of either kind"
             f"{'' if images else '; there are none'}."
         ),
         "images": images,

@@ -29,7 +29,7 @@ MISSING = "-"
 
 @dataclass(frozen=True, kw_only=True)
 class Group:
-    """Records that were judged on the same test images; `ranked` by test accuracy, best first."""
+    """Records evaluated on the same test images; `ranked` by test accuracy, best first."""
 
     test_digest: str
     ranked: tuple[Record, ...]
@@ -37,12 +37,12 @@ class Group:
 
 def group_by_test(records: Sequence[Record]) -> tuple[list[Group], list[Record]]:
     """Groups, that of the newest run first; and the records without a test accuracy."""
-    judged = [each for each in records if each.training.accuracy is not None]
-    judged.sort(key=lambda each: (each.training.started, each.training.run_id), reverse=True)
-    digests = dict.fromkeys(each.training.test_digest for each in judged)
+    evaluated = [each for each in records if each.training.accuracy is not None]
+    evaluated.sort(key=lambda each: (each.training.started, each.training.run_id), reverse=True)
+    digests = dict.fromkeys(each.training.test_digest for each in evaluated)
     groups = []
     for digest in digests:
-        within = [each for each in judged if each.training.test_digest == digest]
+        within = [each for each in evaluated if each.training.test_digest == digest]
         within.sort(key=lambda each: -(each.training.accuracy or 0.0))
         groups.append(Group(test_digest=digest, ranked=tuple(within)))
     return groups, [each for each in records if each.training.accuracy is None]
@@ -50,10 +50,10 @@ def group_by_test(records: Sequence[Record]) -> tuple[list[Group], list[Record]]
 
 def tabulate_runs(records: Sequence[Record]) -> pd.DataFrame:
     """One row a run: what it was, how good, how long; NaN or None where not known."""
-    return pd.DataFrame([run_row(each) for each in records], columns=run_columns())
+    return pd.DataFrame([run_row(each) for each in records], columns=_run_columns())
 
 
-def run_columns() -> list[str]:
+def _run_columns() -> list[str]:
     """Of the table of runs, every metric of the test split among them."""
     return [
         "run_id", "name", "source", "variant", "differs_from_variant", "hardware", "precision",
@@ -64,11 +64,11 @@ def run_columns() -> list[str]:
 
 
 def run_row(record: Record) -> dict[str, Any]:
-    """By `run_columns`. The time of an epoch is the median one's."""
+    """By `_run_columns`. The time of an epoch is the median one's."""
     training, history = record.training, record.history
     epoch_times = [epoch["epoch_time_s"] for epoch in history if "epoch_time_s" in epoch]
     notebook = NOTEBOOKS.get(training.variant)
-    found = {name: getattr(training, name) for name in run_columns() if hasattr(training, name)}
+    found = {name: getattr(training, name) for name in _run_columns() if hasattr(training, name)}
     return (
         found
         | training.test_metrics
@@ -96,18 +96,18 @@ def tabulate_differences(records: Sequence[Record]) -> pd.DataFrame:
 
 
 def tabulate_pairs(group: Group) -> pd.DataFrame:
-    """Every pair on the images that both were judged on, the better one first.
+    """Every pair on the images that both were evaluated on, the better one first.
 
     difference, low, high: accuracy of `first` minus that of `second`, and its 95 % interval;
     only_first, only_second: images that only one has right; p_value: McNemar's exact test;
     p_corrected: for the number of pairs (Holm).
     """
-    judged = [each for each in group.ranked if each.predictions is not None]
-    if len(judged) < 2:
+    evaluated = [each for each in group.ranked if each.predictions is not None]
+    if len(evaluated) < 2:
         return pd.DataFrame()
-    hits, rows = find_hits(judged), []
-    for i, j in combinations(range(len(judged)), 2):
-        first, second = judged[i].training, judged[j].training
+    hits, rows = _find_hits(evaluated), []
+    for i, j in combinations(range(len(evaluated)), 2):
+        first, second = evaluated[i].training, evaluated[j].training
         both = ~np.isnan(hits[i]) & ~np.isnan(hits[j])
         if not both.any():
             continue
@@ -136,11 +136,11 @@ def tabulate_pairs(group: Group) -> pd.DataFrame:
     return table
 
 
-def find_hits(judged: Sequence[Record]) -> npt.NDArray[np.float64]:
-    """(runs, images): 1 where a run is right, 0 where it is not, NaN where it was not judged."""
+def _find_hits(evaluated: Sequence[Record]) -> npt.NDArray[np.float64]:
+    """(runs, images): 1 where a run is right, 0 where it is not, NaN where it was not evaluated."""
     series = [
         find_hits_by_path(each.predictions).astype(float)
-        for each in judged
+        for each in evaluated
         if each.predictions is not None
     ]
     return pd.concat(series, axis=1).to_numpy().T

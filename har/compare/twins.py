@@ -79,13 +79,13 @@ def compare_twins(
     whole = not (training.cache_hit or twin.cache_hit)
     return Link(
         twin=twin,
-        time_ratio=ratio(twin.seconds, training.seconds) if whole else None,
-        speed_ratio=ratio(twin.images_per_second, training.images_per_second),
+        time_ratio=_ratio(twin.seconds, training.seconds) if whole else None,
+        speed_ratio=_ratio(twin.images_per_second, training.images_per_second),
         difference=difference,
     )
 
 
-def ratio(above: float | None, below: float | None) -> float | None:
+def _ratio(above: float | None, below: float | None) -> float | None:
     """None where one of them is not known."""
     return above / below if above and below else None
 
@@ -118,7 +118,7 @@ def with_links(description: str, links: Sequence[Link]) -> str:
 
 def describe_twins(training: TrainingSummary, links: Sequence[Link]) -> str:
     """The table that `har twins` prints; the first row is the training itself."""
-    rows = [table_row(training, None), *(table_row(link.twin, link) for link in links)]
+    rows = [_table_row(training, None), *(_table_row(link.twin, link) for link in links)]
     table = pd.DataFrame(rows).to_string(index=False)
     if not links:
         table += (
@@ -128,7 +128,7 @@ def describe_twins(training: TrainingSummary, links: Sequence[Link]) -> str:
     return table
 
 
-def table_row(training: TrainingSummary, link: Link | None) -> dict[str, str]:
+def _table_row(training: TrainingSummary, link: Link | None) -> dict[str, str]:
     """Of the table; `link` is None for the training that the others are compared with."""
 
     def shown(value: float | None, form: str) -> str:
@@ -156,7 +156,7 @@ def link_twins(run_id: str) -> tuple[TrainingSummary, list[Link]]:
     hits: dict[str, npt.NDArray[np.bool_] | None] = {}
     for attempt in range(ATTEMPTS):
         try:
-            training, links, changed = link_once(run_id, hits)
+            training, links, changed = _link_once(run_id, hits)
         # a run that someone changed by hand may lack anything
         except (MlflowException, OSError, KeyError, ValueError) as error:
             # two that write the same new tag at once: MLflow gives one of them an error
@@ -170,14 +170,14 @@ def link_twins(run_id: str) -> tuple[TrainingSummary, list[Link]]:
     return training, links
 
 
-def link_once(
+def _link_once(
     run_id: str, hits: dict[str, npt.NDArray[np.bool_] | None]
 ) -> tuple[TrainingSummary, list[Link], bool]:
     """The run, its links, and whether anything had to be written; `hits` is filled."""
-    training, family = load_family(run_id)
+    training, family = _load_family(run_id)
     for run in family:
         if run.info.run_id not in hits:
-            hits[run.info.run_id] = load_hits(run)
+            hits[run.info.run_id] = _load_hits(run)
     trainings = [read_training(each) for each in family]
 
     def find_links(own: TrainingSummary) -> list[Link]:
@@ -185,14 +185,14 @@ def link_once(
 
     # every one is written, whatever the first of them says
     changed = [
-        write_links(run, find_links(own))
+        _write_links(run, find_links(own))
         for run, own in zip(family, trainings, strict=True)
         if not own.published
     ]
     return training, find_links(training), any(changed)
 
 
-def load_family(run_id: str) -> tuple[TrainingSummary, list[Any]]:
+def _load_family(run_id: str) -> tuple[TrainingSummary, list[Any]]:
     """The training, and all runs that are twins of one another with it, itself among them."""
     run = find_training(run_id)
     tags = run.data.tags
@@ -206,7 +206,7 @@ def load_family(run_id: str) -> tuple[TrainingSummary, list[Any]]:
     return read_training(run), family
 
 
-def load_hits(run: Any) -> npt.NDArray[np.bool_] | None:
+def _load_hits(run: Any) -> npt.NDArray[np.bool_] | None:
     """Which test images a run is right on, in the order of their paths; None if not known."""
     if "accuracy" not in run.data.metrics:
         return None
@@ -217,7 +217,7 @@ def load_hits(run: Any) -> npt.NDArray[np.bool_] | None:
         return None
 
 
-def write_links(run: Any, links: Sequence[Link]) -> bool:
+def _write_links(run: Any, links: Sequence[Link]) -> bool:
     """Tags and description; whether anything had to be written."""
     client, tags = mlflow.MlflowClient(), run.data.tags
     wanted = {link.key: link.twin.run_id for link in links}

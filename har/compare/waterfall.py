@@ -26,7 +26,7 @@ def draw_waterfall(effects: Sequence[Effect]) -> Figure:
     names = [f"base: {first.wall_s:,.0f} s"]
     colours = dict(zip(known[0].parts, ("#4c78a8", "#f58518", "#bab0ac"), strict=True))
     for row, each in enumerate(known, start=1):
-        draw_causes(axes, row, each, colours)
+        _draw_causes(axes, row, each, colours)
         names.append(f"{one_line(each.change, 44)}: {sum(each.parts.values()):+,.0f} s")
     axes.barh(len(known) + 1, last.wall_s, color="0.6")
     names.append(f"end: {last.wall_s:,.0f} s")
@@ -40,7 +40,7 @@ def draw_waterfall(effects: Sequence[Effect]) -> Figure:
     return figure
 
 
-def draw_causes(axes: Axes, row: int, effect: Effect, colours: dict[str, str]) -> None:
+def _draw_causes(axes: Axes, row: int, effect: Effect, colours: dict[str, str]) -> None:
     """One change: above what lengthens the wall time, to the right of where it was; below what
     shortens it, back to where it came to.
     """

@@ -43,23 +43,23 @@ def perceptual_hash(image: Image.Image) -> str:
 
 def find_near(first: Sequence[str], second: Sequence[str]) -> tuple[Ints, Ints]:
     """Positions (pairs,) in `first` and in `second` of images that look alike."""
-    ours, theirs = parse_hashes(first), parse_hashes(second)
+    ours, theirs = _parse_hashes(first), _parse_hashes(second)
     found = [np.empty((0, 2), np.int64)]
     for start in range(0, len(ours), BLOCK):
         block = ours[start : start + BLOCK]
-        alike = look_alike(block, theirs[:, :2]) | look_alike(block, theirs[:, 2:])
+        alike = _look_alike(block, theirs[:, :2]) | _look_alike(block, theirs[:, 2:])
         found.append(np.argwhere(alike) + np.array([start, 0]))
     pairs = np.concatenate(found)
     return pairs[:, 0], pairs[:, 1]
 
 
-def parse_hashes(hashes: Sequence[str]) -> npt.NDArray[np.uint64]:
+def _parse_hashes(hashes: Sequence[str]) -> npt.NDArray[np.uint64]:
     """(images, 4) from what `perceptual_hash` gives."""
     words = [int(text[at : at + 16], 16) for text in hashes for at in range(0, 64, 16)]
     return np.array(words, np.uint64).reshape(-1, 4)
 
 
-def look_alike(
+def _look_alike(
     first: npt.NDArray[np.uint64], second: npt.NDArray[np.uint64]
 ) -> npt.NDArray[np.bool_]:
     """(first, second) whether dhash, in column 0, and phash, in column 1, are both close."""
@@ -79,15 +79,15 @@ def group_near(table: pd.DataFrame) -> Ints:
     one, other = find_near(hashes, hashes)
     links = coo_array((np.ones(len(one)), (one, other)), shape=(len(firsts), len(firsts)))
     joined = connected_components(links, directed=False)[1]
-    return renumber(joined[exact])
+    return _renumber(joined[exact])
 
 
 def group_exact(table: pd.DataFrame) -> Ints:
     """Groups by the files' bytes."""
-    return renumber(table["sha256"].to_numpy())
+    return _renumber(table["sha256"].to_numpy())
 
 
-def renumber(groups: npt.NDArray[np.generic]) -> Ints:
+def _renumber(groups: npt.NDArray[np.generic]) -> Ints:
     """Integers from 0 in order of first appearance."""
     return pd.factorize(groups)[0].astype(np.int64)
 

@@ -73,11 +73,11 @@ def open_image(data: bytes) -> Image.Image:
     # Pillow raises many kinds on hostile bytes (struct.error, SyntaxError, its own bomb error)
     except Exception as error:
         raise ImageError(f"not an image of the kinds {', '.join(FORMATS)}") from error
-    refuse_bomb(image, data)
+    _refuse_bomb(image, data)
     return image
 
 
-def refuse_bomb(image: Image.Image, data: bytes) -> None:
+def _refuse_bomb(image: Image.Image, data: bytes) -> None:
     """Raise an ImageError if the header announces far more work than a photograph is."""
     size = f"{image.width}x{image.height} pixels"
     if image.width * image.height > MAX_PIXELS:

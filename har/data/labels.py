@@ -44,7 +44,7 @@ def read_labels(source: Source, test_file: str = "none") -> pd.DataFrame:
                 "a test file names images in the folder test/ of Kaggle's layout; received"
                 f" {test_file!r} for the class folders of {source.root}"
             )
-        return read_class_folders(source)
+        return _read_class_folders(source)
     rows = read_csv(source.root / LABELS_FILE, TRAIN_FOLDER)
     if test_file == "none":
         return rows
@@ -68,7 +68,7 @@ def find_test_file(source: Source, test_file: str) -> Path:
     raise UserError(f"no such test file: {test_file}, neither here nor in {source.root}")
 
 
-def read_class_folders(source: Source) -> pd.DataFrame:
+def _read_class_folders(source: Source) -> pd.DataFrame:
     """Every image in a class folder, classes in alphabetical order."""
     rows = [
         ("train", printable(path.relative_to(source.root).as_posix()), folder.name, "", 0)
@@ -103,13 +103,13 @@ def read_csv(csv: Path, folder: str) -> pd.DataFrame:
         named = f"every row is labelled {labels[0]!r}" if len(labels) else "it has no rows"
         raise UserError(f"{csv} cannot be learnt or scored from: {named}")
     for row, filename in enumerate(rows["filename"], start=1):
-        check_inside(csv, row, filename, folder)
+        _check_inside(csv, row, filename, folder)
     rows["path"] = [f"{folder}/{name}" if name else "" for name in rows["filename"]]
     rows = rows.assign(part=folder, file=csv.name, row=range(1, len(rows) + 1))
     return rows[list(COLUMNS)]
 
 
-def check_inside(csv: Path, row: int, filename: str, folder: str) -> None:
+def _check_inside(csv: Path, row: int, filename: str, folder: str) -> None:
     """Raise a UserError if a name leads out of the folder: no typing mistake, so not skipped."""
     # the Windows kind knows both slashes and drive letters
     path = PureWindowsPath(filename)

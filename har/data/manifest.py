@@ -102,16 +102,16 @@ class Manifest:
     @property
     def dataset_digest(self) -> str:
         """Of every file's path, bytes and label, and of the order of the classes."""
-        return digest_rows(self.table, ["path", "sha256", "label", "label_id"])
+        return _digest_rows(self.table, ["path", "sha256", "label", "label_id"])
 
     @property
     def test_digest(self) -> str:
         """Of the test images and their labels alone, wherever they lie; `none` for none."""
         test = self.rows("test")
-        return "none" if test.empty else digest_rows(test, ["sha256", "label"])
+        return "none" if test.empty else _digest_rows(test, ["sha256", "label"])
 
 
-def digest_rows(table: pd.DataFrame, columns: list[str]) -> str:
+def _digest_rows(table: pd.DataFrame, columns: list[str]) -> str:
     """16 hexadecimal digits that do not depend on the order of the rows."""
     rows = sorted(json.dumps(row) for row in table[columns].astype(str).to_numpy().tolist())
     return hashlib.sha256("\n".join(rows).encode()).hexdigest()[:16]
@@ -188,7 +188,7 @@ def read_manifest(folder: Path, image_root: Path | None = None) -> Manifest:
             )
     if image_root is not None:
         manifest = replace(manifest, root=image_root.resolve())
-    check_files(manifest)
+    _check_files(manifest)
     if image_root is not None:
         check_bytes(manifest, manifest.table)
     return manifest
@@ -196,11 +196,11 @@ def read_manifest(folder: Path, image_root: Path | None = None) -> Manifest:
 
 def check_images(manifest: Manifest) -> None:
     """Raise a UserError that names an image which is gone or not what was prepared; reads all."""
-    check_files(manifest)
+    _check_files(manifest)
     check_bytes(manifest, manifest.table)
 
 
-def check_files(manifest: Manifest) -> None:
+def _check_files(manifest: Manifest) -> None:
     """Raise a UserError unless every image is in the folder with its size; reads none."""
     if not manifest.root.is_dir():
         raise UserError(

@@ -53,18 +53,18 @@ def load_manifest(
     source = find_source(data)
     if source.layout == "prepared":
         found = read_manifest(source.root, image_root)
-        check_split(found, overrides)
-        return announce(found, source.why)
+        _check_split(found, overrides)
+        return _announce(found, source.why)
     if image_root is not None:
         raise UserError(
             f"--image-root says where the images of a prepared folder lie now; {source.root} is not"
             " prepared: give the images' folder as --data"
         )
     split = choose_split(overrides, default)
-    kept = cache_folder() / "prepared" / fingerprint(source, split)
+    kept = cache_folder() / "prepared" / _fingerprint(source, split)
     # a damaged entry of our own cache is no business of the user's: it is made again
     with suppress(UserError):
-        return announce(read_manifest(kept), source.why)
+        return _announce(read_manifest(kept), source.why)
     return prepare(source, kept, split)
 
 
@@ -84,7 +84,7 @@ def choose_split(overrides: Mapping[str, Any], default: Split = Split()) -> Spli
     return replace(split, test_fraction=0.0)
 
 
-def check_split(found: Manifest, overrides: Mapping[str, Any]) -> None:
+def _check_split(found: Manifest, overrides: Mapping[str, Any]) -> None:
     """Raise a UserError if a prepared folder was split in another way than asked for."""
     for name, value in overrides.items():
         if value != found.summary[name]:
@@ -94,7 +94,7 @@ def check_split(found: Manifest, overrides: Mapping[str, Any]) -> None:
             )
 
 
-def fingerprint(source: Source, split: Split) -> str:
+def _fingerprint(source: Source, split: Split) -> str:
     """Changes when a file of the source does: by name, size and time, without reading images."""
     parts = [source.name, str(source.root), source.layout, str(PREPARE_VERSION), str(split)]
     files = [path for folder in source.image_folders for path in sorted(folder.rglob("*"))]
@@ -123,9 +123,9 @@ def prepare(source: Source, out: Path, split: Split = Split()) -> Manifest:
         )
     rows = read_labels(source, split.test_file)
     usable, bad = check_rows(rows)
-    images, unreadable = inspect_images(source.root, usable["path"])
+    images, unreadable = _inspect_images(source.root, usable["path"])
     bad += [build_bad_image(rows.loc[index], reason) for index, reason in unreadable.items()]
-    check_bad_share(bad, len(rows), source.root)
+    _check_bad_share(bad, len(rows), source.root)
     table = build_table(rows, images)
     table["duplicate_group"] = DUPLICATES[split.duplicates](table)
     table["split"] = assign_splits(table, split)
@@ -135,17 +135,17 @@ def prepare(source: Source, out: Path, split: Split = Split()) -> Manifest:
         table=table[list(COLUMNS)],
         summary={
             **asdict(split),
-            **summarise(table),
-            **compare_test_folder(source, table),
+            **_summarise(table),
+            **_compare_test_folder(source, table),
             "dropped": [vars(each) for each in sorted(bad, key=lambda b: (b.file, b.row))],
-            "strays": find_strays(source, rows, split),
+            "strays": _find_strays(source, rows, split),
         },
     )
     write_manifest(found, out)
-    return announce(found, source.why)
+    return _announce(found, source.why)
 
 
-def announce(found: Manifest, why: str) -> Manifest:
+def _announce(found: Manifest, why: str) -> Manifest:
     """Say in a few lines what was found and where, and hand it on."""
     counts, facts = found.table["split"].value_counts(), found.summary
     say(
@@ -166,7 +166,7 @@ def announce(found: Manifest, why: str) -> Manifest:
     return found
 
 
-def inspect_images(root: Path, paths: "pd.Series[str]") -> tuple[pd.DataFrame, dict[Any, str]]:
+def _inspect_images(root: Path, paths: "pd.Series[str]") -> tuple[pd.DataFrame, dict[Any, str]]:
     """Open and decode every image; facts of the good ones, and why the others are bad, both by
     the index of `paths`.
     """
@@ -181,7 +181,7 @@ def inspect_images(root: Path, paths: "pd.Series[str]") -> tuple[pd.DataFrame, d
         parts = [
             files[start : start + FILES_AT_ONCE] for start in range(0, len(files), FILES_AT_ONCE)
         ]
-        found = chain.from_iterable(pool.map(lambda part: [*map(inspect_image, part)], parts))
+        found = chain.from_iterable(pool.map(lambda part: [*map(_inspect_image, part)], parts))
         for (index, path), facts in zip(paths.items(), found, strict=True):
             if isinstance(facts, str):
                 bad[index] = facts
@@ -192,7 +192,7 @@ def inspect_images(root: Path, paths: "pd.Series[str]") -> tuple[pd.DataFrame, d
     return pd.DataFrame.from_dict(good, orient="index", columns=columns), bad
 
 
-def inspect_image(path: Path) -> dict[str, Any] | str:
+def _inspect_image(path: Path) -> dict[str, Any] | str:
     """Size, digests and kind of one image file, or why it cannot be used."""
     try:
         data = read_image(path)
@@ -210,7 +210,7 @@ def inspect_image(path: Path) -> dict[str, Any] | str:
     }
 
 
-def check_bad_share(bad: list[BadImage], total: int, root: Path) -> None:
+def _check_bad_share(bad: list[BadImage], total: int, root: Path) -> None:
     """Raise a UserError that lists the bad rows when they are more than 2 % of `total`."""
     if len(bad) <= MAX_BAD_SHARE * total:
         return
@@ -233,7 +233,7 @@ def build_table(rows: pd.DataFrame, images: pd.DataFrame) -> pd.DataFrame:
     return table
 
 
-def summarise(table: pd.DataFrame) -> dict[str, Any]:
+def _summarise(table: pd.DataFrame) -> dict[str, Any]:
     """Counts of images and of groups of copies."""
     groups = describe_groups(table).drop_duplicates("duplicate_group")
     return {
@@ -247,7 +247,7 @@ def summarise(table: pd.DataFrame) -> dict[str, Any]:
     }
 
 
-def compare_test_folder(source: Source, table: pd.DataFrame) -> dict[str, Any]:
+def _compare_test_folder(source: Source, table: pd.DataFrame) -> dict[str, Any]:
     """How many images lie in Kaggle's own test/, labelled or not, and which of them are copies
     of training images: `leaks`, a dict of test, train and kind (exact or near) for each pair.
     """
@@ -256,13 +256,13 @@ def compare_test_folder(source: Source, table: pd.DataFrame) -> dict[str, Any]:
         return {"test_folder_images": 0, "leaks": []}
     files = [path for path in sorted(folder.rglob("*")) if is_image_name(path)]
     paths = pd.Series([path.relative_to(source.root).as_posix() for path in files], dtype=str)
-    images, _ = inspect_images(source.root, paths)
+    images, _ = _inspect_images(source.root, paths)
     pairs = find_copies(images, table[table["part"] == "train"])
     leaks = [{"test": test, "train": train, "kind": kind} for test, train, kind in pairs]
     return {"test_folder_images": len(images), "leaks": leaks}
 
 
-def find_strays(source: Source, rows: pd.DataFrame, split: Split) -> list[str]:
+def _find_strays(source: Source, rows: pd.DataFrame, split: Split) -> list[str]:
     """Files in the folders of labelled images that no label is for; the path from the root."""
     folders = source.image_folders
     if source.layout == "kaggle" and split.test_file == "none":

@@ -75,31 +75,31 @@ def render_report(manifest: Manifest) -> str:
         summary=manifest.summary,
         balance=figure_uri(draw_class_balance(manifest)),
         samples=figure_uri(draw_samples(manifest)),
-        groups=[describe_group(manifest, rows) for _, rows in shown],
+        groups=[_describe_group(manifest, rows) for _, rows in shown],
         leaks=[
             {
                 "kind": leak["kind"],
-                "images": [picture_of(manifest, leak[part], part) for part in ("test", "train")],
+                "images": [_picture_of(manifest, leak[part], part) for part in ("test", "train")],
             }
             for leak in manifest.summary["leaks"][:MAX_GROUPS]
         ],
     )
 
 
-def describe_group(manifest: Manifest, rows: pd.DataFrame) -> dict[str, Any]:
+def _describe_group(manifest: Manifest, rows: pd.DataFrame) -> dict[str, Any]:
     """What the page shows of one group of copies."""
     first = rows.iloc[0]
     return {
         "kind": first["kind"],
         "conflicting": bool(first["conflicting"]),
         "images": [
-            picture_of(manifest, path, f"{label}, {split}")
+            _picture_of(manifest, path, f"{label}, {split}")
             for path, label, split in zip(rows["path"], rows["label"], rows["split"], strict=True)
         ],
     }
 
 
-def picture_of(manifest: Manifest, path: str, note: str) -> dict[str, str]:
+def _picture_of(manifest: Manifest, path: str, note: str) -> dict[str, str]:
     """A thumbnail as a data URI ("" for a file that is gone), its path and a note."""
     picture = thumbnail(manifest.root / path)
     return {"uri": jpeg_uri(picture) if picture else "", "path": path, "note": note}

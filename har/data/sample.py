@@ -51,13 +51,13 @@ def mix_inks(rng: Generator) -> dict[str, Colour]:
     return {name: (int(255 * r), int(255 * g), int(255 * b)) for name, (r, g, b) in rgb.items()}
 
 
-def polygons(shape: str, size: list[float], points: Outline, tilt: complex) -> Iterator[Outline]:
+def _polygons(shape: str, size: list[float], points: Outline, tilt: complex) -> Iterator[Outline]:
     """What makes up one mark of a prop."""
     if shape == "poly":
         yield points
     elif shape == "ring":
         for point in points:
-            yield from polygons("line", size[1:], [point + size[0] * z for z in CIRCLE], tilt)
+            yield from _polygons("line", size[1:], [point + size[0] * z for z in CIRCLE], tilt)
     elif shape == "line":  # a quadrangle for each stretch, a disc at each point
         radii = (np.linspace(size[0], size[-1], len(points)) * abs(tilt) / 2).tolist()
         for (a, u), (b, v) in pairwise(zip(points, radii, strict=True)):
@@ -79,7 +79,7 @@ def prop_shapes(name: str, joints: Joints, inks: dict[str, Colour]) -> Shapes:
         for other, _, offset in (text.rpartition(":") for text in offsets):
             place, tilt = joints[other or joint]
             points.append(place + tilt * complex(*map(float, offset.split(","))))
-        for polygon in polygons(shape, [*map(float, size.split("x"))], points, joints[joint].tilt):
+        for polygon in _polygons(shape, [*map(float, size.split("x"))], points, joints[joint].tilt):
             yield polygon, inks[ink]
 
 
@@ -112,7 +112,7 @@ def find_joints(person: dict[str, Any], rng: Generator) -> Joints:
     return joints
 
 
-def scene_shapes(scene: dict[str, Any], bodies: list[Joints], rng: Generator) -> Shapes:
+def _scene_shapes(scene: dict[str, Any], bodies: list[Joints], rng: Generator) -> Shapes:
     """People and props; near arms come after all bodies, so that they can hold others."""
     inks = [mix_inks(rng) for _ in bodies]
     layers = [(0, name) for name in scene["behind"]]
@@ -132,7 +132,7 @@ def scene_shapes(scene: dict[str, Any], bodies: list[Joints], rng: Generator) ->
             yield [x - z.conjugate() if flip else x + z for z in outline], colour
 
 
-def place_shapes(place: dict[str, Any], view: list[float], floor: float, rng: Generator) -> Shapes:
+def _place_shapes(place: dict[str, Any], view: list[float], floor: float, rng: Generator) -> Shapes:
     """The ground, and a few things that stand on the horizon."""
     horizon = (floor - place["depth"] * rng.uniform(0.7, 1.3)) * 1j
     if "ground" in place:
@@ -163,14 +163,14 @@ def draw_action(action: str, rng: Generator) -> Image.Image:
     centre = complex(*rng.normal(0, 0.04, 2)) * math.hypot(across, down) + complex(x, y)
     bodies = [find_joints(person, rng) for person in scene["people"]]
     feet = max(body[foot].place.imag for body in bodies for foot in ("right_foot", "left_foot"))
-    around = place_shapes(place, view, feet + 5 + scene["lift"], rng)
-    for outline, colour in chain(around, scene_shapes(scene, bodies, rng)):
+    around = _place_shapes(place, view, feet + 5 + scene["lift"], rng)
+    for outline, colour in chain(around, _scene_shapes(scene, bodies, rng)):
         pixels = [(z - centre) * zoom + complex(width, height) / 2 for z in outline]
         draw.polygon([(z.real, z.imag) for z in pixels], fill=colour)
-    return develop(canvas.reduce(OVERSAMPLING), rng)
+    return _develop(canvas.reduce(OVERSAMPLING), rng)
 
 
-def develop(image: Image.Image, rng: Generator) -> Image.Image:
+def _develop(image: Image.Image, rng: Generator) -> Image.Image:
     """Adds uneven light, a colour cast and grain, and mirrors half of the pictures."""
     left, right = rng.uniform(0.88, 1.12, 2).tolist()
     light = np.linspace(left, right, image.width, dtype=np.float32)[:, None]

@@ -43,12 +43,12 @@ class Source:
     def image_folders(self) -> list[Path]:
         """Those that hold its images, in order of their names."""
         if self.layout == "class_folders":
-            return list_class_folders(self.root)
+            return _list_class_folders(self.root)
         named = (self.root / TRAIN_FOLDER, self.root / TEST_FOLDER)
         return [folder for folder in named if folder.is_dir()]
 
 
-def list_class_folders(root: Path) -> list[Path]:
+def _list_class_folders(root: Path) -> list[Path]:
     """Subfolders with an image directly in them; a hidden one is none."""
     return [
         folder
@@ -71,15 +71,15 @@ def find_source(data: str) -> Source:
         UserError: the folder is not there or not in Kaggle's layout; Kaggle not reached.
     """
     if data == "auto":
-        return find_automatically()
+        return _find_automatically()
     if data == "sample":
-        return Source(name="sample", root=draw_sample_once(), why="the built-in sample")
+        return Source(name="sample", root=_draw_sample_once(), why="the built-in sample")
     if data == "kaggle":
-        return Source(name="kaggle", root=download_from_kaggle(), why="downloaded from Kaggle")
+        return Source(name="kaggle", root=_download_from_kaggle(), why="downloaded from Kaggle")
     return folder_source(Path(data), why=f"--data {data}")
 
 
-def find_automatically() -> Source:
+def _find_automatically() -> Source:
     """$HAR_DATA, else Kaggle's own input folder, else ./data, else the built-in sample."""
     if named := os.environ.get("HAR_DATA"):
         return folder_source(Path(named), why=f"HAR_DATA={named}")
@@ -90,7 +90,7 @@ def find_automatically() -> Source:
     with suppress(UserError):
         return folder_source(Path("data"), why="the folder ./data")
     why = "the built-in sample: no HAR_DATA, no Kaggle input folder, no images in ./data"
-    return Source(name="sample", root=draw_sample_once(), why=why)
+    return Source(name="sample", root=_draw_sample_once(), why=why)
 
 
 def folder_source(folder: Path, why: str) -> Source:
@@ -108,7 +108,7 @@ def folder_source(folder: Path, why: str) -> Source:
     for root in (folder, folder / KAGGLE_FOLDER):
         if (root / LABELS_FILE).is_file():
             return Source(name=name, root=root.resolve(), why=why)
-    found = [each.name for each in list_class_folders(folder)]
+    found = [each.name for each in _list_class_folders(folder)]
     # Kaggle's own folders without their CSV say nothing of labels
     if len(found) >= 2 and not {TRAIN_FOLDER, TEST_FOLDER} & set(found):
         return Source(name=name, root=folder.resolve(), why=why, layout="class_folders")
@@ -119,7 +119,7 @@ def folder_source(folder: Path, why: str) -> Source:
     )
 
 
-def draw_sample_once() -> Path:
+def _draw_sample_once() -> Path:
     """The folder of the built-in sample, drawn now if it has not been."""
     folder = cache_folder() / f"sample-{SAMPLE_VERSION}-{SAMPLE_PER_CLASS}"
     if (folder / LABELS_FILE).is_file():
@@ -157,7 +157,7 @@ def draw_sample(out: Path, per_class: int, test_images: int, seed: int) -> Path:
     return out
 
 
-def download_from_kaggle() -> Path:
+def _download_from_kaggle() -> Path:
     """The Kaggle data set, by kagglehub into its own cache; public, so without an account.
 
     Raises:

@@ -36,7 +36,7 @@ def assign_splits(table: pd.DataFrame, split: Split) -> npt.NDArray[np.str_]:
     """train, test or unused for each row of `table` (columns label, duplicate_group, part).
 
     `part` is "test" for the images of a test file. What such an image has a copy of is not
-    trained on, and a test image whose copies carry other labels is not judged on: unused.
+    trained on, and a test image whose copies carry other labels is not evaluated on: unused.
 
     Raises:
         UserError: as `hold_out`.
@@ -58,7 +58,7 @@ def hold_out(
     """(rows,) True for the images held out of `table` (columns label, duplicate_group).
 
     Whole groups are drawn, `fraction` of each label's, by scikit-learn. A group whose
-    images carry different labels is never held out: nothing could be judged on it.
+    images carry different labels is never held out: nothing could be evaluated on it.
     `fraction` 0 holds out nothing.
 
     Raises:
@@ -70,14 +70,14 @@ def hold_out(
         return np.zeros(len(table), dtype=bool)
     by_group = table.groupby("duplicate_group")["label"]
     groups = by_group.first()[by_group.nunique() == 1]
-    check_enough(groups, fraction, table["label"].unique(), purpose)
+    _check_enough(groups, fraction, table["label"].unique(), purpose)
     _, held_out = train_test_split(
         groups.index.to_numpy(), test_size=fraction, stratify=groups, random_state=seed
     )
     return table["duplicate_group"].isin(held_out).to_numpy()
 
 
-def check_enough(
+def _check_enough(
     groups: pd.Series, fraction: float, labels: npt.NDArray[np.object_], purpose: str
 ) -> None:
     """Raise a UserError unless each side of the split can have an image of every label.

@@ -1,4 +1,4 @@
-"""A classifier judged on a split: numbers and tables; har.evaluation.figures draws them."""
+"""A classifier evaluated on a split: numbers and tables; har.evaluation.figures draws them."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -76,21 +76,21 @@ class Evaluation:
 
 
 def evaluate(classifier: Classifier, manifest: Manifest) -> Evaluation:
-    """Judge on the manifest's test split, decoded as in training.
+    """Evaluate on the manifest's test split, decoded as in training.
 
     Raises:
-        UserError: as `load_test_rows` and `build_evaluation`.
+        UserError: as `load_test_rows` and `_build_evaluation`.
     """
     rows = load_test_rows(classifier, manifest)
     parts = []
-    with progress("judging on test images", len(rows)) as advance:
+    with progress("evaluating on test images", len(rows)) as advance:
         for images, _ in read_batches(classifier, manifest, rows):
             parts.append(classifier.forward(images))
             advance(len(images))
-    return build_evaluation(classifier, rows, np.concatenate(parts))
+    return _build_evaluation(classifier, rows, np.concatenate(parts))
 
 
-def build_evaluation(
+def _build_evaluation(
     classifier: Classifier, rows: pd.DataFrame, probabilities: npt.NDArray[np.float32]
 ) -> Evaluation:
     """What (rows, classes) probabilities mean. Raises a UserError if they are no numbers."""
@@ -117,7 +117,7 @@ def evaluate_features(
     """
     rows = load_test_rows(classifier, manifest)
     parts = [np.asarray(head(features[i : i + 1024])) for i in range(0, len(rows), 1024)]
-    evaluation = build_evaluation(classifier, rows, np.concatenate(parts))
+    evaluation = _build_evaluation(classifier, rows, np.concatenate(parts))
     images, indices = next(iter(read_batches(classifier, manifest, rows)))
     expected = evaluation.probabilities[indices]
     difference = float(np.abs(classifier.forward(images) - expected).max())
@@ -132,7 +132,7 @@ def evaluate_features(
 def tabulate_by_duplicate(evaluation: Evaluation, manifest: Manifest) -> pd.DataFrame:
     """Accuracy on test images that have a copy in train, exact or near, as against the rest.
 
-    Two rows: sibling_in_train (yes, no), images, accuracy, accuracy_low, accuracy_high (nan for
+    Two rows: duplicate_in_train (yes, no), images, accuracy, accuracy_low, accuracy_high (nan for
     no images). Unless the data was prepared with duplicates=near, a model can have seen part of
     the answers: the first row shows how much that is worth.
     """
@@ -145,7 +145,7 @@ def tabulate_by_duplicate(evaluation: Evaluation, manifest: Manifest) -> pd.Data
         low, high = metrics.wilson_interval(right, images) if images else (np.nan, np.nan)
         accuracy = right / images if images else np.nan
         rows.append((name, images, accuracy, low, high))
-    columns = ["sibling_in_train", "images", "accuracy", "accuracy_low", "accuracy_high"]
+    columns = ["duplicate_in_train", "images", "accuracy", "accuracy_low", "accuracy_high"]
     return pd.DataFrame(rows, columns=columns)
 
 
@@ -157,7 +157,7 @@ def load_test_rows(classifier: Classifier, manifest: Manifest) -> pd.DataFrame:
     """
     rows = manifest.rows("test")
     if rows.empty:
-        raise UserError("the data has no test split (test_fraction is 0): nothing to judge on")
+        raise UserError("the data has no test split (test_fraction is 0): nothing to evaluate on")
     ids = {name: i for i, name in enumerate(classifier.class_names)}
     if unknown := sorted(set(rows["label"]) - set(ids)):
         raise UserError(

@@ -74,7 +74,7 @@ def draw_reliability(evaluation: Evaluation) -> Figure:
     figure = Figure(figsize=(6.4, 6.8), layout="constrained")
     above, below = figure.subplots(2, 1, sharex=True, height_ratios=[3, 1])
     above.plot([0, 1], [0, 1], color="0.5", linestyle="--", label="right as often as it says")
-    draw_intervals(above, some["confidence"], some, "accuracy", vertical=True)
+    _draw_intervals(above, some["confidence"], some, "accuracy", vertical=True)
     above.set(ylabel="accuracy", xlim=WHOLE, ylim=WHOLE)
     width = table["confidence_to"] - table["confidence_from"]
     below.bar(table["confidence_from"], table["images"], width, align="edge", edgecolor="white")
@@ -91,7 +91,7 @@ def draw_reliability(evaluation: Evaluation) -> Figure:
     return figure
 
 
-def draw_intervals(axes: Axes, where: Any, table: Any, name: str, *, vertical: bool) -> None:
+def _draw_intervals(axes: Axes, where: Any, table: Any, name: str, *, vertical: bool) -> None:
     """A point for each row's `name`, with a bar from `name`_low to `name`_high."""
     value = table[name]
     bars = [value - table[f"{name}_low"], table[f"{name}_high"] - value]
@@ -107,7 +107,7 @@ def draw_class_intervals(evaluation: Evaluation) -> Figure:
     table = evaluation.per_class.query("images > 0").sort_values("recall", kind="stable")
     figure = Figure(figsize=(7.5, 1.6 + 0.3 * len(table)), layout="constrained")
     axes = figure.subplots()
-    draw_intervals(axes, range(len(table)), table, "recall", vertical=False)
+    _draw_intervals(axes, range(len(table)), table, "recall", vertical=False)
     scores = evaluation.scores
     axes.axvspan(
         scores["accuracy_low"], scores["accuracy_high"], color="0.5", alpha=0.2, linewidth=0
@@ -143,7 +143,7 @@ def draw_mistakes(evaluation: Evaluation, root: Path, count: int = 24) -> Figure
     )
     grid = figure.subplots(rows, GALLERY_COLUMNS, squeeze=False).ravel()
     for axes, mistake in zip(grid, shown.to_dict("records"), strict=False):
-        draw_picture(axes, root / mistake["path"])
+        _draw_picture(axes, root / mistake["path"])
         label, predicted = (one_line(mistake[name], 20) for name in ("label", "predicted"))
         title = f"{label}\n-> {predicted} {100 * mistake['probability']:.0f} %"
         axes.set_title(title, fontsize=9, parse_math=False)
@@ -154,7 +154,7 @@ def draw_mistakes(evaluation: Evaluation, root: Path, count: int = 24) -> Figure
     return figure
 
 
-def draw_picture(axes: Axes, path: Path) -> None:
+def _draw_picture(axes: Axes, path: Path) -> None:
     """An image file in its own proportions, or a grey one that says why there is none."""
     try:
         picture = Image.fromarray(decode_rgb(path.read_bytes()))

@@ -97,12 +97,12 @@ def paired_test(before: Bools, after: Bools) -> tuple[int, int, float]:
     is how likely the coin is at least as uneven, to either side; 1 where they never differ.
     """
     gained, lost = int((after & ~before).sum()), int((before & ~after).sum())
-    return gained, lost, two_sided_p(gained, gained + lost)
+    return gained, lost, _two_sided_p(gained, gained + lost)
 
 
 # many pairs of runs share few counts
 @cache
-def two_sided_p(heads: int, throws: int) -> float:
+def _two_sided_p(heads: int, throws: int) -> float:
     """How likely a fair coin falls at least as unevenly; 1 without throws."""
     return float(binomtest(heads, throws).pvalue) if throws else 1.0
 

@@ -73,7 +73,7 @@ def measure_robustness(
     accuracy that `evaluation.evaluate` reports.
 
     Raises:
-        UserError: `most` is below 1, or as `evaluation.judged_rows`.
+        UserError: `most` is below 1, or as `evaluation.load_test_rows`.
     """
     if most < 1:
         raise UserError(f"robustness needs at least 1 image; received {most}")
@@ -99,7 +99,7 @@ def pick_evenly(label_ids: metrics.Ints, most: int) -> metrics.Ints:
 def measure_perturbations(
     classifier: Classifier, batches: Iterable[Pixels], label_ids: metrics.Ints
 ) -> pd.DataFrame:
-    """Judge the same images under every perturbation; one row each, shares from 0 to 1:
+    """Evaluate the same images under every perturbation; one row each, shares from 0 to 1:
 
     perturbation
     accuracy, accuracy_low, accuracy_high          with a 95 % Wilson interval
@@ -112,7 +112,7 @@ def measure_perturbations(
     one of them is held at a time.
     """
     predicted: dict[str, list[npt.NDArray[np.int64]]] = {name: [] for name in PERTURBATIONS}
-    with progress("judging perturbed images", len(label_ids) * len(PERTURBATIONS)) as advance:
+    with progress("evaluating perturbed images", len(label_ids) * len(PERTURBATIONS)) as advance:
         for images in batches:
             for name, perturb in PERTURBATIONS.items():
                 probabilities = classifier.forward(perturb(images))
@@ -120,11 +120,11 @@ def measure_perturbations(
                 advance(len(images))
     ids = {name: np.concatenate(parts) for name, parts in predicted.items()}
     return pd.DataFrame(
-        [describe_perturbation(name, ids[name], ids["none"], label_ids) for name in ids]
+        [_describe_perturbation(name, ids[name], ids["none"], label_ids) for name in ids]
     )
 
 
-def describe_perturbation(
+def _describe_perturbation(
     name: str, predicted: metrics.Ints, plain: metrics.Ints, label_ids: metrics.Ints
 ) -> dict[str, str | float | int]:
     """One perturbation's row: `predicted` under it, `plain` without."""
@@ -151,8 +151,8 @@ def format_table(table: pd.DataFrame) -> str:
     shown = pd.DataFrame(
         {
             "perturbation": table["perturbation"],
-            "accuracy": with_interval(table, "accuracy", "{:.1%}"),
-            "difference (points)": with_interval(
+            "accuracy": _with_interval(table, "accuracy", "{:.1%}"),
+            "difference (points)": _with_interval(
                 100 * table.filter(like="difference"), "difference", "{:+.1f}"
             ),
             "same label": table["same_label"].map("{:.1%}".format),
@@ -161,7 +161,7 @@ def format_table(table: pd.DataFrame) -> str:
     return shown.to_string(index=False)
 
 
-def with_interval(table: pd.DataFrame, name: str, form: str) -> list[str]:
+def _with_interval(table: pd.DataFrame, name: str, form: str) -> list[str]:
     """Such as `71.2% (68.3% to 74.0%)` for each row."""
     columns = (table[name], table[f"{name}_low"], table[f"{name}_high"])
     text = f"{form} ({form} to {form})"

@@ -36,7 +36,7 @@ def decoders() -> ThreadPoolExecutor:
     return ThreadPoolExecutor(available_cpus(), thread_name_prefix="decode")
 
 
-def expect_bytes(data: Any) -> bytes:
+def _expect_bytes(data: Any) -> bytes:
     """The file itself.
 
     Raises:
@@ -67,7 +67,7 @@ class Classifier:
             self.forward(np.zeros((bucket, size, size, 3), np.uint8))
 
     def classify(
-        self, files: Sequence[Any], read: Callable[[Any], bytes] = expect_bytes
+        self, files: Sequence[Any], read: Callable[[Any], bytes] = _expect_bytes
     ) -> list[dict[str, Any]]:
         """One row a file: label, probability, top_3, error.
 

@@ -77,7 +77,7 @@ def prepare_tensorflow(network: Any, traced: Any, recipe: Recipe) -> Prepared:
     @cache
     def compile_under(policy: str) -> Any:
         plain = policy == "float32"
-        model = network if plain else under_policy(network, recipe, policy)
+        model = network if plain else _under_policy(network, recipe, policy)
         return compile_tensorflow(model, "float32")
 
     def compile_network(arithmetic: str) -> Extractor:
@@ -90,9 +90,9 @@ def prepare_tensorflow(network: Any, traced: Any, recipe: Recipe) -> Prepared:
                 sink(start, forward(images).numpy())
 
             # at every call: without the option a function that was rewritten runs as it was
-            with onednn_bfloat16(rewrite):
+            with _onednn_bfloat16(rewrite):
                 # on a CPU one batch's small steps fill what another's leave idle
-                run_in_threads(batches, 1 if has_gpu() else 2, lambda: infer)
+                _run_in_threads(batches, 1 if has_gpu() else 2, lambda: infer)
 
         return Extractor(
             runtime="tensorflow",
@@ -104,7 +104,7 @@ def prepare_tensorflow(network: Any, traced: Any, recipe: Recipe) -> Prepared:
     return Prepared(compile=compile_network)
 
 
-def under_policy(network: Any, recipe: Recipe, policy: str) -> Any:
+def _under_policy(network: Any, recipe: Recipe, policy: str) -> Any:
     """A network with the same weights that computes by another Keras policy."""
     with precision_policy(policy):
         # the weights are copied: no need to read them again
@@ -114,7 +114,7 @@ def under_policy(network: Any, recipe: Recipe, policy: str) -> Any:
 
 
 @contextmanager
-def onednn_bfloat16(wanted: bool) -> Iterator[None]:
+def _onednn_bfloat16(wanted: bool) -> Iterator[None]:
     """Meanwhile TensorFlow may run graphs rewritten to bfloat16."""
     option = "auto_mixed_precision_onednn_bfloat16"
     tf.config.optimizer.set_experimental_options({option: wanted})
@@ -138,7 +138,7 @@ def prepare_openvino(network: Any, traced: Any, recipe: Recipe) -> Prepared:
 
         def run(batches: Iterable[tuple[int, Images]], sink: Sink) -> None:
             # one more than compute at once: none waits for Python to hand over images
-            run_in_threads(batches, available_cpus() + 1, lambda: infer_into(compiled, sink))
+            _run_in_threads(batches, available_cpus() + 1, lambda: _infer_into(compiled, sink))
 
         return Extractor(
             runtime="openvino",
@@ -150,7 +150,7 @@ def prepare_openvino(network: Any, traced: Any, recipe: Recipe) -> Prepared:
     return Prepared(compile=compile_network, converted=model)
 
 
-def infer_into(compiled: Any, sink: Sink) -> Callable[[int, Images], None]:
+def _infer_into(compiled: Any, sink: Sink) -> Callable[[int, Images], None]:
     """A request of OpenVINO's own, as a function that computes a batch and hands on its features.
 
     Not its queue of requests: that calls Python from OpenVINO's threads, and where the last such
@@ -165,7 +165,7 @@ def infer_into(compiled: Any, sink: Sink) -> Callable[[int, Images], None]:
     return infer
 
 
-def run_in_threads(
+def _run_in_threads(
     batches: Iterable[tuple[int, Images]],
     count: int,
     build_worker: Callable[[], Callable[[int, Images], None]],

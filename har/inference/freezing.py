@@ -114,7 +114,7 @@ def fold_batch_norms(model: keras.Model) -> keras.Model:
 
     A normalisation that follows no linear convolution, or one that others read too, stays.
     """
-    merged = find_merged(model)
+    merged = _find_merged(model)
     dropped = set(merged.values())
     copies: dict[Any, Any] = {}
 
@@ -122,7 +122,7 @@ def fold_batch_norms(model: keras.Model) -> keras.Model:
         if layer in dropped:
             return layers.Identity()
         config = layer.get_config() | ({"use_bias": True} if layer in merged else {})
-        twin = type(layer).from_config(config | without_chance(config))
+        twin = type(layer).from_config(config | _without_chance(config))
         # what a network writes as `x + y` is an operation, and no layer
         if isinstance(twin, layers.Layer):
             copies[layer] = twin
@@ -135,14 +135,14 @@ def fold_batch_norms(model: keras.Model) -> keras.Model:
         model, clone_function=copy, call_function=call, recursive=True
     )
     for layer, twin in copies.items():
-        twin.set_weights(merge(layer, merged[layer]) if layer in merged else layer.get_weights())
+        twin.set_weights(_merge(layer, merged[layer]) if layer in merged else layer.get_weights())
         if isinstance(twin, layers.Normalization):
             # it keeps what it computes with apart from its weights
             twin.finalize_state()
     return folded
 
 
-def without_chance(config: dict[str, Any]) -> dict[str, Any]:
+def _without_chance(config: dict[str, Any]) -> dict[str, Any]:
     """A layer's options, so that building it draws no random numbers: others would be drawn
     afterwards, and a training whose features are cached would be another one.
     """
@@ -150,12 +150,12 @@ def without_chance(config: dict[str, Any]) -> dict[str, Any]:
     return zeros | ({"seed": 0} if "seed" in config else {})
 
 
-def find_merged(model: keras.Model) -> dict[Any, Any]:
+def _find_merged(model: keras.Model) -> dict[Any, Any]:
     """The convolutions to merge, each with its batch normalisation."""
     found: dict[Any, Any] = {}
     for layer in model.layers:
         if isinstance(layer, keras.Model):
-            found |= find_merged(layer)
+            found |= _find_merged(layer)
     by_output = {id(layer.output): layer for layer in model.layers}
     readers = Counter(
         id(tensor) for layer in model.layers for tensor in keras.tree.flatten(layer.input)
@@ -171,7 +171,7 @@ def find_merged(model: keras.Model) -> dict[Any, Any]:
     return found
 
 
-def merge(convolution: Any, norm: Any) -> list[npt.NDArray[np.float32]]:
+def _merge(convolution: Any, norm: Any) -> list[npt.NDArray[np.float32]]:
     """Kernel and bias that give the normalised output."""
     kernel, *bias = convolution.get_weights()
     gamma, beta, mean, variance = (each.astype(np.float64) for each in norm.get_weights())

@@ -69,12 +69,12 @@ def list_unlabelled(data: Path) -> tuple[Path, list[str]]:
         if (root / TEST_FOLDER).is_dir():
             folder, listed = root / TEST_FOLDER, root / TEST_LIST
             if listed.is_file():
-                return folder, read_list(listed, folder)
+                return folder, _read_list(listed, folder)
             break
     return folder, [path.relative_to(folder).as_posix() for path in find_images([folder])]
 
 
-def read_list(listed: Path, folder: Path) -> list[str]:
+def _read_list(listed: Path, folder: Path) -> list[str]:
     """The column filename; every name stays inside `folder`."""
     try:
         names = pd.read_csv(listed, dtype=str, keep_default_na=False)["filename"].tolist()
@@ -94,7 +94,7 @@ def classify_files(paths: Sequence[Path], classify: Classify) -> Iterator[dict[s
     with its error.
     """
     for batch in batched(paths, BATCH):
-        contents = [read_or_explain(path) for path in batch]
+        contents = [_read_or_explain(path) for path in batch]
         rows = iter(classify([data for data in contents if isinstance(data, bytes)]))
         for path, data in zip(batch, contents, strict=True):
             unread: dict[str, Any] = {
@@ -115,7 +115,7 @@ def format_row(row: dict[str, Any]) -> str:
     return f"{row['filename']}  {row['label']} {row['probability']:.0%}  ({others})"
 
 
-def read_or_explain(path: Path) -> bytes | str:
+def _read_or_explain(path: Path) -> bytes | str:
     """Its bytes, or why it cannot be read."""
     try:
         return read_image(path)
@@ -127,7 +127,7 @@ def predict_to_file(data: Path, out: Path, classify: Classify, model: str) -> in
     """Score the images of `data` into `out`, .csv or .parquet, with COLUMNS; how many are bad.
 
     Rows are kept beside `out` as they come; the same call after an interruption goes on there.
-    `model` says which model it is: rows of another one are not gone on with.
+    `model` says which model it is: rows of another model are not resumed.
 
     Raises:
         UserError: as `list_unlabelled`; `out` exists, is of another kind, or cannot be written, or
@@ -140,11 +140,11 @@ def predict_to_file(data: Path, out: Path, classify: Classify, model: str) -> in
     task = {"folder": str(folder.resolve()), "model": model, "names": len(names)}
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
-        with lock_output(out, part.with_suffix(".lock")):
-            done = count_rows_done(part, task, names)
+        with _lock_output(out, part.with_suffix(".lock")):
+            done = _count_rows_done(part, task, names)
             with part.open("a", newline="", encoding="utf-8") as file:
-                write_rows(file, folder, names, done, classify)
-            bad = sum(bool(row["error"]) for row in read_rows(part))
+                _write_rows(file, folder, names, done, classify)
+            bad = sum(bool(row["error"]) for row in _read_rows(part))
             WRITERS[out.suffix](part, out)
             part.with_suffix(".json").unlink()
             part.unlink(missing_ok=True)
@@ -154,7 +154,7 @@ def predict_to_file(data: Path, out: Path, classify: Classify, model: str) -> in
 
 
 @contextmanager
-def lock_output(out: Path, lock: Path) -> Iterator[None]:
+def _lock_output(out: Path, lock: Path) -> Iterator[None]:
     """Meanwhile no other process writes `out`.
 
     Raises:
@@ -176,23 +176,23 @@ def lock_output(out: Path, lock: Path) -> Iterator[None]:
         held.release()
 
 
-def count_rows_done(part: Path, task: dict[str, Any], names: list[str]) -> int:
+def _count_rows_done(part: Path, task: dict[str, Any], names: list[str]) -> int:
     """How many rows an interrupted call left that this one can go on from; else starts anew."""
     about = part.with_suffix(".json")
     if part.exists() and about.exists() and json.loads(about.read_text()) == task:
         text = part.read_bytes()
         # the last line may have been cut in two
         part.write_bytes(text[: text.rfind(b"\n") + 1])
-        found = [row["filename"] for row in read_rows(part)]
+        found = [row["filename"] for row in _read_rows(part)]
         if found and found == [printable(name) for name in names[: len(found)]]:
-            say(f"going on after {len(found):,} images scored before")
+            say(f"resuming after {len(found):,} images that were scored before")
             return len(found)
     about.write_text(json.dumps(task))
     part.write_text(",".join(COLUMNS) + "\n", encoding="utf-8")
     return 0
 
 
-def write_rows(file: Any, folder: Path, names: list[str], done: int, classify: Classify) -> None:
+def _write_rows(file: Any, folder: Path, names: list[str], done: int, classify: Classify) -> None:
     """Append a row for each image after the first `done`, whole batches at a time."""
     writer = csv.writer(file, lineterminator="\n")
     rows = classify_files([folder / name for name in names[done:]], classify)
@@ -210,7 +210,7 @@ def write_rows(file: Any, folder: Path, names: list[str], done: int, classify: C
             advance(len(batch))
 
 
-def read_rows(part: Path) -> Iterator[dict[str, str]]:
+def _read_rows(part: Path) -> Iterator[dict[str, str]]:
     """The rows written so far."""
     with part.open(newline="", encoding="utf-8") as file:
         yield from csv.DictReader(file)
@@ -231,7 +231,7 @@ def write_parquet(part: Path, out: Path) -> None:
     schema = pyarrow.schema(kinds)
     beside = part.with_suffix(".parquet")
     with pyarrow.parquet.ParquetWriter(beside, schema) as writer:
-        for rows in batched(read_rows(part), 4096):
+        for rows in batched(_read_rows(part), 4096):
             columns: dict[str, list[Any]] = {
                 name: [row[name] or None for row in rows] for name in COLUMNS
             }

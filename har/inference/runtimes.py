@@ -177,7 +177,7 @@ def convert_to_openvino(traced: Any) -> Any:
     return openvino.Model([network.output(frozen.output)], network.get_parameters())
 
 
-def join_openvino(backbone: Any, head: Any) -> Any:
+def _join_openvino(backbone: Any, head: Any) -> Any:
     """Both as one network of OpenVINO's; `head` is used up."""
     backbone = backbone.clone()
     (features,), (inputs,) = backbone.outputs, head.get_parameters()
@@ -192,7 +192,7 @@ def save_openvino(model: Any, folder: Path, parts: Parts | None) -> None:
 
     network = convert_to_openvino(trace(parts.head if parts else model, "float32"))
     if parts:
-        network = join_openvino(parts.backbone, network)
+        network = _join_openvino(parts.backbone, network)
     images = openvino.preprocess.PrePostProcessor(network)
     images.input().tensor().set_element_type(openvino.Type.u8)
     openvino.save_model(images.build(), folder / OPENVINO_FILE, compress_to_fp16=False)

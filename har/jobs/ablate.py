@@ -48,7 +48,7 @@ from har.tracking.store import (
 from har.tracking.tags import ablation_tags, read_tags
 from har.tracking.ui import describe_run_page
 from har.util.errors import UserError
-from har.util.hardware import process_start
+from har.util.process import process_start
 from har.util.progress import say
 from har.util.signals import handle_sigterm_as_ctrl_c
 
@@ -104,7 +104,7 @@ def run_ablation(asked: Ablation) -> str:
         ends = {"from": asked.from_variant, "to": asked.to_variant, "num_seeds": asked.num_seeds}
         log_missing_params(ends | asked.overrides)
         with tempfile.TemporaryDirectory() as cache:
-            costs = measure_steps(asked, steps, run, cache)
+            costs = _measure_steps(asked, steps, run, cache)
         effects = find_effects(steps, costs, changes(asked.base, asked.end))
         table, sentences = describe_table(effects), [summarise_effect(each) for each in effects]
         if asked.num_seeds == 1:
@@ -116,7 +116,7 @@ def run_ablation(asked: Ablation) -> str:
     return "\n".join([table, "", *sentences, "", f"see it: {describe_run_page(run)}"])
 
 
-def measure_steps(
+def _measure_steps(
     asked: Ablation, steps: Sequence[Step], parent: str, cache: str
 ) -> list[Cost | None]:
     """The cost of each step; None for a forbidden one. Equal recipes are one object.
@@ -130,16 +130,18 @@ def measure_steps(
         for step in steps
     ]
     every = list(dict.fromkeys(recipe for group in recipes for recipe in group))
-    hardware = in_own_process(find_hardware_tags, every, sorted(asked.overrides))
+    hardware = _in_own_process(_find_hardware_tags, every, sorted(asked.overrides))
     digests = dict(zip(every, hardware, strict=True))
     records: dict[tuple[str, str], Any] = {}
     for step, group in zip(steps, recipes, strict=True):
         for recipe in group:
             key = digests[recipe]
             if key not in records:
-                say(f"recipe {len(records) + 1} of {len(set(digests.values()))}: {name_step(step)}")
-                run_id = find_finished(asked, key) or in_own_process(
-                    train_child, asked, asked.variant_of(step), recipe, parent, cache
+                say(
+                    f"recipe {len(records) + 1} of {len(set(digests.values()))}: {_name_step(step)}"
+                )
+                run_id = _find_finished(asked, key) or _in_own_process(
+                    _train_child, asked, asked.variant_of(step), recipe, parent, cache
                 )
                 records[key] = load_record(read_training(mlflow.get_run(run_id)))
                 if not (records[key].history and records[key].recipe):
@@ -154,12 +156,12 @@ def measure_steps(
     return found
 
 
-def name_step(step: Step) -> str:
+def _name_step(step: Step) -> str:
     """A step as progress tells it."""
     return f"{step.kind} {step.field}".strip()
 
 
-def find_hardware_tags(
+def _find_hardware_tags(
     recipes: Sequence[Recipe], overridden: Collection[str]
 ) -> list[tuple[str, str]]:
     """Recipe digest and hardware tag of each recipe as it would run here."""
@@ -173,7 +175,7 @@ def find_hardware_tags(
     return found
 
 
-def find_finished(asked: Ablation, key: tuple[str, str]) -> str | None:
+def _find_finished(asked: Ablation, key: tuple[str, str]) -> str | None:
     """A training of this recipe on this data and hardware that is done under an ablation."""
     wanted = {
         "recipe_digest": key[0],
@@ -185,11 +187,11 @@ def find_finished(asked: Ablation, key: tuple[str, str]) -> str | None:
     condition = " and ".join(f"tags.{name} = '{value}'" for name, value in wanted.items())
     experiment_ids = [find_experiment(asked.experiment)]
     runs = find_runs(f"{condition} and attributes.status = 'FINISHED'", experiment_ids)
-    usable = [run for run in runs if is_comparable(run, asked.runtime)]
+    usable = [run for run in runs if _is_comparable(run, asked.runtime)]
     return str(usable[0].info.run_id) if usable else None
 
 
-def is_comparable(run: Any, runtime: str) -> bool:
+def _is_comparable(run: Any, runtime: str) -> bool:
     """Whether it was trained as here: under an ablation, so that its wall time holds no
     preparation of data, by the same runtime, and what it found in a cache has its time.
     """
@@ -202,7 +204,7 @@ def is_comparable(run: Any, runtime: str) -> bool:
     )
 
 
-def train_child(asked: Ablation, variant: str, recipe: Recipe, parent: str, cache: str) -> str:
+def _train_child(asked: Ablation, variant: str, recipe: Recipe, parent: str, cache: str) -> str:
     """Train one recipe here and now; its run id."""
     started = process_start()
     quiet_mlflow()
@@ -211,7 +213,7 @@ def train_child(asked: Ablation, variant: str, recipe: Recipe, parent: str, cach
     return run_training(job, asked.experiment, started, parent).run_id
 
 
-def in_own_process(function: Callable[..., Returned], *arguments: Any) -> Returned:
+def _in_own_process(function: Callable[..., Returned], *arguments: Any) -> Returned:
     """What it returns in a Python process started for it, which writes into the same store."""
     os.environ["MLFLOW_TRACKING_URI"] = mlflow.get_tracking_uri()
     with ProcessPoolExecutor(

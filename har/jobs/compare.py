@@ -31,7 +31,7 @@ def run_comparison(run_ids: Sequence[str], experiment: str | None, out: Path) ->
     """
     quiet_mlflow()
     name = experiment or find_current_experiment() or DEFAULT_EXPERIMENT
-    records = load_records(find_trainings(run_ids, name))
+    records = load_records(_find_trainings(run_ids, name))
     if len(records) < 2:
         where = "among those named" if run_ids else f"in experiment {name}"
         raise UserError(f"a comparison needs two finished trainings; {where}: {len(records)}")
@@ -51,7 +51,7 @@ def run_comparison(run_ids: Sequence[str], experiment: str | None, out: Path) ->
     return out / REPORT_FILE
 
 
-def find_trainings(run_ids: Sequence[str], experiment: str) -> list[Any]:
+def _find_trainings(run_ids: Sequence[str], experiment: str) -> list[Any]:
     """The runs named, or all finished trainings of the experiment."""
     if not run_ids:
         experiment_ids = [find_experiment(experiment)]

@@ -6,7 +6,7 @@ from har.data.manifest import Manifest, check_bytes
 from har.evaluation.evaluate import Evaluation, evaluate
 from har.evaluation.latency import measure_latency
 from har.evaluation.robustness import MAX_IMAGES, measure_robustness
-from har.serving.load import LoggedModel, check_unseen, load_served
+from har.serving.load import LoggedModel, check_unseen, open_served
 from har.tracking.descriptions import describe_evaluation
 from har.tracking.log import log_evaluation
 from har.tracking.store import log_table_file, open_run, set_description
@@ -18,7 +18,7 @@ from har.util.progress import say
 def evaluate_logged_model(
     logged: LoggedModel, manifest: Manifest, experiment: str, robustness_images: int = MAX_IMAGES
 ) -> tuple[Evaluation, pd.DataFrame | None]:
-    """Judge a logged model on the manifest's test split, in a run of its own.
+    """Evaluate a logged model on the manifest's test split, in a run of its own.
 
     Also returns the table of `robustness.measure` on at most `robustness_images`, 0 for none.
 
@@ -26,13 +26,14 @@ def evaluate_logged_model(
         UserError: the model was trained on some of these images; or as `evaluation.evaluate`.
     """
     check_unseen(logged, manifest)
-    # what is recorded says on which images it was judged
+    # what is recorded says on which images it was evaluated
     check_bytes(manifest, manifest.rows("test"))
     evaluation = evaluate(logged.classifier, manifest)
     robustness = None
     if robustness_images:
         robustness = measure_robustness(logged.classifier, manifest, robustness_images)
-    latency = measure_latency(load_served(logged.uri)[0], manifest)
+    with open_served(logged.uri) as served:
+        latency = measure_latency(served, manifest)
     tags = evaluation_tags(logged.uri, logged.run, manifest)
     with open_run(experiment, tags) as run_id:
         log_evaluation(evaluation, latency, manifest, model_id=None)

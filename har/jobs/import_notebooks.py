@@ -29,20 +29,20 @@ def import_notebooks(experiment: str) -> dict[str, str]:
     }
     with explain_store_errors():
         return {
-            variant: there.get(variant) or record_notebook(notebook, experiment_id)
+            variant: there.get(variant) or _record_notebook(notebook, experiment_id)
             for variant, notebook in NOTEBOOKS.items()
         }
 
 
-def record_notebook(notebook: Notebook, experiment_id: str) -> str:
+def _record_notebook(notebook: Notebook, experiment_id: str) -> str:
     """One finished run that lasted as long as was published, and ended now: the notebooks do not
     say when they ran.
     """
     client, ended = mlflow.MlflowClient(), round(1000 * time.time())
     started = ended - 60_000 * notebook.minutes
-    run = client.create_run(experiment_id, start_time=started, tags=notebook_tags(notebook))
+    run = client.create_run(experiment_id, start_time=started, tags=_notebook_tags(notebook))
     run_id = str(run.info.run_id)
-    for name, value in notebook_params(notebook).items():
+    for name, value in _notebook_params(notebook).items():
         client.log_param(run_id, name, value)
     client.log_metric(run_id, "wall_time_s", 60 * notebook.minutes)
     if notebook.train_accuracy is not None:
@@ -51,7 +51,7 @@ def record_notebook(notebook: Notebook, experiment_id: str) -> str:
     return run_id
 
 
-def notebook_tags(notebook: Notebook) -> dict[str, str]:
+def _notebook_tags(notebook: Notebook) -> dict[str, str]:
     """What it is found by; no digest, since nobody knows which images it saw."""
     known = (
         f"accuracy {notebook.train_accuracy:.1%}, of its TRAINING images"
@@ -74,7 +74,7 @@ def notebook_tags(notebook: Notebook) -> dict[str, str]:
     }
 
 
-def notebook_params(notebook: Notebook) -> dict[str, Any]:
+def _notebook_params(notebook: Notebook) -> dict[str, Any]:
     """Those that a training run has, as far as they are known."""
     count, gpu_type = notebook.hardware.split("x", 1)
     return {

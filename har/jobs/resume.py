@@ -41,8 +41,8 @@ def resume_training(
         raise UserError(f"run {run_id} is trained by another recipe; received {other}")
     check_store()
     with training_lock(backup_folder(run_id)):
-        if delete_finished_backup(run_id):
-            raise UserError(f"run {run_id} cannot be gone on with: it has ended well")
+        if _delete_finished_backup(run_id):
+            raise UserError(f"cannot resume run {run_id}: it already finished")
         manifest = read_manifest(data, image_root)
         job = build_job(
             saved.variant,
@@ -54,19 +54,19 @@ def resume_training(
         )
         if job.used != saved.used:
             raise UserError(
-                f"run {run_id} cannot be gone on with on this hardware: it would train with"
+                f"cannot resume run {run_id} on this hardware: it would train with"
                 f" {describe_changes(saved.used, job.used)}"
             )
         if job.recipe_digest != saved.recipe_digest:
             raise UserError(
-                f"run {run_id} cannot be gone on with: {saved.used.weights} holds other weights now"
+                f"cannot resume run {run_id}: {saved.used.weights} holds other weights now"
             )
         # of a process that ended between logging its model and the end
         delete_models(run_id)
         return run_training(job, DEFAULT_EXPERIMENT, started, resume=run_id)
 
 
-def delete_finished_backup(run_id: str) -> bool:
+def _delete_finished_backup(run_id: str) -> bool:
     """Whether the run ended well; then the backup of it, if its process was killed before it could
     delete that, is deleted now.
     """
@@ -92,7 +92,7 @@ def sync_trainings(started: float) -> Iterator[Outcome]:
             continue
         try:
             saved, _ = read_job(run_id)
-            if delete_finished_backup(run_id):
+            if _delete_finished_backup(run_id):
                 continue
             state, _ = read_state(backup_folder(run_id))
             if state is not None and state.first_epoch(saved.used) == saved.used.epochs:

@@ -1,4 +1,4 @@
-"""The main job: fit the recipe to this machine, train it, judge it, record it; go on with it."""
+"""The main job: fit the recipe to this machine, train it, evaluate it, record it."""
 
 import tempfile
 import time
@@ -31,7 +31,7 @@ from har.training.diagnostics import DIAGNOSTICS
 from har.training.job import TrainingJob
 from har.training.train import Result, train
 from har.util.errors import UserError
-from har.util.hardware import peak_memory_mb
+from har.util.process import peak_memory_mb
 from har.util.progress import say, warn
 
 
@@ -59,7 +59,7 @@ def build_job(
     runtime: str = AUTO,
     feature_runtime: str | None = None,
 ) -> TrainingJob:
-    """Find the hardware, fit the recipe to it, and warn of what had to give way.
+    """Find the hardware, fit the recipe to it, and warn about settings that a fallback replaces.
 
     `feature_runtime`, if given, is obeyed whatever `runtime` says.
 
@@ -91,11 +91,11 @@ def run_training(
     parent: str | None = None,
     resume: str | None = None,
 ) -> Outcome:
-    """Train, judge the model as it will be served, and log everything into one run.
+    """Train, evaluate the model as it will be served, and log everything into one run.
 
     `started` is when the command began, in seconds since the epoch: `wall_time_s` counts
-    from there to the logged and judged model. In the UI the run stands under `parent`. With
-    `resume`, a run's id, that one is gone on with from its backup, and its times added up.
+    from there to the logged and evaluated model. In the UI the run stands under `parent`. With
+    `resume`, a run's id, that run is resumed from its backup, and its times added up.
     """
     tags = training_tags(job, parent)
     with ExitStack() as to_the_end, open_run(experiment, tags, resume) as run_id:
@@ -105,18 +105,18 @@ def run_training(
             say(exploration)
             mlflow.log_text(exploration, "exploration.txt")
         # deleted when the run is FINISHED, and not before
-        saved = build_backup_job(job)
+        saved = _build_backup_job(job)
         backup = to_the_end.enter_context(open_backup(run_id, saved, job.manifest, started))
-        to_the_end.enter_context(suggest_resume(run_id, parent))
+        to_the_end.enter_context(_suggest_resume(run_id, parent))
         with backup.filled():
-            result, evaluation = train_and_evaluate(job, run_id, backup)
+            result, evaluation = _train_and_evaluate(job, run_id, backup)
             description = describe_training(run_id, job, result, evaluation)
             set_description(description)
             see = describe_run_page(run_id)
             wall_time_s = time.time() - backup.started
             used = {"peak_memory_mb": peak_memory_mb(), "wall_time_s": wall_time_s}
             log_missing_metrics(used)
-    link_to_twins(run_id)
+    _link_to_twins(run_id)
     return Outcome(
         run_id=run_id,
         variant=job.variant,
@@ -129,7 +129,7 @@ def run_training(
     )
 
 
-def link_to_twins(run_id: str) -> None:
+def _link_to_twins(run_id: str) -> None:
     """The training is done and recorded, whatever becomes of this."""
     try:
         with short_timeouts():
@@ -138,12 +138,12 @@ def link_to_twins(run_id: str) -> None:
         warn(f"{error}; `har twins {run_id}` tries again")
 
 
-def build_backup_job(job: TrainingJob) -> Job:
+def _build_backup_job(job: TrainingJob) -> Job:
     """What goes into a backup."""
     return Job(**{each.name: getattr(job, each.name) for each in fields(Job)})
 
 
-def train_and_evaluate(
+def _train_and_evaluate(
     job: TrainingJob, run_id: str, backup: Backup
 ) -> tuple[Result, Evaluation | None]:
     """From the backup's state on, if it has one; into the active run."""
@@ -160,22 +160,22 @@ def train_and_evaluate(
     # what is recorded says by which images it was trained: they must still be those
     check_images(job.manifest)
     log_result(job, result)
-    return result, log_and_evaluate(job, result)
+    return result, _log_and_evaluate(job, result)
 
 
 @contextmanager
-def suggest_resume(run_id: str, parent: str | None) -> Iterator[None]:
+def _suggest_resume(run_id: str, parent: str | None) -> Iterator[None]:
     """Say how to go on with a training that is cut short; not of one among several."""
     try:
         yield
     except BaseException:
         if parent is None and backup_folder(run_id).is_dir():
-            say(f"to go on with this training: har train --resume {run_id}")
+            say(f"to resume this training: har train --resume {run_id}")
         raise
 
 
-def log_and_evaluate(job: TrainingJob, result: Result) -> Evaluation | None:
-    """Save and log the model, judge what was logged, log that. None without a test split."""
+def _log_and_evaluate(job: TrainingJob, result: Result) -> Evaluation | None:
+    """Save and log the model, evaluate what was logged, log that. None without a test split."""
     extracted, runtime, parts = result.extracted, job.serving_runtime, None
     head = build_trained_head(result.model, result.recipe) if extracted else None
     if extracted and extracted.converted and extracted.runtime == runtime:

@@ -63,7 +63,7 @@ def keras_application(name: str, cpu_fallback: str = "") -> Backbone:
         # must give one graph here, or a model could not be rebuilt and filled.
         network = build(image_size)
         copy_weights(downloaded, network)
-        square_imagenet_variance(network)
+        _square_imagenet_variance(network)
         return network
 
     return Backbone(build, build_imagenet, cpu_fallback)
@@ -93,7 +93,7 @@ def build_backbone(recipe: Recipe) -> keras.Model:
     else:
         network = backbone.build_random(recipe.image_size)
         if recipe.weights != "random":
-            load_file(network, Path(recipe.weights))
+            _load_file(network, Path(recipe.weights))
     set_trainable(network, FINE_TUNES[recipe.fine_tune])
     return network
 
@@ -126,23 +126,23 @@ def name_weights_by_content(recipe: Recipe) -> Recipe:
     """
     if recipe.weights in ("imagenet", "random"):
         return recipe
-    check_weights_file(Path(recipe.weights))
+    _check_weights_file(Path(recipe.weights))
     return replace(recipe, weights=f"sha256:{digest_file(Path(recipe.weights))}")
 
 
-def check_weights_file(path: Path) -> None:
+def _check_weights_file(path: Path) -> None:
     """Raise a UserError if there is no such file."""
     if not path.is_file():
         raise UserError(f"no such weights file: {path} (or say imagenet, or random)")
 
 
-def load_file(network: keras.Model, path: Path) -> None:
+def _load_file(network: keras.Model, path: Path) -> None:
     """Fill `network` from a Keras weights file; ImageNet files give ImageNet's network.
 
     Raises:
         UserError: no such file, or not weights of this network.
     """
-    check_weights_file(path)
+    _check_weights_file(path)
     try:
         with warnings.catch_warnings():
             # Keras only warns of a layer that the file does not have, and leaves it random
@@ -152,34 +152,34 @@ def load_file(network: keras.Model, path: Path) -> None:
         raise UserError(
             f"{path} does not hold weights of {network.name} without top: {first_line(error)}"
         ) from error
-    square_imagenet_variance(network)
+    _square_imagenet_variance(network)
 
 
 def copy_weights(source: keras.Model, target: keras.Model) -> None:
     """Set `target`'s weights to `source`'s; both have the same layers with weights."""
     target.set_weights(source.get_weights())
-    for layer in normalizations(target):
+    for layer in _normalizations(target):
         # it keeps what it computes with apart from its weights, and only loading updates that
         layer.finalize_state()
 
 
-def normalizations(network: keras.Model) -> Iterator[layers.Normalization]:
+def _normalizations(network: keras.Model) -> Iterator[layers.Normalization]:
     """The Normalization layers of a network and of the networks in it."""
     for layer in network.layers:
         if isinstance(layer, layers.Normalization):
             yield layer
         elif isinstance(layer, keras.Model):
-            yield from normalizations(layer)
+            yield from _normalizations(layer)
 
 
-def square_imagenet_variance(network: keras.Model) -> None:
+def _square_imagenet_variance(network: keras.Model) -> None:
     """Make keras.applications' Normalization divide by ImageNet's standard deviation.
 
     Its weights file gives the standard deviation where the layer wants the variance, so the
     layer divides by its root. Keras repairs that with one more Rescaling layer, but only
     under weights="imagenet". Squaring the stored values gives the same network from a file.
     """
-    for layer in normalizations(network):
+    for layer in _normalizations(network):
         if not layer.weights:
             # its mean and variance are constants, as in ConvNeXt: there is nothing to repair
             continue

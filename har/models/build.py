@@ -53,12 +53,12 @@ def build_model(recipe: Recipe, num_classes: int) -> keras.Model:
     with precision_policy(recipe.precision):
         backbone = build_backbone(recipe)
         inputs = layers.Input((recipe.image_size, recipe.image_size, 3), name="image")
-        model = keras.Model(inputs, apply_head(backbone(inputs), recipe, num_classes))
+        model = keras.Model(inputs, _apply_head(backbone(inputs), recipe, num_classes))
     compile_model(model, recipe)
     return model
 
 
-def apply_head(features: Any, recipe: Recipe, num_classes: int) -> Any:
+def _apply_head(features: Any, recipe: Recipe, num_classes: int) -> Any:
     """The head and the output layer on (batch, features)."""
     x = HEADS[recipe.head](features)
     # softmax over 16-bit logits loses the small probabilities
@@ -83,7 +83,7 @@ def build_head(
     """
     with precision_policy(recipe.precision):
         inputs = layers.Input((num_features,), name="features")
-        head = keras.Model(inputs, apply_head(inputs, recipe, num_classes))
+        head = keras.Model(inputs, _apply_head(inputs, recipe, num_classes))
     compile_model(head, recipe, steps_per_execution)
     return head
 
@@ -113,7 +113,7 @@ def build_trained_head(model: keras.Model, recipe: Recipe) -> keras.Model:
 
 
 def build_float32_copy(model: keras.Model, recipe: Recipe, num_classes: int) -> keras.Model:
-    """The same network and weights in float32 on one device: what is judged and served."""
+    """The same network and weights in float32 on one device: what is evaluated and served."""
     # the weights come from `model`: no need to read the backbone's again
     copy = build_model(replace(recipe, precision="float32", weights="random"), num_classes)
     copy_weights(model, copy)

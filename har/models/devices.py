@@ -53,32 +53,32 @@ def format_hardware(hardware: Hardware, replicas: int) -> str:
     return "+".join(f"{count}x{name}" for name, count in Counter(names).items())
 
 
-def list_gpus() -> list[Any]:
+def _list_gpus() -> list[Any]:
     """The GPUs that TensorFlow sees."""
     return list(tf.config.list_physical_devices("GPU"))
 
 
 def has_gpu() -> bool:
     """Whether TensorFlow sees a GPU."""
-    return bool(list_gpus())
+    return bool(_list_gpus())
 
 
 def find_hardware() -> Hardware:
     """Ask TensorFlow and the operating system."""
-    gpus = list_gpus()
+    gpus = _list_gpus()
     details = [tf.config.experimental.get_device_details(gpu) for gpu in gpus]
     capabilities = [d.get("compute_capability", ()) for d in details]
     return Hardware(
         gpu_names=tuple(d.get("device_name", "GPU") for d in details),
         compute_capabilities=tuple(".".join(map(str, c)) or "unknown" for c in capabilities),
-        driver=nvidia_driver() or "none",
+        driver=_nvidia_driver() or "none",
         cpu=cpu_name(),
         cpu_count=available_cpus(),
         memory_gb=round(psutil.virtual_memory().total / 1e9, 1),
     )
 
 
-def nvidia_driver() -> str | None:
+def _nvidia_driver() -> str | None:
     """The NVIDIA driver's version where one with at least one GPU is loaded, else None."""
     import pynvml
 

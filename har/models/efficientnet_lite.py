@@ -86,7 +86,7 @@ LITES = {
 }
 
 
-def scale_stages(width: float, depth: float) -> list[Stage]:
+def _scale_stages(width: float, depth: float) -> list[Stage]:
     """`BASE_STAGES` with filters times `width`, in eights, and repeats times `depth`, rounded up.
 
     The first and the last stage keep their repeats.
@@ -115,21 +115,21 @@ def build_lite(name: str, image_size: int) -> keras.Model:
     lite = LITES[name]
     inputs = layers.Input((image_size, image_size, 3))
     x = layers.Rescaling(1 / 128, offset=-127 / 128)(inputs)
-    x = convolve(x, "conv_stem", "bn0", STEM_FILTERS, kernel=3, stride=2)
+    x = _convolve(x, "conv_stem", "bn0", STEM_FILTERS, kernel=3, stride=2)
     index = 0
-    for stage in scale_stages(lite.width, lite.depth):
+    for stage in _scale_stages(lite.width, lite.depth):
         for repeat in range(stage.repeats):
-            x = add_block(x, f"blocks.{index}", stage, stage.stride if repeat == 0 else 1)
+            x = _add_block(x, f"blocks.{index}", stage, stage.stride if repeat == 0 else 1)
             index += 1
-    x = convolve(x, "conv_head", "bn1", LAST_FILTERS)
+    x = _convolve(x, "conv_head", "bn1", LAST_FILTERS)
     return keras.Model(inputs, layers.GlobalAveragePooling2D()(x), name=name)
 
 
-def add_block(x: Any, name: str, stage: Stage, stride: int) -> Any:
+def _add_block(x: Any, name: str, stage: Stage, stride: int) -> Any:
     """Expand, filter each channel by itself, project; add the input where shapes agree."""
     inputs, channels = x, x.shape[-1]
     if stage.expansion > 1:
-        x = convolve(x, f"{name}.expand_conv", f"{name}.bn0", channels * stage.expansion)
+        x = _convolve(x, f"{name}.expand_conv", f"{name}.bn0", channels * stage.expansion)
     x = layers.DepthwiseConv2D(
         stage.kernel,
         strides=stride,
@@ -139,11 +139,11 @@ def add_block(x: Any, name: str, stage: Stage, stride: int) -> Any:
     )(x)
     x = layers.BatchNormalization(epsilon=BATCH_NORM_EPSILON, name=f"{name}.bn1")(x)
     x = layers.ReLU(6)(x)
-    x = convolve(x, f"{name}.project_conv", f"{name}.bn2", stage.filters, activate=False)
+    x = _convolve(x, f"{name}.project_conv", f"{name}.bn2", stage.filters, activate=False)
     return layers.Add()([x, inputs]) if stride == 1 and channels == stage.filters else x
 
 
-def convolve(
+def _convolve(
     x: Any,
     name: str,
     norm_name: str,
@@ -193,7 +193,7 @@ def read_imagenet_arrays(lite: Lite) -> Arrays:
     if digest_file(path) != lite.sha256:
         raise UserError(f"{path} is not the known weights file (its SHA-256 differs)")
     with path.open("rb") as file:
-        return read_torch_arrays(file)
+        return _read_torch_arrays(file)
 
 
 class Tensor(NamedTuple):
@@ -212,7 +212,7 @@ class TensorUnpickler(pickle.Unpickler):
         """The few harmless names that PyTorch's state dict uses."""
         allowed = {
             ("collections", "OrderedDict"): OrderedDict,
-            ("torch._utils", "_rebuild_tensor_v2"): rebuild_tensor,
+            ("torch._utils", "_rebuild_tensor_v2"): _rebuild_tensor,
             ("torch", "FloatStorage"): "<f4",
             ("torch", "LongStorage"): "<i8",
         }
@@ -226,7 +226,7 @@ class TensorUnpickler(pickle.Unpickler):
         return key, dtype
 
 
-def rebuild_tensor(
+def _rebuild_tensor(
     storage: tuple[str, str], offset: int, shape: tuple[int, ...], strides: tuple[int, ...], *_: Any
 ) -> tuple[Tensor, str]:
     """Stands in for PyTorch's function of that name: notes the place, reads nothing."""
@@ -234,7 +234,7 @@ def rebuild_tensor(
     return Tensor(key, offset, shape, strides), dtype
 
 
-def read_torch_arrays(file: IO[bytes]) -> Arrays:
+def _read_torch_arrays(file: IO[bytes]) -> Arrays:
     """Arrays by name from PyTorch's old format: three pickles (magic, protocol, system), the
     state dict, the storage keys, then each storage as an int64 count and its raw values.
     """
@@ -246,10 +246,10 @@ def read_torch_arrays(file: IO[bytes]) -> Arrays:
     for key in TensorUnpickler(file).load():
         count = int.from_bytes(file.read(8), "little")
         storages[key] = np.frombuffer(file.read(count * dtypes[key].itemsize), dtypes[key])
-    return {name: view_of(tensor, storages) for name, (tensor, _) in state.items()}
+    return {name: _view_of(tensor, storages) for name, (tensor, _) in state.items()}
 
 
-def view_of(tensor: Tensor, storages: Arrays) -> npt.NDArray[Any]:
+def _view_of(tensor: Tensor, storages: Arrays) -> npt.NDArray[Any]:
     """The array that `tensor` describes, over its storage; PyTorch counts strides in elements."""
     storage = storages[tensor.storage]
     return np.lib.stride_tricks.as_strided(

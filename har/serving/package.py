@@ -1,5 +1,7 @@
 """A trained classifier into the store, as a model for `mlflow models serve`."""
 
+import hashlib
+from functools import cache
 from importlib.metadata import version
 from pathlib import Path
 
@@ -12,6 +14,8 @@ from har.inference.classifier import CLASSIFIER_FOLDER, read_facts
 from har.inference.runtimes import RUNTIMES
 
 MODEL_NAME = "model"
+# Of the metadata of a model: which code it carries.
+CODE_DIGEST = "code_sha256"
 PACKAGE = Path(har.__file__).parent
 # What every served model imports, and no more; its runtime may add to it.
 SERVING_PACKAGES = ("mlflow", "tensorflow", "keras", "numpy", "pandas", "pillow")
@@ -38,6 +42,17 @@ SIGNATURE = ModelSignature(
 )
 
 
+@cache
+def digest_code() -> str:
+    """SHA-256 of the files of this package, which a model is logged with."""
+    found = hashlib.sha256()
+    for path in sorted(PACKAGE.rglob("*")):
+        if path.suffix in (".py", ".html", ".toml"):
+            found.update(path.relative_to(PACKAGE).as_posix().encode())
+            found.update(path.read_bytes())
+    return found.hexdigest()
+
+
 def log_classifier(folder: Path) -> str:
     """The classifier in `folder` as a model for `mlflow models serve`; returns its model id.
 
@@ -52,11 +67,12 @@ def log_classifier(folder: Path) -> str:
         artifacts={CLASSIFIER_FOLDER: str(folder)},
         code_paths=[str(PACKAGE)],
         signature=SIGNATURE,
-        # the very versions that judged it; the CPU build, which also serves
+        # the very versions that evaluated it; the CPU build, which also serves
         pip_requirements=[f"{name}=={version(name)}" for name in packages],
         metadata={
             "class_names": facts["class_names"],
             "runtime": facts["runtime"],
+            CODE_DIGEST: digest_code(),
         },
     )
     return str(model.model_id)

@@ -19,6 +19,7 @@ from numpy.random import default_rng
 
 from har.data import sample
 from har.data.splits import Split
+from har.serving.load import open_served
 from har.serving.selection import (
     CHAMPION,
     MODEL,
@@ -56,48 +57,48 @@ def promote(experiment: str | None, rules: Rules, dry_run: bool = False) -> str:
     Under `mlflow run` that run keeps a record, and its experiment is the default.
 
     Raises:
-        UserError: no such experiment, no candidates, a champion that was not judged on the
+        UserError: no such experiment, no candidates, a champion that was not evaluated on the
             same images, or a candidate whose model does not work.
     """
     quiet_mlflow()
     if "MLFLOW_RUN_ID" not in os.environ:
-        return text_or_refusal(decide_and_promote(experiment or EXPERIMENT, rules, dry_run))
+        return _text_or_refusal(_decide_and_promote(experiment or EXPERIMENT, rules, dry_run))
     # before the run is opened: MLflow then forgets which it was
     name = experiment or find_current_experiment() or EXPERIMENT
     with open_run(EXPERIMENT, {MLFLOW_RUN_NAME: "promote", "job": "promote"}):
-        decision = decide_and_promote(name, rules, dry_run)
+        decision = _decide_and_promote(name, rules, dry_run)
         candidate = decision.choice.candidate.run_id
         mlflow.set_tags({"decision": decision.outcome, "candidate": candidate})
         set_description(decision.text.replace("\n", "  \n"))
-        return text_or_refusal(decision)
+        return _text_or_refusal(decision)
 
 
-def text_or_refusal(decision: Decision) -> str:
+def _text_or_refusal(decision: Decision) -> str:
     """The decision's text; a refusal is an error."""
     if decision.outcome == "refused":
         raise UserError(decision.why)
     return decision.text
 
 
-def decide_and_promote(experiment: str, rules: Rules, dry_run: bool) -> Decision:
+def _decide_and_promote(experiment: str, rules: Rules, dry_run: bool) -> Decision:
     """Decide, and do it unless `dry_run`; one at a time on this machine.
 
     Other machines do not see the lock: if the champion moved meanwhile, all is decided anew.
     """
     with promotion_lock():
         for _ in range(ATTEMPTS):
-            candidates, champion = load_candidates(experiment), load_champion()
+            candidates, champion = _load_candidates(experiment), _load_champion()
             before = None if rules.ignore_champion else champion
             choice = select_candidate(candidates, rules, before.test_digest if before else None)
-            comparison = compare_with_champion(choice.candidate, before)
+            comparison = _compare_with_champion(choice.candidate, before)
             decision = decide(choice, champion, comparison, rules.alpha)
             if decision.outcome == "would promote":
                 decision = refuse_broken_model(decision)
             if dry_run or decision.outcome != "would promote":
                 return decision
-            version = register(decision)
-            if load_champion() == champion:
-                move_aliases(version, champion)
+            version = _register(decision)
+            if _load_champion() == champion:
+                _move_aliases(version, champion)
                 return replace(decision, outcome="promoted", version=version)
             say("the champion was changed meanwhile: deciding anew")
     raise UserError(
@@ -130,7 +131,7 @@ def promotion_lock() -> Iterator[None]:
         lock.release()
 
 
-def load_candidates(experiment: str) -> list[Candidate]:
+def _load_candidates(experiment: str) -> list[Candidate]:
     """Every candidate of an experiment.
 
     Raises:
@@ -138,16 +139,16 @@ def load_candidates(experiment: str) -> list[Candidate]:
     """
     experiment_id = find_experiment(experiment)
     runs, models = find_runs("tags.job = 'train'", [experiment_id]), find_models(experiment_id)
-    unfit = Counter(why for run in runs if (why := why_unfit(run, models)))
+    unfit = Counter(why for run in runs if (why := _why_unfit(run, models)))
     if not runs:
         raise UserError(f"experiment {experiment} has no trainings: `har run` records one")
     if unfit.total() == len(runs):
         reasons = ", ".join(f"{count} {why}" for why, count in unfit.items())
         raise UserError(f"no training of experiment {experiment} can be promoted: {reasons}")
-    return [read_candidate(run, models) for run in runs if not why_unfit(run, models)]
+    return [_read_candidate(run, models) for run in runs if not _why_unfit(run, models)]
 
 
-def why_unfit(run: Any, models: Mapping[str, str]) -> str | None:
+def _why_unfit(run: Any, models: Mapping[str, str]) -> str | None:
     """Why a training is no candidate, in words that follow a count; `models` by run id."""
     if run.info.status != "FINISHED":
         return "not finished"
@@ -156,7 +157,7 @@ def why_unfit(run: Any, models: Mapping[str, str]) -> str | None:
     return None if run.info.run_id in models else "without a model"
 
 
-def read_candidate(run: Any, models: Mapping[str, str]) -> Candidate:
+def _read_candidate(run: Any, models: Mapping[str, str]) -> Candidate:
     """What a training run says of itself; `models` by run id."""
     tags, metrics = run.data.tags, run.data.metrics
     options = ((each.name, run.data.params.get(each.name)) for each in fields(Split))
@@ -174,15 +175,15 @@ def read_candidate(run: Any, models: Mapping[str, str]) -> Candidate:
     )
 
 
-def load_champion() -> Champion | None:
+def _load_champion() -> Champion | None:
     """The present one, if there is one."""
-    version = find_version(CHAMPION)
+    version = _find_version(CHAMPION)
     if version is None:
         return None
     return Champion(
         version=str(version.version),
         run_id=version.run_id or None,
-        test_digest=read_version(version)[0].get("test_digest"),
+        test_digest=_read_version(version)[0].get("test_digest"),
         uris=(
             f"models:/{MODEL}/{version.version}",
             str(version.source),
@@ -191,7 +192,7 @@ def load_champion() -> Champion | None:
     )
 
 
-def find_version(alias: str) -> Any:
+def _find_version(alias: str) -> Any:
     """The version of an alias; None if there is no such alias or no such model.
 
     Raises:
@@ -209,7 +210,7 @@ def find_version(alias: str) -> Any:
         ) from error
 
 
-def read_version(version: Any) -> tuple[dict[str, str], dict[str, float]]:
+def _read_version(version: Any) -> tuple[dict[str, str], dict[str, float]]:
     """Tags and metrics of the run of a version; the version's own tags where it is gone."""
     runs = find_runs(f"attributes.run_id = '{version.run_id}'") if version.run_id else []
     if not runs:
@@ -217,16 +218,16 @@ def read_version(version: Any) -> tuple[dict[str, str], dict[str, float]]:
     return {**version.tags, **runs[0].data.tags}, runs[0].data.metrics
 
 
-def compare_with_champion(candidate: Candidate, champion: Champion | None) -> Comparison | None:
+def _compare_with_champion(candidate: Candidate, champion: Champion | None) -> Comparison | None:
     """With the champion, on the candidate's test images; None: they are one, or there is none.
 
     Raises:
-        UserError: the champion was not judged on these images; how to do that.
+        UserError: the champion was not evaluated on these images; how to do that.
     """
     if champion is None or champion.run_id == candidate.run_id:
         return None
     predictions = load_predictions(candidate.run_id)
-    for run_id in find_evaluations(champion, candidate.test_digest):
+    for run_id in _find_evaluations(champion, candidate.test_digest):
         try:
             before = load_predictions(run_id)
         except UserError as error:
@@ -236,13 +237,13 @@ def compare_with_champion(candidate: Candidate, champion: Champion | None) -> Co
         if set(before["path"]) == set(predictions["path"]):
             return compare_predictions(predictions, before)
     raise UserError(
-        f"the champion, version {champion.version}, was not judged on the test images of run"
-        f" {candidate.run_id} (test digest {candidate.test_digest}): judge it with `har evaluate"
+        f"the champion, version {champion.version}, was not evaluated on the test images of run"
+        f" {candidate.run_id} (test digest {candidate.test_digest}): evaluate it with `har evaluate"
         f" --model {champion.uris[0]} --data DIR {candidate.split_options}` on that run's data"
     )
 
 
-def find_evaluations(champion: Champion, test_digest: str) -> list[str]:
+def _find_evaluations(champion: Champion, test_digest: str) -> list[str]:
     """Runs that hold the champion's predictions: its own, and later evaluations."""
     own = [champion.run_id] if champion.run_id and champion.test_digest == test_digest else []
     evaluations = find_runs(f"tags.job = 'evaluate' and tags.test_digest = '{test_digest}'")
@@ -261,7 +262,7 @@ def refuse_broken_model(decision: Decision) -> Decision:
     """The decision, or a refusal if the candidate's model does not work."""
     candidate = decision.choice.candidate
     with quiet_loading():
-        problem = find_problem(candidate.model_uri)
+        problem = _find_problem(candidate.model_uri)
     if problem is None:
         return decision
     why = (
@@ -271,14 +272,15 @@ def refuse_broken_model(decision: Decision) -> Decision:
     return replace(decision, outcome="refused", why=why)
 
 
-def find_problem(uri: str) -> str | None:
+def _find_problem(uri: str) -> str | None:
     """What is wrong with a model's answers to a drawn picture and to junk, if anything."""
     picture = io.BytesIO()
     sample.draw_action(next(iter(sample.ACTIONS)), default_rng(0)).save(picture, "JPEG")
     try:
-        model = mlflow.pyfunc.load_model(uri)
-        answers = model.predict(pd.DataFrame({"image": [picture.getvalue(), b"junk"]}))
-        return check_answers(answers, model.metadata.metadata["class_names"])
+        with open_served(uri) as model:
+            answers = model.predict(pd.DataFrame({"image": [picture.getvalue(), b"junk"]}))
+        class_names = mlflow.models.get_model_info(uri).metadata["class_names"]
+        return check_answers(answers, class_names)
     # a broken model may raise anything at all
     except Exception as error:
         return f"{type(error).__name__}: {first_line(error)}"
@@ -300,7 +302,7 @@ def check_answers(answers: Sequence[dict[str, Any]], class_names: Collection[str
     return None
 
 
-def register(decision: Decision) -> str:
+def _register(decision: Decision) -> str:
     """The version of the candidate's model: made now, unless an earlier call came that far."""
     candidate, client = decision.choice.candidate, mlflow.MlflowClient()
     condition = f"name = '{MODEL}' and run_id = '{candidate.run_id}'"
@@ -325,7 +327,7 @@ def register(decision: Decision) -> str:
     return str(version)
 
 
-def move_aliases(version: str, champion: Champion | None) -> None:
+def _move_aliases(version: str, champion: Champion | None) -> None:
     """Make `version` the champion, and remember the one before."""
     client = mlflow.MlflowClient()
     if champion is not None:
@@ -341,10 +343,10 @@ def describe_champion() -> str:
         UserError: there is none.
     """
     quiet_mlflow()
-    version, previous = find_version(CHAMPION), find_version(PREVIOUS)
+    version, previous = _find_version(CHAMPION), _find_version(PREVIOUS)
     if version is None:
         raise UserError("there is no champion yet: `har promote --experiment NAME` chooses one")
-    tags, metrics = read_version(version)
+    tags, metrics = _read_version(version)
     accuracy, latency = "unknown", "unknown"
     if "accuracy" in metrics:
         ends = f"{metrics['accuracy_low']:.1%} to {metrics['accuracy_high']:.1%}"

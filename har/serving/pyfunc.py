@@ -30,18 +30,18 @@ def read_cell(cell: Any) -> bytes:
         ImageError: neither.
     """
     if isinstance(cell, str):
-        return read_base64(cell.encode("ascii", errors="replace"))
+        return _read_base64(cell.encode("ascii", errors="replace"))
     if not isinstance(cell, bytes):
         null = cell is None or (isinstance(cell, float) and math.isnan(cell))
         raise ImageError(f"neither bytes nor base64 but {'null' if null else type(cell).__name__}")
     # The strings of `inputs` and `instances` come undecoded, as bytes. No image of any kind we
     # accept consists of base64's letters alone.
     if len(cell) % 4 == 0 and BASE64.fullmatch(cell):
-        return read_base64(cell)
+        return _read_base64(cell)
     return cell
 
 
-def read_base64(text: bytes) -> bytes:
+def _read_base64(text: bytes) -> bytes:
     """What it stands for.
 
     Raises:

@@ -122,7 +122,7 @@ def select_candidate(
     Raises:
         UserError: no candidate is of the digest, or has the accuracy, that the rules ask for.
     """
-    digest = select_digest(candidates, rules.test_digest, champions)
+    digest = _select_digest(candidates, rules.test_digest, champions)
     within = [each for each in candidates if each.test_digest == digest]
     validated = [each for each in within if each.val_accuracy is not None]
     if rules.select_by == "validation" and not validated:
@@ -149,7 +149,7 @@ def select_candidate(
     return Selected(candidate=best, selection=selection, notes=tuple(notes))
 
 
-def select_digest(
+def _select_digest(
     candidates: Sequence[Candidate], wanted: str | None, champions: str | None
 ) -> str:
     """The test digest that was asked for, else the champion's, else the newest candidate's."""

@@ -13,7 +13,7 @@ from har.training.train import Result
 def describe_preparation(run_id: str, manifest: Manifest) -> str:
     """Of a run that prepared data."""
     facts, counts = manifest.summary, count_images(manifest)
-    return join_lines(
+    return _join_lines(
         f"**{manifest.name}**: {counts['images']:,} images of {counts['classes']} classes:"
         f" {counts['train_images']:,} train, {counts['test_images']:,} test,"
         f" {counts['unused_images']:,} unused",
@@ -21,9 +21,9 @@ def describe_preparation(run_id: str, manifest: Manifest) -> str:
         f" {facts['conflicting_groups']} with conflicting labels; {counts['leaks']} copies of"
         " training images in test/",
         f"{counts['dropped']} dropped, {counts['strays']} files without a label",
-        f"{link_artifact(run_id, REPORT_FILE, 'report with the pictures of all groups')} ·"
-        f" {link_artifact(run_id, 'figures/samples.png', 'images of each class')}",
-        show_artifact(run_id, "figures/class_balance.png", "images of each class, by split"),
+        f"{_link_artifact(run_id, REPORT_FILE, 'report with the pictures of all groups')} ·"
+        f" {_link_artifact(run_id, 'figures/samples.png', 'images of each class')}",
+        _show_artifact(run_id, "figures/class_balance.png", "images of each class, by split"),
     )
 
 
@@ -43,28 +43,28 @@ def describe_training(
             + (", some or all found in the cache" if found.cache == "hit" else "")
         )
     if evaluation is None:
-        return join_lines(*lines, "no test split: no accuracy", show_learning_curves(run_id))
-    return join_lines(
-        *lines, format_scores(evaluation), show_learning_curves(run_id), link_evaluation(run_id)
+        return _join_lines(*lines, "no test split: no accuracy", _show_learning_curves(run_id))
+    return _join_lines(
+        *lines, _format_scores(evaluation), _show_learning_curves(run_id), _link_evaluation(run_id)
     )
 
 
 def describe_evaluation(run_id: str, uri: str, evaluation: Evaluation) -> str:
-    """Of a run that judged a model trained elsewhere."""
-    return join_lines(
-        f"`{uri}` on the test split", format_scores(evaluation), link_evaluation(run_id)
+    """Of a run that evaluated a model trained elsewhere."""
+    return _join_lines(
+        f"`{uri}` on the test split", _format_scores(evaluation), _link_evaluation(run_id)
     )
 
 
 def describe_comparison(run_id: str, runs: int) -> str:
     """Of a run that compares others."""
     return (
-        f"{runs} trainings compared: {link_artifact(run_id, REPORT_FILE, 'the report')}, also among"
-        " the artifacts, with its tables as CSV and its figures"
+        f"{runs} trainings compared: {_link_artifact(run_id, REPORT_FILE, 'the report')}, also"
+        " among the artifacts, with its tables as CSV and its figures"
     )
 
 
-def format_scores(evaluation: Evaluation) -> str:
+def _format_scores(evaluation: Evaluation) -> str:
     """The line about accuracy."""
     scores = evaluation.scores
     return (
@@ -74,38 +74,38 @@ def format_scores(evaluation: Evaluation) -> str:
     )
 
 
-def show_learning_curves(run_id: str) -> str:
+def _show_learning_curves(run_id: str) -> str:
     """The picture of how training went."""
-    return show_artifact(run_id, "figures/learning_curves.png", "loss and accuracy by epoch")
+    return _show_artifact(run_id, "figures/learning_curves.png", "loss and accuracy by epoch")
 
 
-def link_evaluation(run_id: str) -> str:
+def _link_evaluation(run_id: str) -> str:
     """Links to the pictures of an evaluation, and the first of them."""
     others = {
         "class_recall": "recall of each class",
         "reliability": "reliability",
         "mistakes": "most confident mistakes",
     }
-    links = [link_artifact(run_id, f"figures/{name}.png", text) for name, text in others.items()]
-    confusion = show_artifact(run_id, "figures/confusion_matrix.png", "confusion matrix")
-    return join_lines(" · ".join(links), confusion)
+    links = [_link_artifact(run_id, f"figures/{name}.png", text) for name, text in others.items()]
+    confusion = _show_artifact(run_id, "figures/confusion_matrix.png", "confusion matrix")
+    return _join_lines(" · ".join(links), confusion)
 
 
-def join_lines(*lines: str) -> str:
+def _join_lines(*lines: str) -> str:
     """Markdown lines that stay lines."""
     return "  \n".join(lines)
 
 
-def link_artifact(run_id: str, artifact: str, text: str) -> str:
+def _link_artifact(run_id: str, artifact: str, text: str) -> str:
     """A link to an artifact."""
-    return f"[{text}]({artifact_address(run_id, artifact)})"
+    return f"[{text}]({_artifact_address(run_id, artifact)})"
 
 
-def show_artifact(run_id: str, artifact: str, text: str) -> str:
+def _show_artifact(run_id: str, artifact: str, text: str) -> str:
     """An artifact shown in the description."""
-    return f"![{text}]({artifact_address(run_id, artifact)})"
+    return f"![{text}]({_artifact_address(run_id, artifact)})"
 
 
-def artifact_address(run_id: str, artifact: str) -> str:
+def _artifact_address(run_id: str, artifact: str) -> str:
     """Where the server that shows the page has an artifact; relative, so right on any server."""
     return f"get-artifact?{urlencode({'path': artifact, 'run_uuid': run_id})}"

@@ -45,28 +45,28 @@ from har.training.train import OnEpoch, Result
 def log_job(job: TrainingJob) -> None:
     """Parameters and the data set, before training starts."""
     log_missing_params(training_params(job))
-    log_dataset(build_dataset(job.manifest), "training")
+    log_dataset(_build_dataset(job.manifest), "training")
 
 
 def log_preparation(manifest: Manifest, report: str) -> None:
     """The data set, its split, counts, tables, pictures and the page `report`."""
     # counts are no metrics: those would stand among accuracies in the UI's charts
     log_missing_params({**split_params(manifest), **count_images(manifest)})
-    log_dataset(build_dataset(manifest), "preparation")
-    log_manifest(manifest)
+    log_dataset(_build_dataset(manifest), "preparation")
+    _log_manifest(manifest)
     log_table_file(describe_groups(manifest.table), "duplicates.csv")
     mlflow.log_text(report, REPORT_FILE)
     mlflow.log_figure(draw_class_balance(manifest), "figures/class_balance.png")
     mlflow.log_figure(draw_samples(manifest), "figures/samples.png")
 
 
-def log_manifest(manifest: Manifest) -> None:
+def _log_manifest(manifest: Manifest) -> None:
     """Both files of a prepared folder."""
     for name, text in format_manifest_files(manifest).items():
         mlflow.log_text(text, name)
 
 
-def build_dataset(manifest: Manifest) -> mlflow.data.pandas_dataset.PandasDataset:
+def _build_dataset(manifest: Manifest) -> mlflow.data.pandas_dataset.PandasDataset:
     """The manifest as an MLflow data set under our own digest."""
     return mlflow.data.pandas_dataset.from_pandas(
         manifest.table,
@@ -89,7 +89,7 @@ def log_epoch(run_id: str, epoch: int, metrics: dict[str, float], at_ms: int) ->
 def open_epoch_log(run_id: str, history: Sequence[dict[str, float]]) -> Iterator[OnEpoch]:
     """Yield what logs an epoch while training runs on, whether or not the store answers.
 
-    Of a run that is gone on with, epochs of `history` that it lacks are logged first, and those
+    Of a resumed run, epochs of `history` that it lacks are logged first, and those
     that it has, and that are trained again, are not.
     """
     with short_timeouts():
@@ -138,14 +138,14 @@ def log_result(job: TrainingJob, result: Result) -> None:
     mlflow.log_dict({"variant": job.variant, **recipes}, RECIPE_ARTIFACT)
     mlflow.log_text(json.dumps(result.history, indent=1), HISTORY_ARTIFACT)
     mlflow.log_figure(draw_curves(result.history), "figures/learning_curves.png")
-    log_manifest(job.manifest)
+    _log_manifest(job.manifest)
 
 
 def log_evaluation(
     evaluation: Evaluation, latency: Latency, manifest: Manifest, model_id: str | None
 ) -> None:
     """Test scores and latency, linked to the model and the data set, with tables and figures."""
-    links = {"model_id": model_id, "dataset": build_dataset(manifest)}
+    links = {"model_id": model_id, "dataset": _build_dataset(manifest)}
     log_metrics_once(evaluation.scores, **links)
     log_missing_metrics(asdict(latency), **links)
     tables = {

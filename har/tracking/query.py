@@ -78,7 +78,7 @@ def has_finished(run_id: str) -> bool:
     except (MlflowException, OSError) as error:
         raise UserError(f"run {run_id} cannot be read: {first_line(error)}") from error
     if run.info.lifecycle_stage != "active":
-        raise UserError(f"run {run_id} cannot be gone on with: it is deleted")
+        raise UserError(f"cannot resume run {run_id}: it is deleted")
     return str(run.info.status) == "FINISHED"
 
 

@@ -151,19 +151,19 @@ def load_record(training: TrainingSummary) -> Record:
         recipe = asdict(VARIANTS[training.variant])
         return Record(training=training, recipe=recipe, history=[], predictions=None, root=None)
     uri, load = f"runs:/{training.run_id}", mlflow.artifacts.load_dict
-    described: dict[str, Any] = load_or_warn(lambda: load(f"{uri}/dataset.json"), {})
+    described: dict[str, Any] = _load_or_warn(lambda: load(f"{uri}/dataset.json"), {})
     return Record(
         training=training,
-        recipe=load_or_warn(lambda: load(f"{uri}/{RECIPE_ARTIFACT}")["used"], {}),
-        history=load_or_warn(lambda: load(f"{uri}/{HISTORY_ARTIFACT}"), []),
-        predictions=load_or_warn(lambda: load_predictions(training.run_id), None)
+        recipe=_load_or_warn(lambda: load(f"{uri}/{RECIPE_ARTIFACT}")["used"], {}),
+        history=_load_or_warn(lambda: load(f"{uri}/{HISTORY_ARTIFACT}"), []),
+        predictions=_load_or_warn(lambda: load_predictions(training.run_id), None)
         if training.accuracy is not None
         else None,
         root=described.get("root"),
     )
 
 
-def load_or_warn(load: Callable[[], Found], otherwise: Found) -> Found:
+def _load_or_warn(load: Callable[[], Found], otherwise: Found) -> Found:
     """What is loaded, or `otherwise` and a warning."""
     try:
         return load()

@@ -39,32 +39,32 @@ SHORT_TIMEOUTS = {
 def open_run(experiment: str, tags: Mapping[str, str], run_id: str | None = None) -> Iterator[str]:
     """Yield the id of a run that ends FINISHED, FAILED on an error, KILLED on Ctrl-C.
 
-    Joins the run that `mlflow run` opened, or goes on with `run_id`; else opens one in
+    Joins the run that `mlflow run` opened, or resumes `run_id`; else opens one in
     `experiment`.
 
     Raises:
         UserError: the tracking store cannot be used.
     """
     quiet_mlflow()
-    with explain_store_errors(), store_lock(), short_timeouts():
+    with explain_store_errors(), _store_lock(), short_timeouts():
         # under `mlflow run` the experiment is chosen already, and choosing again is an error
         if "MLFLOW_RUN_ID" not in os.environ and run_id is None:
             mlflow.set_experiment(experiment)
         run = mlflow.start_run(run_id, log_system_metrics=True)
     try:
-        with short_timeouts(), store_lock():
+        with short_timeouts(), _store_lock():
             mlflow.set_tags(dict(tags))
-            prepare_experiment(run.info.experiment_id)
+            _prepare_experiment(run.info.experiment_id)
         yield run.info.run_id
     except BaseException as error:
         # whatever the store says now, that error is what the user must see
         with suppress(UserError), short_timeouts():
-            end_run("KILLED" if isinstance(error, KeyboardInterrupt) else "FAILED")
+            _end_run("KILLED" if isinstance(error, KeyboardInterrupt) else "FAILED")
         if isinstance(error, MlflowException | requests.RequestException):
             with explain_store_errors():
                 raise
         raise
-    end_run("FINISHED")
+    _end_run("FINISHED")
 
 
 def check_store(experiment: str | None = None) -> None:
@@ -73,7 +73,7 @@ def check_store(experiment: str | None = None) -> None:
     And unless it can write, where the experiment is given that will be recorded in.
     """
     quiet_mlflow()
-    with explain_store_errors(), store_lock(), short_timeouts():
+    with explain_store_errors(), _store_lock(), short_timeouts():
         if experiment is None:
             mlflow.search_experiments(max_results=1)
             return
@@ -82,11 +82,11 @@ def check_store(experiment: str | None = None) -> None:
         else:
             experiment_id = mlflow.set_experiment(experiment).experiment_id
         now = str(int(time.time()))
-        retry_once(lambda: mlflow.MlflowClient().set_experiment_tag(experiment_id, BEGUN_TAG, now))
+        _retry_once(lambda: mlflow.MlflowClient().set_experiment_tag(experiment_id, BEGUN_TAG, now))
 
 
 @contextmanager
-def store_lock() -> Iterator[None]:
+def _store_lock() -> Iterator[None]:
     """One process of this machine at a time: two that make a new sqlite store or experiment at once
     leave one that neither can use (mlflow 3.17). A server does that by itself.
     """
@@ -108,17 +108,17 @@ def store_lock() -> Iterator[None]:
         lock.release()
 
 
-def prepare_experiment(experiment_id: str) -> None:
+def _prepare_experiment(experiment_id: str) -> None:
     """Describe it, as every process does that records there."""
-    retry_once(lambda: set_up_experiment(experiment_id))
+    _retry_once(lambda: set_up_experiment(experiment_id))
 
 
 def log_dataset(dataset: Any, context: str) -> None:
     """The images of the active run, which others may be of too."""
-    retry_once(lambda: mlflow.log_input(dataset, context))
+    _retry_once(lambda: mlflow.log_input(dataset, context))
 
 
-def retry_once(write: Callable[[], None]) -> None:
+def _retry_once(write: Callable[[], None]) -> None:
     """Write; again, if it failed: MLflow looks whether a thing is there and then makes it, so where
     two processes do so at once, even on a server, one of them fails (mlflow 3.17).
     """
@@ -160,7 +160,7 @@ def explain_store_errors() -> Iterator[None]:
         raise UserError(f"the tracking store {uri} cannot be used: {error}{hint}") from error
 
 
-def end_run(status: str) -> None:
+def _end_run(status: str) -> None:
     """End the active run; a Ctrl-C meanwhile cannot leave it RUNNING for ever."""
     with defer_interrupts(), explain_store_errors():
         mlflow.end_run(status)
@@ -210,8 +210,8 @@ def log_missing_params(params: Mapping[str, Any]) -> None:
 
 
 def log_metrics_once(metrics: Mapping[str, float], **links: Any) -> None:
-    """Log metrics of what is done again where a run was cut short after that, such as judging: not
-    the values that are there already. `links` are those of `mlflow.log_metrics`.
+    """Log metrics that a resumed run computes again, but not the values that it has already.
+    `links` are those of `mlflow.log_metrics`.
     """
     run = mlflow.active_run()
     assert run is not None
@@ -245,9 +245,9 @@ def choose_experiment(name: str) -> str:
     Raises:
         UserError: the store cannot be used.
     """
-    with explain_store_errors(), store_lock():
+    with explain_store_errors(), _store_lock():
         experiment_id = str(mlflow.set_experiment(name).experiment_id)
-        prepare_experiment(experiment_id)
+        _prepare_experiment(experiment_id)
     return experiment_id
 
 

@@ -66,7 +66,7 @@ def split_params(manifest: Manifest) -> dict[str, Any]:
     return {each.name: manifest.summary[each.name] for each in fields(Split)}
 
 
-def data_tags(manifest: Manifest) -> dict[str, str]:
+def _data_tags(manifest: Manifest) -> dict[str, str]:
     """Which data a run is about; runs compare only under one test digest."""
     return {
         "dataset": manifest.name,
@@ -80,7 +80,7 @@ def preparation_tags(manifest: Manifest) -> dict[str, str]:
     return {
         MLFLOW_RUN_NAME: f"prepare · {manifest.name}",
         "job": "prepare",
-        **data_tags(manifest),
+        **_data_tags(manifest),
     }
 
 
@@ -106,7 +106,7 @@ def ablation_tags(from_variant: str, to_variant: str, manifest: Manifest) -> dic
     return {
         MLFLOW_RUN_NAME: f"ablate · {from_variant} to {to_variant}",
         "job": "ablate",
-        **data_tags(manifest),
+        **_data_tags(manifest),
     }
 
 
@@ -121,7 +121,7 @@ def training_tags(job: TrainingJob, parent: str | None = None) -> dict[str, str]
         "overrides": job.overrides,
         "differs_from_variant": job.differs_from_variant,
         "hardware": job.hardware_tag,
-        **data_tags(job.manifest),
+        **_data_tags(job.manifest),
         "recipe_digest": job.recipe_digest,
     }
 
@@ -135,8 +135,8 @@ def name_run(variant: str, used: Recipe, hardware: str) -> str:
 def evaluation_tags(
     uri: str, trained_by: mlflow.entities.Run | None, manifest: Manifest
 ) -> dict[str, str]:
-    """Of a run that judges a model which was trained elsewhere, by a run known here or not."""
-    tags = {"job": "evaluate", "evaluated_model": uri, **data_tags(manifest)}
+    """Of a run that evaluates a model which was trained elsewhere, by a run known here or not."""
+    tags = {"job": "evaluate", "evaluated_model": uri, **_data_tags(manifest)}
     if trained_by is None:
         return {MLFLOW_RUN_NAME: f"evaluate · {uri}", **tags}
     there = read_tags(trained_by)

@@ -52,7 +52,7 @@ def set_up_experiment(experiment_id: str) -> None:
     }
     client = mlflow.MlflowClient()
     there = client.get_experiment(experiment_id).tags
-    ours = FIRST_DEFAULTS | read_defaults(there.get(DEFAULTS_TAG))
+    ours = FIRST_DEFAULTS | _read_defaults(there.get(DEFAULTS_TAG))
     for name, value in wanted.items():
         if name not in there or (there[name] != value and digest(there[name]) == ours.get(name)):
             client.set_experiment_tag(experiment_id, name, value)
@@ -66,7 +66,7 @@ def digest(text: str) -> str:
     return digest_bytes(text.encode())[:16]
 
 
-def read_defaults(text: str | None) -> dict[str, str]:
+def _read_defaults(text: str | None) -> dict[str, str]:
     """What DEFAULTS_TAG holds; nothing where somebody else wrote it."""
     try:
         found = json.loads(text or "{}")
@@ -75,7 +75,7 @@ def read_defaults(text: str | None) -> dict[str, str]:
     return found if isinstance(found, dict) else {}
 
 
-def describe_ui(tracking_uri: str, experiment_id: str) -> str:
+def _describe_ui(tracking_uri: str, experiment_id: str) -> str:
     """How to open the MLflow UI on the store that holds the runs, and at which page."""
     page = f"/#/experiments/{experiment_id}/runs?viewStateShareKey={VIEW}"
     if tracking_uri.startswith(("http://", "https://")):
@@ -91,4 +91,4 @@ def describe_ui(tracking_uri: str, experiment_id: str) -> str:
 def describe_run_page(run_id: str) -> str:
     """How to open the UI on this run's experiment."""
     uri = without_password(mlflow.get_tracking_uri())
-    return describe_ui(uri, mlflow.get_run(run_id).info.experiment_id)
+    return _describe_ui(uri, mlflow.get_run(run_id).info.experiment_id)

@@ -84,7 +84,7 @@ class Backup:
             warn(f"no backup: {first_line(error)}; a training that is cut short starts again")
             return
         if not self.announced:
-            say(f"a backup to go on from: {size / 1e6:,.1f} MB in {self.folder}")
+            say(f"backup to resume from: {size / 1e6:,.1f} MB in {self.folder}")
             self.announced = True
 
     @contextmanager
@@ -169,21 +169,21 @@ def delete_backup(run_id: str) -> None:
 
 def describe_backups() -> list[str]:
     """A line for each, with its size; none where there is none."""
-    lines = [describe_backup(run_id) for run_id in list_backups()]
+    lines = [_describe_backup(run_id) for run_id in list_backups()]
     head = (
         f"{backup_folder('-').parent}: backups of trainings: {len(lines)}; delete those you give up"
     )
     return [head, *lines] if lines else []
 
 
-def describe_backup(run_id: str) -> str:
+def _describe_backup(run_id: str) -> str:
     """How large it is, and how its training goes on."""
     folder, size = backup_folder(run_id), 0
     for each in folder.rglob("*"):
         with suppress(FileNotFoundError):  # a training at work replaces its state
             size += each.stat().st_size
     state = (
-        "at work" if is_training(run_id) else f"cut short; to go on: har train --resume {run_id}"
+        "at work" if is_training(run_id) else f"cut short; to resume: har train --resume {run_id}"
     )
     return f"{run_id}  {size / 1e6:>9,.1f} MB  {state}"
 
@@ -206,8 +206,8 @@ def read_job(run_id: str) -> tuple[Job, Path]:
     folder = backup_folder(run_id)
     if not (folder / JOB_FILE).is_file():
         raise UserError(
-            f"run {run_id} cannot be gone on with: no backup in {folder}; a training has one until"
-            f" it ends well. There are backups of: {', '.join(list_backups()) or 'none'}"
+            f"cannot resume run {run_id}: no backup in {folder}; a training has one until it"
+            f" finishes. There are backups of: {', '.join(list_backups()) or 'none'}"
         )
     try:
         text: dict[str, Any] = json.loads((folder / JOB_FILE).read_text(encoding="utf-8"))

@@ -77,7 +77,7 @@ class Entry:
     @property
     def bytes(self) -> int:
         """On disk; files that another process takes away meanwhile count nothing."""
-        return sum(size_of(each) for each in self.folder.glob("*"))
+        return sum(_size_of(each) for each in self.folder.glob("*"))
 
     @property
     def used(self) -> float:
@@ -93,7 +93,7 @@ class Entry:
         return "sha256" in self.about
 
 
-def size_of(path: Path) -> int:
+def _size_of(path: Path) -> int:
     """In bytes; 0 if it is gone."""
     try:
         return path.stat().st_size
@@ -106,7 +106,7 @@ def features_folder() -> Path:
     return cache_folder() / "features"
 
 
-def limit_bytes() -> int:
+def _limit_bytes() -> int:
     """How large the cache may grow: $HAR_CACHE_GB, else 20 GB.
 
     Raises:
@@ -143,35 +143,35 @@ def load_or_compute(
         UserError: the cache cannot be written, or has no room; as `check`.
     """
     folder = features_folder() / key.digest
-    with explain_cache_errors():
+    with _explain_cache_errors():
         folder.parent.mkdir(parents=True, exist_ok=True)
-    with entry_lock(folder):
-        with explain_cache_errors():
-            done, sealed = count_valid_rows(folder, key, shape)
-            saved_s = read_seconds(folder) if done else 0.0
+    with _entry_lock(folder):
+        with _explain_cache_errors():
+            done, sealed = _count_valid_rows(folder, key, shape)
+            saved_s = _read_seconds(folder) if done else 0.0
         if not sealed:
             about = {"key": asdict(key), "version": VERSION, "shape": list(shape)}
             about["seconds"] = saved_s
-            with explain_cache_errors():
-                array = open_array(folder, about, done)
+            with _explain_cache_errors():
+                array = _open_array(folder, about, done)
             if done < shape[0]:
-                compute_rows(folder, about, array, done, compute)
+                _compute_rows(folder, about, array, done, compute)
             try:
                 check()
             except ChangedError:
                 # nobody knows which rows are of the other image
                 shutil.rmtree(folder, ignore_errors=True)
                 raise
-            with explain_cache_errors():
-                complete_entry(folder, about, array)
-        with explain_cache_errors():
+            with _explain_cache_errors():
+                _complete_entry(folder, about, array)
+        with _explain_cache_errors():
             os.utime(folder / ABOUT_FILE)
             array = np.load(folder / ARRAY_FILE, mmap_mode="r")
             return Found(array=array, computed=shape[0] - done, saved_s=saved_s)
 
 
 @contextmanager
-def explain_cache_errors() -> Iterator[None]:
+def _explain_cache_errors() -> Iterator[None]:
     """Meanwhile what the system refuses is the cache's fault, and not of what is computed.
 
     Raises:
@@ -187,10 +187,10 @@ def explain_cache_errors() -> Iterator[None]:
 
 
 @contextmanager
-def entry_lock(folder: Path) -> Iterator[None]:
+def _entry_lock(folder: Path) -> Iterator[None]:
     """Held by one process at a time; freed when it ends, however."""
     lock = FileLock(f"{folder}.lock")
-    with explain_cache_errors():
+    with _explain_cache_errors():
         try:
             lock.acquire(timeout=0)
         except Timeout:
@@ -202,26 +202,26 @@ def entry_lock(folder: Path) -> Iterator[None]:
         lock.release()
 
 
-def count_valid_rows(folder: Path, key: Key, shape: tuple[int, int]) -> tuple[int, bool]:
+def _count_valid_rows(folder: Path, key: Key, shape: tuple[int, int]) -> tuple[int, bool]:
     """How many of an entry's rows can be used, and whether it is whole and was sealed.
 
     (0, False), and nothing left of it, if it is not sound.
     """
-    about = read_about(folder)
+    about = _read_about(folder)
     expected = {"key": asdict(key), "version": VERSION, "shape": list(shape)}
     known = about is not None and all(about.get(name) == want for name, want in expected.items())
-    if known and about is not None and read_array(folder, shape) is not None:
+    if known and about is not None and _read_array(folder, shape) is not None:
         if "sha256" not in about:
             return int(about["done"]), False
         if about["sha256"] == digest_file(folder / ARRAY_FILE):
             return shape[0], True
     if folder.exists():
-        say(f"not usable, made anew: {folder}")
+        say(f"invalid, recomputed: {folder}")
         shutil.rmtree(folder)
     return 0, False
 
 
-def read_about(folder: Path) -> dict[str, Any] | None:
+def _read_about(folder: Path) -> dict[str, Any] | None:
     """An entry's description; None if there is none, or it is no JSON."""
     try:
         found = json.loads((folder / ABOUT_FILE).read_text(encoding="utf-8"))
@@ -230,12 +230,12 @@ def read_about(folder: Path) -> dict[str, Any] | None:
     return found if isinstance(found, dict) else None
 
 
-def read_seconds(folder: Path) -> float:
+def _read_seconds(folder: Path) -> float:
     """Seconds that an entry's rows took to be computed."""
-    return float((read_about(folder) or {}).get("seconds", 0.0))
+    return float((_read_about(folder) or {}).get("seconds", 0.0))
 
 
-def read_array(folder: Path, shape: tuple[int, int]) -> Features | None:
+def _read_array(folder: Path, shape: tuple[int, int]) -> Features | None:
     """The array if it is one of that shape; never a pickle."""
     try:
         array = np.load(folder / ARRAY_FILE, mmap_mode="r", allow_pickle=False)
@@ -245,11 +245,11 @@ def read_array(folder: Path, shape: tuple[int, int]) -> Features | None:
     return array if array.shape == shape and array.dtype == np.float32 else None
 
 
-def open_array(folder: Path, about: dict[str, Any], done: int) -> Mapped:
+def _open_array(folder: Path, about: dict[str, Any], done: int) -> Mapped:
     """The entry's file, mapped for writing; made with room for every row where none is done."""
     shape = tuple(about["shape"])
     if not done:
-        make_room(folder, shape)
+        _make_room(folder, shape)
         folder.mkdir(exist_ok=True)
         # first of all: what is there is listed, and can be cleared, whatever comes next
         replace_text(folder / ABOUT_FILE, json.dumps({**about, "done": 0}))
@@ -267,7 +267,7 @@ def open_array(folder: Path, about: dict[str, Any], done: int) -> Mapped:
     return array
 
 
-def compute_rows(
+def _compute_rows(
     folder: Path, about: dict[str, Any], array: Mapped, done: int, compute: Compute
 ) -> None:
     """Compute the rows from `done` on; what is done is on disk before about.json says so, and how
@@ -277,7 +277,7 @@ def compute_rows(
 
     def keep(rows: int) -> None:
         about["seconds"] = before_s + time.monotonic() - started
-        with explain_cache_errors():
+        with _explain_cache_errors():
             array.flush()
             replace_text(folder / ABOUT_FILE, json.dumps({**about, "done": rows}))
 
@@ -285,7 +285,7 @@ def compute_rows(
     keep(len(array))
 
 
-def complete_entry(folder: Path, about: dict[str, Any], array: Features) -> None:
+def _complete_entry(folder: Path, about: dict[str, Any], array: Features) -> None:
     """Check every row, and write down the file's digest.
 
     Raises:
@@ -301,20 +301,20 @@ def complete_entry(folder: Path, about: dict[str, Any], array: Features) -> None
 
 def check_limit(needed: int) -> None:
     """Raise a UserError if so many bytes would not fit even an empty cache."""
-    if needed > (limit := limit_bytes()):
+    if needed > (limit := _limit_bytes()):
         raise UserError(
             f"the features need {needed / 1e9:.1f} GB and the cache may hold {limit / 1e9:.1f} GB:"
             " raise HAR_CACHE_GB, or use another loader"
         )
 
 
-def make_room(folder: Path, shape: tuple[int, int]) -> None:
+def _make_room(folder: Path, shape: tuple[int, int]) -> None:
     """Drop what was not used for longest until the new array fits under the limit.
 
     Raises:
         UserError: it is larger than the limit, or than what is free on the disk.
     """
-    needed, limit = shape[0] * shape[1] * 4, limit_bytes()
+    needed, limit = shape[0] * shape[1] * 4, _limit_bytes()
     check_limit(needed)
     entries = [each for each in list_entries() if each.folder != folder]
     total = sum(each.bytes for each in entries)
@@ -339,12 +339,12 @@ def make_room(folder: Path, shape: tuple[int, int]) -> None:
 
 def list_entries() -> list[Entry]:
     """Every entry, the last used first; folders that do not say what they hold are none."""
-    with explain_cache_errors():
+    with _explain_cache_errors():
         folders = [each for each in features_folder().glob("*") if each.is_dir()]
     entries = [
         Entry(folder=each, about=about)
         for each in folders
-        if (about := read_about(each)) and {"key", "shape", "done"} <= set(about)
+        if (about := _read_about(each)) and {"key", "shape", "done"} <= set(about)
     ]
     return sorted(entries, key=lambda each: -each.used)
 
@@ -372,14 +372,14 @@ def clear_cache() -> int:
 def describe_cache() -> str:
     """A line an entry, and the whole."""
     entries = list_entries()
-    lines = [describe_entry(each) for each in entries]
+    lines = [_describe_entry(each) for each in entries]
     total = sum(each.bytes for each in entries)
-    used = f"{total / 1e6:,.1f} MB of {limit_bytes() / 1e6:,.0f}"
+    used = f"{total / 1e6:,.1f} MB of {_limit_bytes() / 1e6:,.0f}"
     head = f"{features_folder()}: {len(entries)} entries, {used}"
     return "\n".join([head, *lines])
 
 
-def describe_entry(entry: Entry) -> str:
+def _describe_entry(entry: Entry) -> str:
     """What it is, in one line."""
     key, (rows, features) = entry.about["key"], entry.about["shape"]
     state = "complete" if entry.complete else f"{entry.about['done']:,} done"

@@ -2,7 +2,7 @@
 
 Training and validation images may be computed in the CPU's bfloat16, which costs a hundredth of
 precision and halves the time. Test images never: their features are those that the logged model
-itself computes, in float32, so that the accuracy judged on them is the served model's.
+itself computes, in float32, so that the accuracy evaluated on them is the served model's.
 """
 
 import hashlib

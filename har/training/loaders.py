@@ -21,7 +21,8 @@ from har.data.splits import hold_out
 from har.recipe import Recipe
 from har.training.augmentation import AUGMENTATIONS
 from har.util.errors import UserError
-from har.util.hardware import available_cpus, free_memory
+from har.util.hardware import available_cpus
+from har.util.process import free_memory
 from har.util.progress import progress
 
 EVALUATION_BATCH = 32
@@ -150,16 +151,16 @@ def read_images(manifest: Manifest, rows: pd.DataFrame, recipe: Recipe) -> tf.Te
 def check_memory(images: int, size: int) -> None:
     """Raise a UserError if that many decoded images will not fit the free memory."""
     what = f"loader memory needs {{}} for {images:,} images at {size} px"
-    check_free_memory(images * size * size * 3, what, "use --loader stream")
+    _check_free_memory(images * size * size * 3, what, "use --loader stream")
 
 
 def check_feature_memory(images: int, views: int, features: int) -> None:
     """Raise a UserError if the features of that many images will not fit the free memory."""
     what = f"loader features needs {{}} for {images:,} images in {views} views"
-    check_free_memory(images * views * features * 4, what, "take fewer --feature-views")
+    _check_free_memory(images * views * features * 4, what, "take fewer --feature-views")
 
 
-def check_free_memory(size: int, what: str, instead: str) -> None:
+def _check_free_memory(size: int, what: str, instead: str) -> None:
     """Raise a UserError unless an array of so many bytes can become a tensor."""
     # both are there while one becomes the other
     needed, free = 2 * size, free_memory()
@@ -208,12 +209,12 @@ def build_validation_dataset(
     """(images, labels) batches of every row once, in order, never augmented; None for no rows."""
     if rows.empty:
         return None
-    return build_evaluation_batches(
+    return _build_evaluation_batches(
         LOADERS[recipe.loader](manifest, rows, recipe), manifest, rows, recipe, replicas
     )
 
 
-def build_evaluation_batches(
+def _build_evaluation_batches(
     load: Loader, manifest: Manifest, rows: pd.DataFrame, recipe: Recipe, replicas: int
 ) -> tf.data.Dataset:
     """(inputs, labels) of every row once, in order, dealt out to every replica."""
@@ -297,7 +298,7 @@ def build_feature_validation_dataset(
         batches = indices.batch(batch_size, drop_remainder=drop)
         return batches.map(lambda batch: (tf.gather(kept, batch), batch))
 
-    return build_evaluation_batches(load, manifest, rows, recipe, replicas)
+    return _build_evaluation_batches(load, manifest, rows, recipe, replicas)
 
 
 def build_label_encoder(

@@ -56,9 +56,9 @@ class Stopping(keras.callbacks.EarlyStopping):
             return
         for name in STOPPING_FIELDS:
             setattr(self, name, self.resume_from.stopping[name])
-        if best := group_values("best", self.resume_from.arrays):
+        if best := _group_values("best", self.resume_from.arrays):
             self.best_weights = self.model.get_weights()
-            for place, value in zip(find_changing_places(self.model), best, strict=True):
+            for place, value in zip(_find_changing_places(self.model), best, strict=True):
                 self.best_weights[place] = value
 
 
@@ -75,7 +75,7 @@ def capture_state(
         "best": [],
     }
     if stopping is not None and stopping.best_weights is not None:
-        groups["best"] = [stopping.best_weights[place] for place in find_changing_places(learner)]
+        groups["best"] = [stopping.best_weights[place] for place in _find_changing_places(learner)]
     return State(
         history=list(history),
         train_time_s=train_time_s,
@@ -102,7 +102,7 @@ def restore_state(learner: keras.Model, state: State) -> None:
             ("learner", find_changing_variables(learner)),
             ("optimizer", learner.optimizer.variables),
         ):
-            values = group_values(group, state.arrays)
+            values = _group_values(group, state.arrays)
             shapes = [tuple(variable.shape) for variable in variables]
             if shapes != [value.shape for value in values]:
                 raise UserError(f"the backup's {group} is of another model")
@@ -110,18 +110,18 @@ def restore_state(learner: keras.Model, state: State) -> None:
                 variable.assign(value)
 
 
-def group_values(group: str, arrays: Arrays) -> list[npt.NDArray[Any]]:
+def _group_values(group: str, arrays: Arrays) -> list[npt.NDArray[Any]]:
     """Of one group, in order."""
     count = sum(name.startswith(f"{group}/") for name in arrays)
     return [arrays[f"{group}/{number}"] for number in range(count)]
 
 
-def find_frozen_weights(learner: keras.Model) -> set[int]:
+def _find_frozen_weights(learner: keras.Model) -> set[int]:
     """The ids of the weights of layers that training leaves as they are: most of a model."""
     frozen: set[int] = set()
     for layer in learner.layers:
         if isinstance(layer, keras.Model):
-            frozen |= find_frozen_weights(layer)
+            frozen |= _find_frozen_weights(layer)
         elif not layer.trainable:
             frozen |= {id(weight) for weight in layer.weights}
     return frozen
@@ -129,11 +129,11 @@ def find_frozen_weights(learner: keras.Model) -> set[int]:
 
 def find_changing_variables(learner: keras.Model) -> list[Any]:
     """What training changes: weights, and the states of random numbers of dropout."""
-    frozen = find_frozen_weights(learner)
+    frozen = _find_frozen_weights(learner)
     return [each for each in learner.variables if id(each) not in frozen]
 
 
-def find_changing_places(learner: keras.Model) -> list[int]:
+def _find_changing_places(learner: keras.Model) -> list[int]:
     """Of what `get_weights` returns, the positions of those that training changes."""
-    frozen = find_frozen_weights(learner)
+    frozen = _find_frozen_weights(learner)
     return [place for place, each in enumerate(learner.weights) if id(each) not in frozen]

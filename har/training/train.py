@@ -193,14 +193,14 @@ def train(
     compute_float32_in_full()
     keras.utils.set_random_seed(recipe.seed)
     splits = split_training(manifest, recipe)
-    check_batch(recipe, STRATEGIES[recipe.strategy]().num_replicas_in_sync)
+    _check_batch(recipe, STRATEGIES[recipe.strategy]().num_replicas_in_sync)
     # decoding into memory and extraction are part of training, or the loaders could not be compared
     started = time.monotonic() - (resume_from.train_time_s if resume_from else 0.0)
     first_epoch = resume_from.first_epoch(recipe) if resume_from else 0
-    with explain_errors(manifest):
+    with _explain_errors(manifest):
         inputs = FIT_INPUTS[recipe.loader](recipe, manifest, splits, runtime, first_epoch)
         steps = count_steps(len(splits.train), recipe)
-        history = run_epochs(inputs, recipe, steps, callbacks, resume_from, on_state, started)
+        history = _run_epochs(inputs, recipe, steps, callbacks, resume_from, on_state, started)
     train_time_s = time.monotonic() - started
     return Result(
         recipe=recipe,
@@ -215,7 +215,7 @@ def train(
 
 
 @contextmanager
-def explain_errors(manifest: Manifest) -> Iterator[None]:
+def _explain_errors(manifest: Manifest) -> Iterator[None]:
     """TensorFlow's errors of memory and of images, as what the user can do about them."""
     try:
         with name_bad_images(manifest):
@@ -226,7 +226,7 @@ def explain_errors(manifest: Manifest) -> Iterator[None]:
         ) from error
 
 
-def run_epochs(
+def _run_epochs(
     inputs: FitInputs,
     recipe: Recipe,
     steps: int,
@@ -250,12 +250,12 @@ def run_epochs(
         try:
             fit(inputs, report, stopping, resume_from.first_epoch(recipe) if resume_from else 0)
         except tf.errors.ResourceExhaustedError as error:
-            raise UserError(advise_on_memory(inputs, recipe, checkpoint)) from error
+            raise UserError(_advise_on_memory(inputs, recipe, checkpoint)) from error
         checkpoint()
     return report.history
 
 
-def advise_on_memory(inputs: FitInputs, recipe: Recipe, checkpoint: Callable[[], None]) -> str:
+def _advise_on_memory(inputs: FitInputs, recipe: Recipe, checkpoint: Callable[[], None]) -> str:
     """What to do about too little memory, found by trying a step of smaller batches."""
     problem = f"out of memory with batch_size {recipe.batch_size} at {recipe.image_size} px"
     if inputs.learner.jit_compile:
@@ -306,7 +306,7 @@ def fit(
         report.bar.close()
 
 
-def check_batch(recipe: Recipe, replicas: int) -> None:
+def _check_batch(recipe: Recipe, replicas: int) -> None:
     """Raise a UserError unless every replica gets as many images."""
     if recipe.batch_size % replicas:
         raise UserError(
@@ -370,7 +370,7 @@ class EpochReport(keras.callbacks.Callback):
         """Rename, time, tell."""
         self.bar.close()
         epoch_time_s = time.monotonic() - self.started
-        metrics = {logged_name(name): float(value) for name, value in (logs or {}).items()}
+        metrics = {_logged_name(name): float(value) for name, value in (logs or {}).items()}
         metrics["epoch_time_s"] = epoch_time_s
         images = self.steps * self.recipe.batch_size
         metrics["images_per_second"] = images / (epoch_time_s - self.validation_s)
@@ -381,7 +381,7 @@ class EpochReport(keras.callbacks.Callback):
             listener(epoch + 1, metrics)
 
 
-def logged_name(keras_name: str) -> str:
+def _logged_name(keras_name: str) -> str:
     """Keras' `accuracy` is the training split's here; its `val_` names stay."""
     return keras_name if keras_name.startswith("val_") else f"train_{keras_name}"
 

@@ -70,11 +70,11 @@ def test_run_ends_with_the_table(cli, tiny_backbone: None, raw: Path, store: str
     assert run.data.metrics["wall_time_s"] > run.data.metrics["train_time_s"]
 
     # held out as the run did, without being told
-    judged = cli(
+    evaluated = cli(
         "evaluate", "--run-id", run.info.run_id, "--data", raw, "--experiment", "har-tests"
     )
-    assert judged.exit_code == 0, judged.output
-    assert f"accuracy           {run.data.metrics['accuracy']:.4f}" in judged.stdout
+    assert evaluated.exit_code == 0, evaluated.output
+    assert f"accuracy           {run.data.metrics['accuracy']:.4f}" in evaluated.stdout
 
 
 def test_a_run_is_repeated_with_equal_numbers(
@@ -111,7 +111,7 @@ def test_a_run_is_repeated_with_equal_numbers(
     assert repeated.data.params["used.feature_runtime"] == "tensorflow"
     assert numbers(repeated) == numbers(features)
 
-    # another runtime is no other recipe: only what was judged by it differs, in the last digits
+    # another runtime is no other recipe: only what was evaluated by it differs, in the last digits
     faster = train("--reproduce", first.info.run_id, "--runtime", "openvino")
     assert faster.data.params["runtime"] == "openvino"
     assert numbers(faster) == pytest.approx(numbers(first), abs=1e-5)
@@ -149,9 +149,9 @@ def test_a_second_run_on_the_same_images_finds_their_features(
     warm, said = run("--head", "flatten_dense512")
     assert warm.data.tags["feature_cache"] == "hit" and "compiling" not in said
     # the logged model is an ordinary one, and says of the raw images what was logged
-    judged = cli("evaluate", "--run-id", cold.info.run_id, "--data", raw)
-    assert judged.exit_code == 0, judged.output
-    assert f"accuracy           {numbers['accuracy']:.4f}" in judged.stdout
+    evaluated = cli("evaluate", "--run-id", cold.info.run_id, "--data", raw)
+    assert evaluated.exit_code == 0, evaluated.output
+    assert f"accuracy           {numbers['accuracy']:.4f}" in evaluated.stdout
 
     listed = cli("cache")
     assert listed.exit_code == 0 and "2 entries" in listed.stdout

@@ -158,8 +158,8 @@ def test_cost_of_trainings() -> None:
     warm = record(4.0, "xy")
     warm = replace(warm, training=replace(warm.training, saved_s=30.0))
     assert measure_cost([warm]).wall_s == 130.0 and measure_cost([warm]).rest_s == 130.0 - 16.0
-    unjudged = replace(record(4.0, "xy"), predictions=None)
-    assert measure_cost([unjudged]).hits is None
+    unevaluated = replace(record(4.0, "xy"), predictions=None)
+    assert measure_cost([unevaluated]).hits is None
 
 
 def test_difference_over_seeds() -> None:

@@ -46,6 +46,6 @@ def test_two_hundred_runs() -> None:
 
 def test_runs_of_which_nothing_is_known() -> None:
     bare = replace(record("bare"), recipe={}, history=[], predictions=None)
-    unjudged = replace(PUBLISHED, training=replace(PUBLISHED.training, seconds=None))
-    for records in ([bare, unjudged], [unjudged, unjudged], [bare, record("full")]):
+    unevaluated = replace(PUBLISHED, training=replace(PUBLISHED.training, seconds=None))
+    for records in ([bare, unevaluated], [unevaluated, unevaluated], [bare, record("full")]):
         assert "Comparison of 2 runs" in build_comparison(records).page

@@ -20,10 +20,10 @@ from tests.compare.conftest import PATHS, PUBLISHED, record
 
 def test_runs_are_ranked_only_among_those_of_the_same_test_images() -> None:
     other = record("other", 39, digests=("r", "d", "elsewhere"), started=9)
-    groups, unjudged = group_by_test([record("a", 10), PUBLISHED, other, record("b", 30)])
+    groups, unevaluated = group_by_test([record("a", 10), PUBLISHED, other, record("b", 30)])
     assert [group.test_digest for group in groups] == ["elsewhere", "t"]
     ranked = [each.training.run_id for each in groups[1].ranked]
-    assert ranked == ["b", "a"] and unjudged == [PUBLISHED]
+    assert ranked == ["b", "a"] and unevaluated == [PUBLISHED]
     assert len(tabulate_pairs(groups[0])) == 0 and len(tabulate_pairs(groups[1])) == 1
 
 

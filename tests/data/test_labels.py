@@ -40,7 +40,7 @@ def test_a_test_file_may_lie_elsewhere(raw: Path, tmp_path: Path) -> None:
         ("../a.jpg,running\nb.jpg,sitting\n", r"must stay inside the folder test/"),
     ],
 )
-def test_a_test_file_that_cannot_be_judged_on(raw: Path, text: str, message: str) -> None:
+def test_a_test_file_that_cannot_be_evaluated_on(raw: Path, text: str, message: str) -> None:
     write_test_file(raw, text)
     with pytest.raises(UserError, match=message):
         read_labels(folder_source(raw, "a test"), "Testing_set.csv")

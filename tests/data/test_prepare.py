@@ -329,7 +329,7 @@ def test_a_labelled_test_file_is_the_test_split(raw: Path) -> None:
     counts = Counter(found.table["split"])
     assert counts == {"train": 40, "test": 8, "unused": 3}
     unused = set(found.table.loc[found.table["split"] == "unused", "path"])
-    # copies of test images are not trained on; a test image with two labels is not judged on
+    # copies of test images are not trained on; a test image with two labels is not evaluated on
     assert unused == {"train/Image_1.jpg", "train/Image_2.jpg", "test/Image_2.jpg"}
     assert all(path.startswith("test/") for path in found.rows("test")["path"])
     assert found.class_names == CLASSES

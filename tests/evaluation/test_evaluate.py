@@ -1,4 +1,4 @@
-"""A classifier judged on the test split."""
+"""A classifier evaluated on the test split."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -27,7 +27,7 @@ def classifier(tiny_backbone: None, manifest: Manifest, tmp_path: Path) -> Class
     return load_classifier(tmp_path)
 
 
-def test_judged_as_classified(classifier: Classifier, manifest: Manifest) -> None:
+def test_evaluated_as_classified(classifier: Classifier, manifest: Manifest) -> None:
     found = evaluate(classifier, manifest)
     rows = manifest.rows("test")
     answers = classifier.classify([(manifest.root / p).read_bytes() for p in rows["path"]])
@@ -69,12 +69,12 @@ def test_a_training_that_diverged_is_named(
     save_classifier(tmp_path, model, manifest.class_names, tiny_recipe())
     diverged = load_classifier(tmp_path)
     features = np.full((len(manifest.rows("test")), 3), np.nan, np.float32)
-    for judge in (
+    for evaluate_diverged in (
         lambda: evaluate(diverged, manifest),
         lambda: evaluate_features(diverged, manifest, lambda batch: batch, features),
     ):
         with pytest.raises(UserError, match="not finite: its training diverged"):
-            judge()
+            evaluate_diverged()
 
 
 EVALUATION = Evaluation(

@@ -145,7 +145,7 @@ def test_one_batch_is_held_at_a_time() -> None:
 
     def batches():
         for i in range(3):
-            # every perturbation of one batch has been judged before the next is asked for
+            # every perturbation of one batch has been evaluated before the next is asked for
             assert len(held) == i * len(PERTURBATIONS)
             yield halves([True, False])
 
@@ -197,7 +197,7 @@ def test_robustness_without_perturbation_is_the_evaluation(
     np.testing.assert_allclose(table["difference"], table["accuracy"] - row["accuracy"], atol=1e-12)
 
 
-def test_robustness_judges_the_picked_images(
+def test_robustness_evaluates_the_picked_images(
     classifier: Classifier, manifest: Manifest, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seen: list[Pixels] = []

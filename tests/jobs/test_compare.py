@@ -30,7 +30,9 @@ def test_the_command(trained: list[str], cli, tmp_path: Path) -> None:
     runs = pd.read_csv(out / "runs.csv")
     assert len(runs) >= 7 and set(runs["notebook_minutes"]) == {36, 28, 22, 21}
     (run,) = mlflow.search_runs(
-        search_all_experiments=True, filter_string="tags.job = 'compare'", output_format="list"
+        experiment_names=["compared"],
+        filter_string="tags.job = 'compare'",
+        output_format="list",
     )
     logged = {each.path for each in mlflow.MlflowClient().list_artifacts(run.info.run_id)}
     assert {"report.html", "runs.csv", "figures"} <= logged and run.info.status == "FINISHED"

@@ -33,7 +33,7 @@ def test_evaluate_gives_the_numbers_that_training_logged(
     assert mlflow.artifacts.load_text(uri) == robustness.to_csv(index=False)
 
 
-def test_a_model_is_not_judged_on_what_it_was_trained_on(
+def test_a_model_is_not_evaluated_on_what_it_was_trained_on(
     run: mlflow.entities.Run, manifest: Manifest
 ) -> None:
     logged = load_logged_model(f"runs:/{run.info.run_id}/model")

@@ -163,7 +163,7 @@ def test_a_model_trained_on_features_answers_images_as_was_logged(
     assert found.scores["accuracy"] == outcome.scores["accuracy"]
 
 
-def test_a_model_that_disagrees_with_the_features_is_not_judged(
+def test_a_model_that_disagrees_with_the_features_is_not_evaluated(
     manifest: Manifest, store: str, tiny_backbone: None
 ) -> None:
     outcome = run_tiny(tiny_recipe("v5"), manifest, "v5")
@@ -173,7 +173,7 @@ def test_a_model_that_disagrees_with_the_features_is_not_judged(
         evaluate_features(classifier, manifest, lambda x: np.eye(3)[[0] * len(x)], features)
 
 
-def test_images_with_a_copy_in_train_are_judged_apart(
+def test_images_with_a_copy_in_train_are_evaluated_apart(
     run: mlflow.entities.Run, manifest: Manifest
 ) -> None:
     logged = load_logged_model(f"runs:/{run.info.run_id}/model")
@@ -183,7 +183,7 @@ def test_images_with_a_copy_in_train_are_judged_apart(
     looks = table["perceptual_hash"].to_numpy()
     looks[train[:2]] = looks[test[:2]]
     leaky = replace(manifest, table=table.assign(perceptual_hash=looks))
-    found = tabulate_by_duplicate(evaluation, leaky).set_index("sibling_in_train")
+    found = tabulate_by_duplicate(evaluation, leaky).set_index("duplicate_in_train")
     hits = evaluation.predictions.eval("label == predicted")
     assert found["images"].to_dict() == {"yes": 2, "no": len(test) - 2}
     assert found["accuracy"].to_dict() == {"yes": hits[:2].mean(), "no": hits[2:].mean()}

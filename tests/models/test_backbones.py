@@ -66,7 +66,7 @@ def test_every_source_gives_keras_own_imagenet_network(weights_file: Path, downl
 
 @pytest.mark.parametrize("precision", ["float32", "mixed_bfloat16"])
 def test_a_float32_copy_is_the_same_network(download: None, precision: str) -> None:
-    """What is judged and served after training in mixed precision or on several devices."""
+    """What is evaluated and served after training in mixed precision or on several devices."""
     recipe = replace(b0("imagenet"), precision=precision)
     model = build_model(recipe, 3)
     copy = build_float32_copy(model, recipe, 3)

@@ -1,7 +1,6 @@
 """Hardware by name, and what of a recipe it can run."""
 
 from dataclasses import replace
-from pathlib import Path
 
 import keras
 import pytest
@@ -16,8 +15,6 @@ from har.models.devices import (
     short_name,
 )
 from har.recipe import V3, V4, VARIANTS
-from har.util import hardware as machine_hardware
-from har.util.hardware import peak_memory_mb
 
 
 def hardware(*gpus: str, driver: str = "none") -> Hardware:
@@ -91,12 +88,6 @@ def test_a_driver_without_cuda_libraries_is_pointed_out(monkeypatch: pytest.Monk
     assert describe_unused_gpu(CPU) == [] == describe_unused_gpu(hardware("Tesla T4", driver="580"))
 
 
-def test_this_machine_is_described() -> None:
-    found = find_hardware()
-    assert found.num_gpus == 0 and found.cpu and found.cpu_count >= 1 and found.memory_gb > 0.5
-    assert 50 < peak_memory_mb() < 1e6
-
-
 def test_policy_is_put_back_even_on_an_error() -> None:
     with pytest.raises(RuntimeError), precision_policy("mixed_bfloat16"):
         assert keras.config.dtype_policy().name == "mixed_bfloat16"
@@ -104,18 +95,6 @@ def test_policy_is_put_back_even_on_an_error() -> None:
     assert keras.config.dtype_policy().name == "float32"
 
 
-def test_free_memory_is_the_machines_or_what_the_container_leaves(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(machine_hardware, "CONTROL_GROUP", tmp_path)
-    machine = machine_hardware.free_memory()
-    assert machine > 0
-    for name, text in {
-        "memory.max": "3000",
-        "memory.current": "2500",
-        "memory.stat": "anon 2000\ninactive_file 400\n",
-    }.items():
-        (tmp_path / name).write_text(text)
-    assert machine_hardware.free_memory() == 900
-    (tmp_path / "memory.max").write_text("max\n")
-    assert machine_hardware.free_memory() == pytest.approx(machine, rel=0.2)
+def test_this_machine_is_described() -> None:
+    found = find_hardware()
+    assert found.num_gpus == 0 and found.cpu and found.cpu_count >= 1 and found.memory_gb > 0.5

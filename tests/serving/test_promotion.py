@@ -22,29 +22,12 @@ from har.models.backbones import Backbone
 from har.models.build import build_model
 from har.serving import promotion
 from har.serving.package import SIGNATURE, log_classifier
-from har.serving.selection import Candidate, Champion, Decision
+from har.serving.selection import Decision
 from har.tracking.query import delete_models
 from tests.conftest import CLASSES, PATH, build_tiny, tiny_recipe
 from tests.serving.test_selection import predictions
 
 ROOT = Path(__file__).parents[2]
-
-
-FIRST = Candidate(
-    run_id="a",
-    name="v3 · lite0 · 1xCPU",
-    variant="v3",
-    hardware="1xCPU",
-    started=1,
-    test_digest="d1",
-    split_options="--split-seed 0",
-    accuracy=0.5,
-    val_accuracy=None,
-    model_uri="models:/m-a",
-)
-
-
-CHAMPION = Champion(version="3", run_id="c", test_digest="d1", uris=("models:/har/3",))
 
 
 TOP = [{"label": "running", "probability": 0.75}, {"label": "sitting", "probability": 0.25}]
@@ -259,7 +242,7 @@ def test_only_a_better_one_takes_its_place(lab: Lab, cli) -> None:
     )
 
 
-def test_a_champion_of_other_images_is_judged_first(lab: Lab, cli) -> None:
+def test_a_champion_of_other_images_is_evaluated_first(lab: Lab, cli) -> None:
     first = lab.train("11000000")
     assert cli("promote").exit_code == 0
     best = lab.train("11111111", digest="d2")

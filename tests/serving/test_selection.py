@@ -8,6 +8,7 @@ import pytest
 
 from har.serving.selection import (
     Candidate,
+    Champion,
     Comparison,
     Decision,
     Rules,
@@ -17,7 +18,22 @@ from har.serving.selection import (
     select_candidate,
 )
 from har.util.errors import UserError
-from tests.serving.test_promotion import CHAMPION, FIRST
+
+FIRST = Candidate(
+    run_id="a",
+    name="v3 · lite0 · 1xCPU",
+    variant="v3",
+    hardware="1xCPU",
+    started=1,
+    test_digest="d1",
+    split_options="--split-seed 0",
+    accuracy=0.5,
+    val_accuracy=None,
+    model_uri="models:/m-a",
+)
+
+
+CHAMPION = Champion(version="3", run_id="c", test_digest="d1", uris=("models:/har/3",))
 
 
 def candidate(run_id: str, **fields: Any) -> Candidate:

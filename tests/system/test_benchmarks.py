@@ -281,7 +281,7 @@ def test_the_notebooks_loop_runs_as_it_stands(manifest, tmp_path: Path) -> None:
 
 
 def test_time_to_accuracy_bars(monkeypatch: pytest.MonkeyPatch) -> None:
-    from har.inference import runtimes
+    from har.util import hardware
 
     scale = time_to_accuracy.Scale(
         backbone="b", loop_images=100, variant_images=100, job_images=1000
@@ -296,7 +296,7 @@ def test_time_to_accuracy_bars(monkeypatch: pytest.MonkeyPatch) -> None:
         "v5": {"accuracy": 0.6, "wall_time_s": 60.0},
     }
     for has, bounds in ((True, (40, 45, 40, 75, 0, 5)), (False, (40, 30, 40, 30, 0, 5))):
-        monkeypatch.setattr(runtimes, "has_bfloat16", lambda has=has: has)
+        monkeypatch.setattr(hardware, "has_bfloat16", lambda has=has: has)
         bars = time_to_accuracy.build_bars(speed, accuracy, scale)
         assert [bar.bound for bar in bars] == list(bounds)
         measured = [17.5, 50.0, 18.75, 80.0, 0.02, 10.0]

@@ -182,10 +182,10 @@ def runs_of(experiment: str) -> list[mlflow.entities.Run]:
 def test_a_test_image_changed_since_training(
     folders: tuple[Path, Path], store: str, tiny_backbone: None, cli
 ) -> None:
-    """It is not judged under the digest of the one before, though it has as many bytes."""
+    """It is not evaluated under the digest of the one before, though it has as many bytes."""
     prepared, images = folders
     job = build_job("v3", tiny_recipe("v3"), ["backbone"], read_manifest(prepared))
-    run_id = run_training(job, "judged", time.time()).run_id
+    run_id = run_training(job, "evaluated", time.time()).run_id
     path = images / read_manifest(prepared).rows("test")["path"][0]
     path.write_bytes(path.read_bytes()[:-1] + b"?")
     result = cli("evaluate", "--run-id", run_id, "--data", prepared)
@@ -215,13 +215,13 @@ def test_during_an_epoch(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """No model is recorded that was trained on something else than its record says."""
-    from har.tracking.log import log
+    from har.jobs import train as jobs
 
     @contextmanager
-    def epochs_of(*_: object) -> Iterator[Callable[[int, object], None]]:
+    def open_epoch_log(*_: object) -> Iterator[Callable[[int, object], None]]:
         yield lambda epoch, _: damage(folders[1] / "train" / NAME) if epoch == 1 else None
 
-    monkeypatch.setattr(log, "epochs_of", epochs_of)
+    monkeypatch.setattr(jobs, "open_epoch_log", open_epoch_log)
     manifest = read_manifest(folders[0])
     recipe = tiny_recipe("v3", loader=loader)
     job = build_job("v3", recipe, ["backbone"], manifest)
@@ -250,7 +250,7 @@ NAMES = [
 
 
 def test_names(raw: Path, store: str, tiny_backbone: None, cli) -> None:
-    """Every name goes through preparing, training and judging to the table of predictions."""
+    """Every name goes through preparing, training and evaluating to the table of predictions."""
     rows = read_csv(raw)
     for (old, _), new in zip(rows, NAMES, strict=False):
         (raw / "train" / old).rename(raw / "train" / new)

@@ -656,7 +656,7 @@ def serve_behind_proxy(image: Image, store: str, served: Served, folder: Path) -
     with serving(command, port, log, **around), proxy(port) as address:
         assert health(image, ask, "5001", port)
         served.check(send(address, body=served.body()))
-    # the image's versions are those the model was judged with
+    # the image's versions are those the model was evaluated with
     assert "mismatch" not in log.read_text()
 
 

@@ -131,7 +131,7 @@ def test_killed_it_goes_on_in_the_same_run(
     run = only_run("killed")
     assert run.info.status == "RUNNING"
     assert (backup_folder(run.info.run_id) / STATE_FILE).is_file()
-    assert f"cut short; to go on: har train --resume {run.info.run_id}" in cli("cache").output
+    assert f"cut short; to resume: har train --resume {run.info.run_id}" in cli("cache").output
     # it may be killed while it goes on, too
     resume = ["train", "--resume", run.info.run_id]
     start_and_stop(resume, signal.SIGKILL, epochs=7, later_s=0.0)
@@ -159,7 +159,7 @@ def test_an_end_that_was_not_recorded_is_recorded_once(
     words = [sys.executable, "-c", away + COMMAND, *arguments(data, "end")]
     done = subprocess.run(words, capture_output=True, text=True, check=False)
     assert done.returncode == 2 and "cannot be used: away" in done.stderr, done.stderr
-    assert "to go on with this training" in done.stderr
+    assert "to resume this training" in done.stderr
     run_id = only_run("end").info.run_id
     job, prepared = read_job(run_id)
     manifest = read_manifest(prepared)

@@ -123,7 +123,7 @@ def test_views_are_augmented_each_its_own_way(
         (found.train[1], plain),
     ):
         assert (np.abs(one - other).max(axis=1) > 1e-4).all()
-    # validation is judged as it is
+    # validation is evaluated as it is
     wanted = expected(network, manifest, splits.validation["path"].tolist())
     np.testing.assert_allclose(found.validation, wanted, rtol=0, atol=1e-5)
 

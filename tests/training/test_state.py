@@ -50,7 +50,7 @@ def test_it_goes_on_to_the_same_numbers_and_weights(variant: str, manifest: Mani
     assert len(states) == len(whole.history)
     for done, state in enumerate(states, start=1):
         told: dict[int, dict[str, float]] = {}
-        result = train(recipe, manifest, [told.__setitem__], before=state)
+        result = train(recipe, manifest, [told.__setitem__], resume_from=state)
         assert numbers(result) == numbers(whole)
         assert list(told) == list(range(done + 1, len(whole.history) + 1))
         assert result.best_epoch == whole.best_epoch
