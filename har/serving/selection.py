@@ -199,7 +199,7 @@ def decide(
         why = f"the candidate is the present champion, version {champion.version}"
         return Decision(outcome="kept", why=why, choice=choice, champion=champion)
     if comparison is None:
-        why = f"starting over, not compared with the champion, version {champion.version}"
+        why = f"not compared with the champion, version {champion.version}: --ignore-champion"
         return Decision(outcome="would promote", why=why, choice=choice, champion=champion)
     found = comparison
     better = found.only_candidate > found.only_champion

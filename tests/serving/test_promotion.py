@@ -296,7 +296,7 @@ def test_other_images_can_start_over(lab: Lab, cli) -> None:
     dry = cli("promote", "--ignore-champion", "--dry-run")
     assert dry.exit_code == 0 and aliases() == {"champion": first}
     result = cli("promote", "--ignore-champion")
-    assert "promoted: starting over, not compared with the champion, version 1" in result.stdout
+    assert "promoted: not compared with the champion, version 1: --ignore-champion" in result.stdout
     assert aliases() == {"champion": best, "previous-champion": first}
     assert (
         "kept: the candidate is the present champion" in cli("promote", "--ignore-champion").stdout
