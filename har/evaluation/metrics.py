@@ -215,27 +215,33 @@ class Metric:
     """A number of one model on the test split.
 
     `compute` maps (probabilities, label_ids) to it; tables show it under `heading`, in `form`, a
-    format specification.
+    format specification. `in_view`: it is a column of the saved view of the MLflow UI, which has
+    room for a few.
     """
 
     compute: Callable[[Floats, Ints], float]
     heading: str
     form: str = ".1%"
+    in_view: bool = True
 
 
 # Metrics of the test split by the names they are logged under, in the order that tables show:
-# each is logged into every run, printed by `har evaluate`, and a column of the comparison and of
-# the saved view of the MLflow UI.
+# each is logged into every run, printed by `har evaluate`, and a column of the comparison and,
+# unless it says otherwise, of the saved view of the MLflow UI.
 TEST_METRICS: dict[str, Metric] = {
     "accuracy": Metric(compute=top_k_accuracy, heading="test accuracy"),
     "accuracy_low": Metric(compute=lambda p, ids: accuracy_interval(p, ids)[0], heading="from"),
     "accuracy_high": Metric(compute=lambda p, ids: accuracy_interval(p, ids)[1], heading="to"),
     "top_3_accuracy": Metric(compute=partial(top_k_accuracy, k=3), heading="top-3"),
     "macro_f1": Metric(
-        compute=lambda p, ids: float(class_scores(p, ids)["f1"].mean()), heading="macro F1"
+        compute=lambda p, ids: float(class_scores(p, ids)["f1"].mean()),
+        heading="macro F1",
+        in_view=False,
     ),
-    "log_loss": Metric(compute=log_loss, heading="log loss", form=".3f"),
-    "calibration_error": Metric(compute=calibration_error, heading="calibration error"),
+    "log_loss": Metric(compute=log_loss, heading="log loss", form=".3f", in_view=False),
+    "calibration_error": Metric(
+        compute=calibration_error, heading="calibration error", in_view=False
+    ),
 }
 
 

@@ -40,7 +40,8 @@ def set_up_experiment(experiment_id: str) -> None:
 
     A note and a view of an older version of this project are replaced; what the user changed stays.
     """
-    columns = [f"metrics.`{name}`" for name in (*TEST_METRICS, "wall_time_s")]
+    shown = [name for name, each in TEST_METRICS.items() if each.in_view]
+    columns = [f"metrics.`{name}`" for name in (*shown, "wall_time_s")]
     columns += [f"tags.`{name}`" for name in VIEW_TAGS]
     state = {"selectedColumns": columns, "searchFilter": "tags.job = 'train'"}
     view = {"name": VIEW, "createdAt": 0, "updatedAt": 0, "state": json.dumps(state)}
