@@ -12,7 +12,6 @@ from typing import Any
 
 import mlflow
 import pandas as pd
-from filelock import FileLock, Timeout
 from mlflow.exceptions import MlflowException
 from mlflow.utils.mlflow_tags import MLFLOW_RUN_NAME
 from numpy.random import default_rng
@@ -44,6 +43,7 @@ from har.tracking.query import (
 from har.tracking.store import open_run, quiet_mlflow, set_description
 from har.util.errors import UserError, first_line
 from har.util.files import cache_folder
+from har.util.locks import acquire_lock
 from har.util.progress import quiet_loading, say, warn
 
 EXPERIMENT = "har"
@@ -115,14 +115,9 @@ def promotion_lock() -> Iterator[None]:
     """
     registry = hashlib.sha256(mlflow.get_registry_uri().encode()).hexdigest()[:16]
     path = cache_folder() / f"promotion-{registry}.lock"
-    lock = FileLock(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            lock.acquire(timeout=0)
-        except Timeout:
-            say("waiting for another promotion")
-            lock.acquire()
+        lock = acquire_lock(path, "waiting for another promotion")
     except (OSError, NotImplementedError) as error:
         raise UserError(f"cannot lock {path}: {error}; set HAR_CACHE to another folder") from error
     try:

@@ -23,6 +23,7 @@ from filelock import FileLock, Timeout
 
 from har.util.errors import ChangedError, UserError
 from har.util.files import cache_folder, digest_file, replace_text
+from har.util.locks import acquire_lock
 from har.util.progress import say
 
 Features = npt.NDArray[np.float32]
@@ -189,13 +190,9 @@ def _explain_cache_errors() -> Iterator[None]:
 @contextmanager
 def _entry_lock(folder: Path) -> Iterator[None]:
     """Held by one process at a time; freed when it ends, however."""
-    lock = FileLock(f"{folder}.lock")
+    waiting = "waiting for another process that computes the same features"
     with _explain_cache_errors():
-        try:
-            lock.acquire(timeout=0)
-        except Timeout:
-            say("waiting for another process that computes the same features")
-            lock.acquire()
+        lock = acquire_lock(Path(f"{folder}.lock"), waiting)
     try:
         yield
     finally:
