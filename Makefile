@@ -31,7 +31,7 @@ run: $(READY)  ## Run the main job: make run [VARIANT=v2] [DATA=/path] [ARGS="-P
 ui: $(READY)  ## Show the recorded runs at http://127.0.0.1:5000
 	$(RUN) MLFLOW_SERVER_ENABLE_JOB_EXECUTION=false mlflow server --backend-store-uri sqlite:///mlflow.db --workers 1
 
-test: $(READY)  ## Run the tests: ten minutes on two cores, in two processes
+test: $(READY)  ## Run the tests: twelve minutes on two cores, in two processes
 	$(RUN) python -m pytest --numprocesses 2 --dist loadfile
 
 test-slow: $(READY)  ## Run the long tests too
