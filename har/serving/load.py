@@ -183,7 +183,7 @@ class IsolatedModel:
         assert self.process.stdout is not None
         line = self.process.stdout.readline()
         answer = json.loads(line) if line else {"error": "its process ended"}
-        if isinstance(answer, dict) and answer["error"] is not None:
-            why = answer["error"].splitlines()[0]
+        if isinstance(answer, dict) and answer.get("error") is not None:
+            why = str(answer["error"]).partition("\n")[0]
             raise UserError(f"{self.uri} cannot be loaded or fails: {why}")
         return answer

@@ -213,8 +213,8 @@ def read_job(run_id: str) -> tuple[Job, Path]:
         text: dict[str, Any] = json.loads((folder / JOB_FILE).read_text(encoding="utf-8"))
         text |= {name: Recipe(**text[name]) for name in ("requested", "used")}
         # "typed" is what an older version called it
-        overridden = tuple(text.pop("typed", ()) or text.pop("overridden", ()))
-        return Job(**text, overridden=overridden), folder / DATA_FOLDER
+        overridden = text.pop("typed" if "typed" in text else "overridden")
+        return Job(**text, overridden=tuple(overridden)), folder / DATA_FOLDER
     except (OSError, ValueError, TypeError, KeyError) as error:
         raise UserError(f"{folder / JOB_FILE} cannot be read: {first_line(error)}") from error
 
