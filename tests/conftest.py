@@ -10,7 +10,7 @@ import time
 import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 
 # Before TensorFlow loads: no GPU, and the same arithmetic in every test.
@@ -34,6 +34,9 @@ from har.data.splits import Split
 from har.models import backbones
 from har.models.backbones import Backbone
 from har.recipe import VARIANTS, Recipe
+from har.training.backup import Backup
+from har.training.job import TrainingJob, build_job
+from har.training.state import State
 
 # MirroredStrategy is tested as it would run on two GPUs: two devices, two replicas.
 tf.config.set_logical_device_configuration(
@@ -106,6 +109,26 @@ def tiny_recipe(variant: str = "v3", **fields: object) -> Recipe:
         "precision": "float32",
     }
     return replace(VARIANTS[variant], **{**small, **fields})
+
+
+def tiny_job(recipe: Recipe, manifest: Manifest, runtime: str = "tensorflow") -> TrainingJob:
+    """The training of this very recipe: no fallback replaces anything."""
+    every_field = [each.name for each in fields(Recipe)]
+    return build_job("v3", recipe, every_field, manifest, runtime)
+
+
+class RecordingBackup(Backup):
+    """Keeps the state after every epoch in memory."""
+
+    def __init__(self, resume_from: State | None = None) -> None:
+        super().__init__(folder=Path("unused"), started=0.0, state=resume_from)
+        self.states: list[State] = []
+
+    def is_due(self, last: bool) -> bool:
+        return True
+
+    def save(self, state: State) -> None:
+        self.states.append(state)
 
 
 @pytest.fixture(autouse=True)

@@ -51,9 +51,9 @@ def evaluate(
         from har.evaluation.robustness import format_table
         from har.jobs.evaluate import evaluate_logged_model
         from har.serving.load import load_logged_model
-        from har.tracking.store import check_store
+        from har.tracking.store import open_experiment
 
-    check_store(experiment)
+    open_experiment(experiment)
     uri = model or f"runs:/{run_id}/model"
     logged = load_logged_model(uri)
     # the images that the model's own run held out, unless told otherwise

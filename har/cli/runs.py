@@ -50,9 +50,7 @@ def import_notebooks(experiment: str) -> None:
     """
     with quiet_loading():
         from har.jobs.import_notebooks import import_notebooks
-        from har.tracking.store import check_store
 
-    check_store(experiment)
     for variant, run_id in import_notebooks(experiment).items():
         click.echo(f"{variant:<10}{run_id}")
 
@@ -63,14 +61,14 @@ def import_notebooks(experiment: str) -> None:
 def twins(run_id: str) -> None:
     """Compare a training with those of the same recipe and data on other hardware.
 
-    Each becomes a tag and a line in the description of the other; deleted ones are forgotten.
+    Also links them to each other by tags, and removes the links to deleted ones.
     """
     with quiet_loading():
-        from har.compare.twins import describe_twins, link_twins
+        from har.compare.twins import describe_twins
         from har.tracking.store import check_store
 
     check_store()
-    click.echo(describe_twins(*link_twins(run_id)))
+    click.echo(describe_twins(run_id))
 
 
 COMMANDS = (compare, import_notebooks, twins)

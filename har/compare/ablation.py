@@ -79,7 +79,7 @@ def measure_cost(records: Sequence[Record]) -> Cost:
     """Of the trainings of one recipe, which differ in their seeds alone."""
     rows = [_measure_training(each) for each in records]
     medians = {name: float(np.median([row[name] for row in rows])) for name in rows[0]}
-    accuracies = [each.training.accuracy for each in records]
+    accuracies = [each.accuracy for each in records]
     predictions = [each.predictions for each in records if each.predictions is not None]
     evaluated = len(predictions) == len(records)
     return Cost(
@@ -96,7 +96,7 @@ def _measure_training(record: Record) -> dict[str, float]:
     count as long as they took when they were computed.
     """
     history = record.history
-    wall_s = (record.training.seconds or 0.0) + record.training.saved_s
+    wall_s = (record.seconds or 0.0) + record.saved_s
     fit_s = sum(epoch["epoch_time_s"] for epoch in history)
     images = len(history) * record.epoch_images
     return {

@@ -13,23 +13,23 @@ from matplotlib.ticker import StrMethodFormatter
 
 from har.compare.tables import Group
 from har.data.pictures import one_line
-from har.tracking.records import Record, TrainingSummary
+from har.tracking.records import Record
 
 # Pictures of more runs than this cannot be read any more; the tables have all.
 MOST_DRAWN = 12
 
 
-def _short_name(training: TrainingSummary) -> str:
+def _short_name(record: Record) -> str:
     """A run's name in a picture: the first digits of its id tell equal names apart."""
     # Matplotlib takes a name that begins with _ for one that is not to be shown
-    return f"{one_line(training.name, 30).lstrip('_')} {training.run_id[:6]}"
+    return f"{one_line(record.name, 30).lstrip('_')} {record.run_id[:6]}"
 
 
 def draw_scatter(group: Group, front: Sequence[Record]) -> Figure:
     """Accuracy with its interval against wall time, and the Pareto front."""
     figure = Figure(figsize=(9, 5), layout="constrained")
     axes = figure.subplots()
-    timed = [each.training for each in group.ranked if each.training.seconds]
+    timed = [each for each in group.ranked if each.seconds]
     for number_, each in enumerate(timed):
         assert each.accuracy is not None and each.seconds is not None
         low = each.test_metrics.get("accuracy_low", each.accuracy)
@@ -45,8 +45,8 @@ def draw_scatter(group: Group, front: Sequence[Record]) -> Figure:
             else None,
         )
     if front:
-        times = [each.training.seconds or 0.0 for each in front]
-        best = [each.training.accuracy or 0.0 for each in front]
+        times = [each.seconds or 0.0 for each in front]
+        best = [each.accuracy or 0.0 for each in front]
         axes.step(times, best, where="post", color="0.5", linestyle="--", label="Pareto front")
     axes.set(xlabel="wall time, s (logarithmic)", ylabel="test accuracy", xscale="log")
     plain = StrMethodFormatter("{x:,.0f}")
@@ -77,7 +77,7 @@ def draw_curves(records: Sequence[Record]) -> Figure | None:
         name = "val_accuracy" if validated else "train_accuracy"
         values = [epoch[name] for epoch in each.history]
         seconds = pd.Series([epoch["epoch_time_s"] for epoch in each.history]).cumsum()
-        label = _short_name(each.training) + ("" if validated else ", TRAINING images")
+        label = _short_name(each) + ("" if validated else ", TRAINING images")
         style: Any = {"marker": ".", "linestyle": "-" if validated else ":"}
         by_epoch.plot(range(1, len(values) + 1), values, label=label, **style)
         by_seconds.plot(seconds, values, **style)
@@ -92,7 +92,7 @@ def draw_curves(records: Sequence[Record]) -> Figure | None:
 
 def draw_recalls(group: Group, recalls: pd.DataFrame) -> Figure:
     """A shade for each run and class, with its number."""
-    shown = [each.training for each in group.ranked if each.predictions is not None][:MOST_DRAWN]
+    shown = [each for each in group.ranked if each.predictions is not None][:MOST_DRAWN]
     table = recalls.pivot(index="label", columns="run_id", values="recall")
     table = table[[each.run_id for each in shown]]
     figure = Figure(figsize=(3 + 0.9 * len(shown), 2.6 + 0.32 * len(table)), layout="constrained")
@@ -119,7 +119,7 @@ def draw_confusions(group: Group) -> Figure:
         shares = table.div(table.sum(axis=1).clip(lower=1), axis=0)
         _draw_shades(axes, shares, ["" for _ in range(shares.size)])
         _label_axis(axes, names, names, size=6)
-        axes.set_title(_short_name(each.training), fontsize=8, parse_math=False)
+        axes.set_title(_short_name(each), fontsize=8, parse_math=False)
     for axes in grid[len(shown) :]:
         axes.set_axis_off()
     figure.supxlabel("predicted", fontsize=9)

@@ -27,7 +27,7 @@ from har.compare.tables import (
 from har.data.pictures import draw_png, jpeg_uri, png_uri, thumbnail
 from har.data.report import REPORT_FILE
 from har.evaluation.metrics import TEST_METRICS
-from har.tracking.records import Record, TrainingSummary
+from har.tracking.records import Record
 
 TEMPLATE = Path(__file__).with_name("report.html")
 GALLERY_IMAGES = 12
@@ -92,7 +92,7 @@ def _render(
     """The page."""
     environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined)
     template = environment.from_string(TEMPLATE.read_text(encoding="utf-8"))
-    published = sum(each.training.published for each in records)
+    published = sum(each.published for each in records)
     counts = f"{len(records) - published} measured and {published} published runs"
     if len(parts) > 1:
         counts += (
@@ -208,8 +208,8 @@ def _differences_table(records: Sequence[Record], table: pd.DataFrame) -> dict[s
     by_run = table.set_index("field").T if names else pd.DataFrame()
     rows = [
         [
-            f"{each.training.name} {each.training.run_id}",
-            *map(format_text, by_run.loc[each.training.run_id]),
+            f"{each.name} {each.run_id}",
+            *map(format_text, by_run.loc[each.run_id]),
         ]
         for each in records
         if names
@@ -253,14 +253,14 @@ def _describe_group(group: Group) -> dict[str, Any]:
     }
 
 
-def _format_run(training: TrainingSummary) -> str:
+def _format_run(record: Record) -> str:
     """A run as the text speaks of it."""
-    return f"{training.name} ({training.run_id})"
+    return f"{record.name} ({record.run_id})"
 
 
 def _summarise(group: Group) -> str:
     """How many runs, and the best."""
-    best = group.ranked[0].training
+    best = group.ranked[0]
     return (
         f"{len(group.ranked)} runs. The highest test accuracy: {_format_run(best)},"
         f" {PERCENT(best.accuracy)} ({PERCENT(best.test_metrics.get('accuracy_low'))} to"
@@ -274,10 +274,10 @@ def _describe_selection_bias(group: Group) -> str:
         "Whoever picks a run by its test accuracy chooses on test: the accuracy of the run that is"
         " picked so flatters it, the more the more runs there are."
     )
-    validated = [each.training for each in group.ranked if each.training.val_accuracy is not None]
+    validated = [each for each in group.ranked if each.val_accuracy is not None]
     if not validated:
         return warning + " None of these runs has a validation accuracy to choose by."
-    best = max(validated, key=lambda training: training.val_accuracy or 0.0)
+    best = max(validated, key=lambda each: each.val_accuracy or 0.0)
     return (
         f"{warning} By validation accuracy ({PERCENT(best.val_accuracy)}) the choice would be"
         f" {_format_run(best)}, with {PERCENT(best.accuracy)} on test."
@@ -289,8 +289,8 @@ def _describe_front(front: Sequence[Record]) -> str:
     if not front:
         return "No run has a wall time that can be compared."
     each = "; ".join(
-        f"{_format_run(record.training)}: {record.training.seconds:,.0f} s,"
-        f" {PERCENT(record.training.accuracy)}"
+        f"{_format_run(record)}: {record.seconds:,.0f} s,"
+        f" {PERCENT(record.accuracy)}"
         for record in front
     )
     return f"No run is both quicker and better than these: {each}."
@@ -321,8 +321,8 @@ def _build_gallery(group: Group) -> dict[str, Any] | None:
         images.append({**row, "uri": picture_uri(first.root, Path(row["path"]))})
     return {
         "title": (
-            f"Only one of the two is right. First: {_format_run(first.training)}; second:"
-            f" {_format_run(second.training)}. At most {GALLERY_IMAGES} images of either kind"
+            f"Only one of the two is right. First: {_format_run(first)}; second:"
+            f" {_format_run(second)}. At most {GALLERY_IMAGES} images of either kind"
             f"{'' if images else '; there are none'}."
         ),
         "images": images,

@@ -37,15 +37,15 @@ class Group:
 
 def group_by_test(records: Sequence[Record]) -> tuple[list[Group], list[Record]]:
     """Groups, that of the newest run first; and the records without a test accuracy."""
-    evaluated = [each for each in records if each.training.accuracy is not None]
-    evaluated.sort(key=lambda each: (each.training.started, each.training.run_id), reverse=True)
-    digests = dict.fromkeys(each.training.test_digest for each in evaluated)
+    evaluated = [each for each in records if each.accuracy is not None]
+    evaluated.sort(key=lambda each: (each.started, each.run_id), reverse=True)
+    digests = dict.fromkeys(each.test_digest for each in evaluated)
     groups = []
     for digest in digests:
-        within = [each for each in evaluated if each.training.test_digest == digest]
-        within.sort(key=lambda each: -(each.training.accuracy or 0.0))
+        within = [each for each in evaluated if each.test_digest == digest]
+        within.sort(key=lambda each: -(each.accuracy or 0.0))
         groups.append(Group(test_digest=digest, ranked=tuple(within)))
-    return groups, [each for each in records if each.training.accuracy is None]
+    return groups, [each for each in records if each.accuracy is None]
 
 
 def tabulate_runs(records: Sequence[Record]) -> pd.DataFrame:
@@ -65,20 +65,20 @@ def _run_columns() -> list[str]:
 
 def run_row(record: Record) -> dict[str, Any]:
     """By `_run_columns`. The time of an epoch is the median one's."""
-    training, history = record.training, record.history
+    history = record.history
     epoch_times = [epoch["epoch_time_s"] for epoch in history if "epoch_time_s" in epoch]
-    notebook = NOTEBOOKS.get(training.variant)
-    found = {name: getattr(training, name) for name in _run_columns() if hasattr(training, name)}
+    notebook = NOTEBOOKS.get(record.variant)
+    found = {name: getattr(record, name) for name in _run_columns() if hasattr(record, name)}
     return (
         found
-        | training.test_metrics
+        | record.test_metrics
         | {
-            "source": "published" if training.published else "measured",
-            "wall_time_s": training.seconds,
-            "feature_cache": "hit" if training.cache_hit else "",
+            "source": "published" if record.published else "measured",
+            "wall_time_s": record.seconds,
+            "feature_cache": "hit" if record.cache_hit else "",
             "epoch_time_s": float(np.median(epoch_times)) if epoch_times else None,
             "epochs": len(history) or None,
-            "peak_memory_mb": training.memory_mb,
+            "peak_memory_mb": record.memory_mb,
             "notebook_minutes": notebook.minutes if notebook else None,
         }
     )
@@ -90,7 +90,7 @@ def tabulate_differences(records: Sequence[Record]) -> pd.DataFrame:
         each.name: [record.recipe.get(each.name, MISSING) for record in records]
         for each in fields(Recipe)
     }
-    ids = [record.training.run_id for record in records]
+    ids = [record.run_id for record in records]
     differing = {name: values for name, values in rows.items() if len(set(map(str, values))) > 1}
     return pd.DataFrame.from_dict(differing, orient="index", columns=ids, dtype=object)
 
@@ -107,7 +107,7 @@ def tabulate_pairs(group: Group) -> pd.DataFrame:
         return pd.DataFrame()
     hits, rows = _find_hits(evaluated), []
     for i, j in combinations(range(len(evaluated)), 2):
-        first, second = evaluated[i].training, evaluated[j].training
+        first, second = evaluated[i], evaluated[j]
         both = ~np.isnan(hits[i]) & ~np.isnan(hits[j])
         if not both.any():
             continue
@@ -150,10 +150,10 @@ def find_pareto_front(group: Group) -> list[Record]:
     """Runs that none beats in both accuracy and wall time, the quickest first. Runs that found
     features in the cache, whose time is not the whole job's, stay out.
     """
-    timed = [each for each in group.ranked if each.training.seconds and not each.training.cache_hit]
+    timed = [each for each in group.ranked if each.seconds and not each.cache_hit]
     front: list[Record] = []
-    for each in sorted(timed, key=lambda r: (r.training.seconds, -(r.training.accuracy or 0.0))):
-        if not front or (each.training.accuracy or 0) > (front[-1].training.accuracy or 0):
+    for each in sorted(timed, key=lambda r: (r.seconds, -(r.accuracy or 0.0))):
+        if not front or (each.accuracy or 0) > (front[-1].accuracy or 0):
             front.append(each)
     return front
 
@@ -172,8 +172,8 @@ def tabulate_recalls(group: Group) -> pd.DataFrame:
         parts.append(
             pd.DataFrame(
                 {
-                    "name": record.training.name,
-                    "run_id": record.training.run_id,
+                    "name": record.name,
+                    "run_id": record.run_id,
                     "label": counts.index,
                     "recall": (counts["sum"] / counts["size"]).to_numpy(),
                     "low": low,

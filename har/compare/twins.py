@@ -1,199 +1,149 @@
-"""Twins: trainings of one recipe on the same images on other hardware, linked to each other.
+"""Twins: trainings of one recipe on the same images and on different hardware.
 
-`find_twins`, `compare` and the lines are pure; what is below them reads runs and marks them. Every
-run of a family is compared anew and written only where something changed, until nothing changes: so
-it does not matter which of two runs that end at once comes first, and deleted twins are forgotten.
+When a training ends, it and its twins are linked by tags such as `twin.2xT4`. They are compared
+only when someone asks for it.
 """
 
-import random
-import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import mlflow
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
 from mlflow.exceptions import MlflowException
-from mlflow.utils.mlflow_tags import MLFLOW_RUN_NOTE
 
 from har.evaluation.metrics import in_points, paired_difference
 from har.tracking.query import find_runs, find_training, load_predictions
-from har.tracking.records import DIGESTS, TrainingSummary, find_hits_by_path, read_training
-from har.tracking.store import quiet_mlflow
+from har.tracking.records import DIGESTS, Record, find_hits_by_path, read_record
+from har.tracking.store import quiet_mlflow, retry_once
 from har.tracking.tags import NOTEBOOK, SOURCE_TAG
 from har.util.errors import UserError, first_line
 from har.util.progress import warn
 
-# Before the twin's hardware; before `notebook` for the published run of the variant.
+# Precedes the twin's hardware in a tag's name, or `notebook` for the variant's published run.
 TAG = "twin."
-HEADING = "\n\n**Elsewhere**, in relation to this run:"
-# Times that a family is gone over, where other runs of it end meanwhile.
-ATTEMPTS = 5
+NO_TWINS = (
+    "no twins: no finished training of the same recipe, data and test split on other hardware, and"
+    " no published run of the variant (`har import-notebooks` records those)"
+)
 
 
 @dataclass(frozen=True, kw_only=True)
-class Link:
-    """A training in relation to its twin, as ratios twin / training; None where not known.
+class Comparison:
+    """A twin as ratios twin / training; None where not known.
 
-    `difference` is the twin's test accuracy minus the training's, low and high its 95 % interval.
+    `difference` is the twin's test accuracy minus the training's, with the low and the high end of
+    its 95 % interval.
     """
 
-    twin: TrainingSummary
+    twin: Record
     time_ratio: float | None
     speed_ratio: float | None
     difference: tuple[float, float, float] | None
 
-    @property
-    def key(self) -> str:
-        """Names the tag that holds the twin's run id; MLflow allows no `+` there."""
-        return TAG + (NOTEBOOK if self.twin.published else self.twin.hardware.replace("+", "."))
 
-
-def find_twins(
-    training: TrainingSummary, others: Iterable[TrainingSummary]
-) -> list[TrainingSummary]:
-    """The newest twin on each other hardware, and the published run of the same variant."""
-    found: dict[str, TrainingSummary] = {}
+def find_twins(record: Record, others: Iterable[Record]) -> list[Record]:
+    """Find the newest twin on each other hardware, and the published run of the same variant."""
+    found: dict[str, Record] = {}
     for each in sorted(others, key=lambda other: (other.started, other.run_id)):
         if each.published:
-            if each.variant == training.variant:
+            if each.variant == record.variant:
                 found[NOTEBOOK] = each
-        elif each.digests == training.digests and each.hardware != training.hardware:
+        elif each.digests == record.digests and each.hardware != record.hardware:
             found[each.hardware] = each
     return [found[hardware] for hardware in sorted(found)]
 
 
+def name_tag(twin: Record) -> str:
+    """Name the tag that links to a twin; MLflow allows no `+` there."""
+    return TAG + (NOTEBOOK if twin.published else twin.hardware.replace("+", "."))
+
+
 def compare_twins(
-    training: TrainingSummary,
-    twin: TrainingSummary,
-    hits: Mapping[str, npt.NDArray[np.bool_] | None],
-) -> Link:
-    """`hits` by run id: which test images each is right on, in one order; where they are known."""
-    difference = None
-    here, there = hits.get(training.run_id), hits.get(twin.run_id)
-    if here is not None and there is not None and len(here) == len(there):
-        difference = paired_difference(here, there)
-    # with features from the cache the wall time is not the whole job's
-    whole = not (training.cache_hit or twin.cache_hit)
-    return Link(
+    record: Record,
+    twin: Record,
+    here: npt.NDArray[np.bool_] | None = None,
+    there: npt.NDArray[np.bool_] | None = None,
+) -> Comparison:
+    """Compare a twin with a training. `here` and `there` say of each test image, in one order,
+    whether the training and the twin are right; None where that is not known.
+    """
+    known = here is not None and there is not None and len(here) == len(there)
+    # after a cache hit the wall time is not the whole job's
+    whole = not (record.cache_hit or twin.cache_hit)
+    return Comparison(
         twin=twin,
-        time_ratio=_ratio(twin.seconds, training.seconds) if whole else None,
-        speed_ratio=_ratio(twin.images_per_second, training.images_per_second),
-        difference=difference,
+        time_ratio=_ratio(twin.seconds, record.seconds) if whole else None,
+        speed_ratio=_ratio(twin.images_per_second, record.images_per_second),
+        difference=paired_difference(here, there) if known else None,
     )
 
 
 def _ratio(above: float | None, below: float | None) -> float | None:
-    """None where one of them is not known."""
     return above / below if above and below else None
 
 
-def describe_link(link: Link) -> str:
-    """For a run's description in the MLflow UI."""
-    twin = link.twin
-    facts = [f"{twin.seconds:,.0f} s" if twin.seconds else "wall time not known"]
-    if link.time_ratio:
-        facts[0] += f", {link.time_ratio:.2f} times this run's wall time"
-    if link.speed_ratio:
-        facts.append(f"{link.speed_ratio:.2f} times its images/s")
-    if link.difference:
-        facts.append(f"accuracy {in_points(link.difference)} points")
-    if twin.cache_hit:
-        facts.append("cache hit: its features were found on disk")
-    if twin.published:
-        facts.append("published, on other images and with the network of the notebook")
-    address = f"#/experiments/{twin.experiment_id}/runs/{twin.run_id}"
-    return f"[{twin.name}]({address}): " + "; ".join(facts)
-
-
-def with_links(description: str, links: Sequence[Link]) -> str:
-    """The description with one line for each link, in place of those it had."""
-    own = description.partition(HEADING)[0]
-    if not links:
-        return own
-    return own + "  \n".join([HEADING, *map(describe_link, links)])
-
-
-def describe_twins(training: TrainingSummary, links: Sequence[Link]) -> str:
-    """The table that `har twins` prints; the first row is the training itself."""
-    rows = [_table_row(training, None), *(_table_row(link.twin, link) for link in links)]
+def format_comparisons(record: Record, comparisons: Sequence[Comparison]) -> str:
+    """Format the table that `har twins` prints; its first row is the training itself."""
+    rows = [_table_row(record, None), *(_table_row(each.twin, each) for each in comparisons)]
     table = pd.DataFrame(rows).to_string(index=False)
-    if not links:
-        table += (
-            "\nno twins: no finished training of the same recipe, data and test split on other"
-            " hardware, and no published run of the variant (`har import-notebooks`)"
-        )
-    return table
+    return table if comparisons else f"{table}\n{NO_TWINS}"
 
 
-def _table_row(training: TrainingSummary, link: Link | None) -> dict[str, str]:
-    """Of the table; `link` is None for the training that the others are compared with."""
-
+def _table_row(record: Record, compared: Comparison | None) -> dict[str, str]:
     def shown(value: float | None, form: str) -> str:
         return "-" if value is None else format(value, form)
 
-    hardware = f"{training.hardware}{' (published)' if training.published else ''}"
+    hardware = f"{record.hardware}{' (published)' if record.published else ''}"
+    difference = compared.difference if compared else None
     return {
-        "hardware": f"{hardware}{' (cache hit)' if training.cache_hit else ''}",
-        "wall time s": shown(training.seconds, ",.0f"),
-        "ratio": "1" if link is None else shown(link.time_ratio, ".2f"),
-        "images/s": shown(training.images_per_second, ",.0f"),
-        "accuracy": shown(training.accuracy, ".1%"),
-        "difference, points": in_points(link.difference) if link and link.difference else "-",
-        "run id": training.run_id,
+        "hardware": f"{hardware}{' (cache hit)' if record.cache_hit else ''}",
+        "wall time s": shown(record.seconds, ",.0f"),
+        "ratio": shown(compared.time_ratio, ".2f") if compared else "1",
+        "images/s": shown(record.images_per_second, ",.0f"),
+        "accuracy": shown(record.accuracy, ".1%"),
+        "difference, points": in_points(difference) if difference else "-",
+        "run id": record.run_id,
     }
 
 
-def link_twins(run_id: str) -> tuple[TrainingSummary, list[Link]]:
-    """Mark the run and all its twins with tags and lines; the run's own links.
+def link_twins(run_id: str) -> tuple[Record, list[Record]]:
+    """Link a training and its twins by tags, in both directions; return it and its twins.
+
+    Each run is FINISHED before it looks for twins. So of two that end at once, at least one sees
+    the other and links both. Links to deleted runs are removed.
 
     Raises:
         UserError: no such run, or not a finished training; the store cannot be used.
     """
     quiet_mlflow()
-    hits: dict[str, npt.NDArray[np.bool_] | None] = {}
-    for attempt in range(ATTEMPTS):
-        try:
-            training, links, changed = _link_once(run_id, hits)
-        # a run that someone changed by hand may lack anything
-        except (MlflowException, OSError, KeyError, ValueError) as error:
-            # two that write the same new tag at once: MLflow gives one of them an error
-            if attempt == ATTEMPTS - 1 or not isinstance(error, MlflowException):
-                why = first_line(error)
-                raise UserError(f"twins of run {run_id} cannot be linked: {why}") from error
-            time.sleep(random.uniform(0.1, 0.5))
-            continue
-        if not changed:
-            break
-    return training, links
+    try:
+        record, runs = _load_family(run_id)
+        family = [read_record(each) for each in runs]
+        for run, own in zip(runs, family, strict=True):
+            if not own.published:
+                _write_tags(run, find_twins(own, family))
+    # a run that somebody changed by hand may lack anything
+    except (MlflowException, OSError, KeyError, ValueError) as error:
+        raise UserError(f"cannot link the twins of run {run_id}: {first_line(error)}") from error
+    return record, find_twins(record, family)
 
 
-def _link_once(
-    run_id: str, hits: dict[str, npt.NDArray[np.bool_] | None]
-) -> tuple[TrainingSummary, list[Link], bool]:
-    """The run, its links, and whether anything had to be written; `hits` is filled."""
-    training, family = _load_family(run_id)
-    for run in family:
-        if run.info.run_id not in hits:
-            hits[run.info.run_id] = _load_hits(run)
-    trainings = [read_training(each) for each in family]
+def describe_twins(run_id: str) -> str:
+    """Link a training's twins and compare them with it, in a table.
 
-    def find_links(own: TrainingSummary) -> list[Link]:
-        return [compare_twins(own, twin, hits) for twin in find_twins(own, trainings)]
-
-    # every one is written, whatever the first of them says
-    changed = [
-        _write_links(run, find_links(own))
-        for run, own in zip(family, trainings, strict=True)
-        if not own.published
-    ]
-    return training, find_links(training), any(changed)
+    Raises:
+        UserError: as `link_twins`.
+    """
+    record, twins = link_twins(run_id)
+    here = _load_hits(record)
+    compared = [compare_twins(record, twin, here, _load_hits(twin)) for twin in twins]
+    return format_comparisons(record, compared)
 
 
-def _load_family(run_id: str) -> tuple[TrainingSummary, list[Any]]:
-    """The training, and all runs that are twins of one another with it, itself among them."""
+def _load_family(run_id: str) -> tuple[Record, list[mlflow.entities.Run]]:
+    """Load the training, and all runs that are twins of one another with it, itself included."""
     run = find_training(run_id)
     tags = run.data.tags
     if not all(name in tags for name in DIGESTS):
@@ -203,31 +153,31 @@ def _load_family(run_id: str) -> tuple[TrainingSummary, list[Any]]:
     variants = {each.data.tags["variant"] for each in family}
     published = find_runs(f"tags.{SOURCE_TAG} = '{NOTEBOOK}' and attributes.status = 'FINISHED'")
     family += [each for each in published if each.data.tags["variant"] in variants]
-    return read_training(run), family
+    return read_record(run), family
 
 
-def _load_hits(run: Any) -> npt.NDArray[np.bool_] | None:
-    """Which test images a run is right on, in the order of their paths; None if not known."""
-    if "accuracy" not in run.data.metrics:
+def _load_hits(record: Record) -> npt.NDArray[np.bool_] | None:
+    """Load which test images a run is right on, in the order of their paths."""
+    if record.accuracy is None:
         return None
     try:
-        return find_hits_by_path(load_predictions(run.info.run_id)).to_numpy()
+        return find_hits_by_path(load_predictions(record.run_id)).to_numpy()
     except UserError as error:
         warn(str(error))
         return None
 
 
-def _write_links(run: Any, links: Sequence[Link]) -> bool:
-    """Tags and description; whether anything had to be written."""
+def _write_tags(run: mlflow.entities.Run, twins: Sequence[Record]) -> None:
     client, tags = mlflow.MlflowClient(), run.data.tags
-    wanted = {link.key: link.twin.run_id for link in links}
-    old = tags.get(MLFLOW_RUN_NOTE, "")
-    if (text := with_links(old, links)) != old:
-        wanted[MLFLOW_RUN_NOTE] = text
-    news = {name: value for name, value in wanted.items() if tags.get(name) != value}
-    gone = [name for name in tags if name.startswith(TAG) and name not in wanted]
-    for name, value in news.items():
-        client.set_tag(run.info.run_id, name, value)
-    for name in gone:
-        client.delete_tag(run.info.run_id, name)
-    return bool(news or gone)
+    wanted = {name_tag(twin): twin.run_id for twin in twins}
+
+    def write() -> None:
+        for name, value in wanted.items():
+            if tags.get(name) != value:
+                client.set_tag(run.info.run_id, name, value)
+
+    # two runs that end at once may write the same new tag
+    retry_once(write)
+    for name in tags:
+        if name.startswith(TAG) and name not in wanted:
+            client.delete_tag(run.info.run_id, name)

@@ -1,8 +1,8 @@
-"""A network for inference alone: batch normalisation merged into the convolutions before it, and
-the rest frozen into a graph of constants.
+"""A network prepared for inference: batch normalisation merged into the convolutions before it,
+and the weights frozen into a graph as constants.
 
-TensorFlow merges too, but for EfficientNetB7 it takes 40 seconds and 7 GB, every time; here the
-merged network is built in four.
+TensorFlow merges too, but for EfficientNetB7 that takes 40 seconds and 7 GB, each time. Here the
+merged network is built in four seconds.
 """
 
 from collections import Counter
@@ -19,8 +19,8 @@ from tensorflow.python.framework.convert_to_constants import convert_variables_t
 
 @dataclass(frozen=True, kw_only=True)
 class FrozenGraph:
-    """A graph whose weights are constants; `input` names an operation, `output` a tensor;
-    `signature` is what its model takes.
+    """A graph whose weights are constants. `input` names an operation and `output` a tensor;
+    `signature` is the input signature of its model.
     """
 
     graph_def: Any
@@ -30,14 +30,14 @@ class FrozenGraph:
 
 
 def compute_float32_in_full() -> None:
-    """Have no GPU round float32's factors to ten bits (TF32), which A100, H100 and newer do unless
-    told otherwise: features differ by a thousandth then. The notebooks' P100 and T4 cannot.
+    """Switch TF32 off: A100, H100 and newer GPUs round float32's factors to ten bits by default,
+    which changes features by a thousandth. The notebooks' P100 and T4 cannot do that.
     """
     tf.config.experimental.enable_tensor_float_32_execution(False)
 
 
 def trace(model: Any, dtype: str) -> Any:
-    """Keras' inference on a batch of any size, of `dtype`, as one concrete function."""
+    """Trace Keras' inference on a batch of any size, of `dtype`, as one concrete function."""
     signature = [tf.TensorSpec(model.input_shape, dtype)]
     function = tf.function(lambda images: model(images, training=False), input_signature=signature)
     traced = function.get_concrete_function()
@@ -46,23 +46,12 @@ def trace(model: Any, dtype: str) -> Any:
     return traced
 
 
-def run_once(traced: Any, images: Any) -> Any:
-    """What it computes of `images`, the graph not optimised before: that takes as long as the
-    computing (EfficientNetB7, eight images).
-    """
-    tf.config.optimizer.set_experimental_options({"disable_meta_optimizer": True})
-    try:
-        return traced(images).numpy()
-    finally:
-        tf.config.optimizer.set_experimental_options({"disable_meta_optimizer": False})
-
-
 def freeze(traced: Any) -> FrozenGraph:
-    """Every read of a variable becomes a constant, and nothing else changes.
+    """Replace every read of a variable by a constant; nothing else changes.
 
-    TensorFlow's own `convert_variables_to_constants_v2` also optimises the graph, which every run
-    of it does again: for EfficientNetB7 14 seconds where this takes one. It is used where functions
-    in the graph read variables: Keras computes convolutions in groups so, on a CPU (Keras 3.15).
+    TensorFlow's own `convert_variables_to_constants_v2` also optimises the graph, which each run
+    does again: 14 seconds for EfficientNetB7 where this takes one. It is still used where functions
+    in the graph read variables, as Keras does for grouped convolutions on a CPU (Keras 3.15).
     """
     graph, signature = traced.graph, traced.structured_input_signature[0]
     captured = {placeholder.op.name: value for value, placeholder in graph.captures}
@@ -93,7 +82,7 @@ def freeze(traced: Any) -> FrozenGraph:
 
 
 def compile_frozen(frozen: FrozenGraph) -> Any:
-    """The graph as a function of what its model took."""
+    """Build a function that runs the graph on its model's input."""
 
     def run(images: Any) -> Any:
         placed = {frozen.input: images}
@@ -108,11 +97,13 @@ CONVOLUTIONS = (layers.Conv2D, layers.DepthwiseConv2D)
 LINEAR = keras.activations.linear
 
 
-def fold_batch_norms(model: keras.Model) -> keras.Model:
-    """A copy of a functional model, and of the models in it, that infers the same to the rounding
-    of float32 (1e-6 of the features' length): not for training.
+def fold_batch_norms(model: keras.Model, policy: str = "float32") -> keras.Model:
+    """Copy a functional model, and the models in it, with batch normalisation merged into the
+    convolutions before it. The copy computes under `policy`, one of Keras' dtype policies.
 
-    A normalisation that follows no linear convolution, or one that others read too, stays.
+    In float32 it infers the same to the rounding (1e-6 of the features' length). It is not for
+    training. A normalisation that follows no linear convolution, or one whose output others read
+    too, stays.
     """
     merged = _find_merged(model)
     dropped = set(merged.values())
@@ -122,6 +113,8 @@ def fold_batch_norms(model: keras.Model) -> keras.Model:
         if layer in dropped:
             return layers.Identity()
         config = layer.get_config() | ({"use_bias": True} if layer in merged else {})
+        if policy != "float32":
+            config["dtype"] = policy
         twin = type(layer).from_config(config | _without_chance(config))
         # what a network writes as `x + y` is an operation, and no layer
         if isinstance(twin, layers.Layer):
@@ -143,15 +136,15 @@ def fold_batch_norms(model: keras.Model) -> keras.Model:
 
 
 def _without_chance(config: dict[str, Any]) -> dict[str, Any]:
-    """A layer's options, so that building it draws no random numbers: others would be drawn
-    afterwards, and a training whose features are cached would be another one.
+    """Return options with which building the layer draws no random numbers. Otherwise a training
+    that computes features would draw other numbers afterwards than one that finds them cached.
     """
     zeros = {name: "zeros" for name in config if name.endswith("_initializer")}
     return zeros | ({"seed": 0} if "seed" in config else {})
 
 
 def _find_merged(model: keras.Model) -> dict[Any, Any]:
-    """The convolutions to merge, each with its batch normalisation."""
+    """Map each convolution to the batch normalisation to merge into it."""
     found: dict[Any, Any] = {}
     for layer in model.layers:
         if isinstance(layer, keras.Model):
@@ -172,7 +165,7 @@ def _find_merged(model: keras.Model) -> dict[Any, Any]:
 
 
 def _merge(convolution: Any, norm: Any) -> list[npt.NDArray[np.float32]]:
-    """Kernel and bias that give the normalised output."""
+    """Return the kernel and bias that give the normalised output."""
     kernel, *bias = convolution.get_weights()
     gamma, beta, mean, variance = (each.astype(np.float64) for each in norm.get_weights())
     factor = gamma / np.sqrt(variance + norm.epsilon)

@@ -1,15 +1,17 @@
-"""What computes a network's forward pass: TensorFlow, or OpenVINO where it is installed.
+"""Runtimes compute a network's forward pass: TensorFlow, or OpenVINO where it is installed.
 
-Both run the same Keras model in float32 and take any number of images up to BATCH_SIZE, in few
-shapes. A framework is imported when it is used.
+RUNTIMES is the one list of them, for features and for serving. In float32 all give the numbers
+that Keras gives. A framework is imported when it is used.
 """
 
 import importlib.util
+import queue
 import sys
 import tempfile
 import threading
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -19,54 +21,71 @@ import numpy as np
 import numpy.typing as npt
 
 from har.util.errors import UserError
-from har.util.hardware import available_cpus
+from har.util.hardware import available_cpus, has_bfloat16
 
 # The trained network in Keras' own format: every classifier's folder has it.
 MODEL_FILE = "model.keras"
 OPENVINO_FILE = "model.xml"
-# As an option: what serves is TensorFlow then, and features are computed by what is fastest here.
+# The value of --runtime that serves with TensorFlow, and computes features by the fastest runtime.
 AUTO = "auto"
-# A batch is filled up to one of these: few shapes, for each of which a runtime prepares once.
+# A served batch is padded to one of these sizes, since a runtime prepares for each new shape.
 BUCKETS = (1, 2, 4, 8, 16, 32)
 BATCH_SIZE = BUCKETS[-1]
 # Weights as constants of a graph are up to a fifth faster (B0, one image), but each compilation
 # holds several copies of them: for B7 (64 million) 1.6 GB, to gain a twentieth.
 MOST_CONSTANTS = 25_000_000
-# OpenVINO's buffers for so few images stay in a processor's caches: a seventh faster than 32 at
-# once on two cores.
-IMAGES_A_CORE = 2
+# OpenVINO's buffers for two images a core stay in the processor's caches: on two cores that serves
+# a seventh more images a second than batches of 32.
+IMAGES_PER_CORE = 2
+# The largest relative distance of a runtime's output from Keras' own, by arithmetic.
+TOLERANCE = {"float32": 1e-3, "bfloat16": 0.1, "float16": 0.1}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Compiled:
+    """A network ready to run.
+
+    `run` maps a (batch, ...) array of images to a (batch, ...) array that the caller may keep; any
+    number of threads may call it. Over many images it is fastest with `parallel` threads and
+    batches of `batch_size`. Call it within `running()`.
+    """
+
+    run: Callable[[Any], Any]
+    batch_size: int = BATCH_SIZE
+    parallel: int = 1
+    running: Callable[[], AbstractContextManager[None]] = nullcontext
 
 
 @dataclass(frozen=True, kw_only=True)
 class Forward:
-    """(images, size, size, 3) uint8, one or more, to (images, classes) float32 probabilities.
-    `compiled` is run in the shapes of `buckets`, by any number of threads at once; what is more
-    than the largest is run in parts.
+    """Maps (images, size, size, 3) uint8, one image or more, to (images, classes) float32
+    probabilities.
+
+    `run` is called with batches of the sizes in `buckets` alone, from any number of threads.
     """
 
-    compiled: Callable[[Any], Any]
+    run: Callable[[Any], Any]
     buckets: tuple[int, ...] = BUCKETS
 
     def __call__(self, images: Any) -> npt.NDArray[np.float32]:
-        """The parts one after the other."""
+        """Run one bucket after the other."""
         most = self.buckets[-1]
-        parts = [self.run(images[start : start + most]) for start in range(0, len(images), most)]
+        parts = [self._pad(images[start : start + most]) for start in range(0, len(images), most)]
         return parts[0] if len(parts) == 1 else np.concatenate(parts)
 
-    def run(self, images: Any) -> npt.NDArray[np.float32]:
-        """Filled up with black images to a bucket; their rows are dropped."""
+    def _pad(self, images: Any) -> npt.NDArray[np.float32]:
         count = len(images)
         bucket = next(each for each in self.buckets if each >= count)
         if bucket > count:
-            filled = np.zeros((bucket, *images.shape[1:]), np.uint8)
-            filled[:count] = images
-            images = filled
-        return np.asarray(self.compiled(images))[:count]
+            padded = np.zeros((bucket, *images.shape[1:]), np.uint8)
+            padded[:count] = images
+            images = padded
+        return np.asarray(self.run(images))[:count]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Parts:
-    """A model in two: the backbone as a runtime has converted it, and Keras' head behind it."""
+    """A model in two: the backbone as the runtime converted it before, and Keras' head."""
 
     backbone: Any
     head: Any
@@ -74,13 +93,16 @@ class Parts:
 
 @dataclass(frozen=True, kw_only=True)
 class Runtime:
-    """How a model gets into a folder for this runtime, beside MODEL_FILE, and out again.
+    """One way to compute a forward pass.
 
-    `save(model, folder, parts)` converts the head alone where it is given the parts; `check` raises
-    a UserError if this is not installed; `packages` are what reading the model needs beside what
-    every served model needs.
+    `convert` turns a Keras network into the runtime's own form; `compile` makes that ready for many
+    images in float32, bfloat16 or float16. `save` writes what serving needs beside MODEL_FILE, and
+    converts only the head where it gets the parts; `load` reads it, in float32. `check` raises a
+    UserError if the runtime is not installed; `packages` are what a server needs for it.
     """
 
+    convert: Callable[[Any], Any]
+    compile: Callable[[Any, str], Compiled]
     save: Callable[[Any, Path, Parts | None], None]
     load: Callable[[Path], Forward]
     check: Callable[[], Any] = lambda: None
@@ -88,10 +110,10 @@ class Runtime:
 
 
 def choose_runtime(asked: str, num_gpus: int) -> str:
-    """For features: OpenVINO on a CPU where it is installed, unless one was asked for.
+    """Choose what computes features: for `auto`, OpenVINO on a CPU where it is installed.
 
     Raises:
-        UserError: what was asked for is not installed.
+        UserError: the runtime asked for is not installed.
     """
     if asked == AUTO:
         on_cpu = not num_gpus and importlib.util.find_spec("openvino") is not None
@@ -100,9 +122,72 @@ def choose_runtime(asked: str, num_gpus: int) -> str:
     return asked
 
 
+def choose_arithmetic(runtime: str, precision: str, exact: bool) -> str:
+    """Choose float32 if `exact`; else the recipe's precision on a GPU, bfloat16 on a CPU that
+    computes it, which halves the time and costs a hundredth of precision.
+    """
+    from har.models.devices import has_gpu
+
+    if exact:
+        return "float32"
+    if runtime == "tensorflow" and has_gpu():
+        return precision.removeprefix("mixed_")
+    return "bfloat16" if has_bfloat16() else "float32"
+
+
+def run_batches(
+    compiled: Compiled,
+    batches: Iterable[tuple[int, Any]],
+    sink: Callable[[int, npt.NDArray[Any]], None],
+) -> None:
+    """Run (first row, images) batches in `compiled.parallel` threads.
+
+    `sink` gets (first row, outputs), in any order, from one thread at a time. All threads have
+    ended afterwards.
+
+    Raises:
+        Exception: whatever the batches, the network or `sink` raised.
+    """
+    iterator, reading, writing = iter(batches), threading.Lock(), threading.Lock()
+
+    def work() -> None:
+        while True:
+            with reading:
+                batch = next(iterator, None)
+            if batch is None:
+                return
+            outputs = compiled.run(batch[1])
+            with writing:
+                sink(batch[0], outputs)
+
+    with compiled.running(), ThreadPoolExecutor(compiled.parallel) as pool:
+        working = [pool.submit(work) for _ in range(compiled.parallel)]
+    for each in working:
+        each.result()
+
+
+def check_compiled(
+    compiled: Compiled, images: Any, expected: npt.NDArray[np.float32], name: str
+) -> None:
+    """Raise a UserError unless the network gives about `expected`, which Keras computed in float32.
+
+    `name` is the runtime and the arithmetic, as in `openvino bfloat16`.
+    """
+    runtime, arithmetic = name.split()
+    with compiled.running():
+        found = np.asarray(compiled.run(images), np.float32)
+    distance = float(np.linalg.norm(found - expected) / np.linalg.norm(expected))
+    if not distance <= (allowed := TOLERANCE[arithmetic]):
+        other = "tensorflow" if runtime == "openvino" else "openvino"
+        raise UserError(
+            f"{name} differs from Keras by {distance:.2g} of the features' length, more than"
+            f" {allowed:g}: try --runtime {other} or --loader stream"
+        )
+
+
 @contextmanager
 def hide_modules(*names: str) -> Iterator[None]:
-    """While this lasts, importing these fails, unless that was done before."""
+    """Make the import of these modules fail during the block, unless they were imported before."""
     hidden = [name for name in names if name not in sys.modules]
     sys.modules.update(dict.fromkeys(hidden))  # type: ignore[arg-type]
     try:
@@ -113,26 +198,62 @@ def hide_modules(*names: str) -> Iterator[None]:
 
 
 def load_tensorflow(folder: Path) -> Forward:
-    """The folder's network as a compiled function; Keras' safe mode runs no code from the file."""
+    """Load a classifier's Keras model; in safe mode Keras runs no code from the file."""
     import keras
 
     from har.inference.freezing import compute_float32_in_full
 
     compute_float32_in_full()
     model = keras.models.load_model(folder / MODEL_FILE, compile=False)
-    return Forward(compiled=compile_tensorflow(model, "uint8"))
+    return Forward(run=build_function(model, "uint8"))
 
 
-def compile_tensorflow(model: Any, dtype: str) -> Any:
-    """A network as a function of images of `dtype`, for running it often."""
+def build_function(network: Any, dtype: str, policy: str = "float32") -> Any:
+    """Build a TensorFlow function from images of `dtype`, for running a network often, under one
+    of Keras' dtype policies.
+    """
     from har.inference.freezing import compile_frozen, fold_batch_norms, freeze, trace
 
-    traced = trace(fold_batch_norms(model), dtype)
-    return traced if model.count_params() > MOST_CONSTANTS else compile_frozen(freeze(traced))
+    traced = trace(fold_batch_norms(network, policy), dtype)
+    return traced if network.count_params() > MOST_CONSTANTS else compile_frozen(freeze(traced))
+
+
+def convert_to_tensorflow(network: Any) -> Any:
+    """Return what builds the network's function under a Keras policy, once for each policy."""
+    return cache(lambda policy: build_function(network, "float32", policy))
+
+
+def compile_tensorflow(converted: Any, arithmetic: str) -> Compiled:
+    """Compile by Keras' policies on a GPU; on a CPU one graph serves both arithmetics, and oneDNN
+    rewrites it to bfloat16.
+    """
+    from har.models.devices import has_gpu
+
+    rewrite = arithmetic == "bfloat16" and not has_gpu()
+    function = converted("float32" if rewrite or arithmetic == "float32" else f"mixed_{arithmetic}")
+    return Compiled(
+        run=lambda images: function(images).numpy(),
+        # on a CPU one batch's small steps fill what another's leave idle
+        parallel=1 if has_gpu() else 2,
+        # at every use: without the option a function that was rewritten runs as it was
+        running=lambda: _onednn_bfloat16(rewrite),
+    )
+
+
+@contextmanager
+def _onednn_bfloat16(wanted: bool) -> Iterator[None]:
+    import tensorflow as tf
+
+    option = "auto_mixed_precision_onednn_bfloat16"
+    tf.config.optimizer.set_experimental_options({option: wanted})
+    try:
+        yield
+    finally:
+        tf.config.optimizer.set_experimental_options({option: False})
 
 
 def import_openvino() -> Any:
-    """OpenVINO without its telemetry, which would report every import to its makers.
+    """Import OpenVINO without its telemetry, which would report every import to its makers.
 
     Raises:
         UserError: it is not installed.
@@ -150,35 +271,79 @@ def import_openvino() -> Any:
 
 @cache
 def openvino_core() -> Any:
-    """OpenVINO, one for the whole process and to its end.
+    """Return the process' only OpenVINO core, which lives until the process ends.
 
-    Each gives the thread that uses it first a signal stack, and takes that stack's memory back with
-    itself. Where two overlap, or one ends in another thread, the thread is left without: the next
-    Ctrl-C is a segmentation fault (2026.4).
+    A core gives the thread that uses it first a signal stack, and takes that stack's memory back
+    with itself. Where two cores overlap, or one ends in another thread, the thread is left without:
+    the next Ctrl-C is a segmentation fault (2026.4).
     """
     return import_openvino().Core()
 
 
-def convert_to_openvino(traced: Any) -> Any:
-    """A traced network as one of OpenVINO's.
+def convert_to_openvino(network: Any) -> Any:
+    """Convert a Keras network; it takes float32 images.
 
-    By a file: OpenVINO reads a frozen graph in a fifth of the time that its walk through
+    Through a file: OpenVINO reads a frozen graph in a fifth of the time that its walk through
     TensorFlow's objects in Python takes (2026.4, EfficientNetB7).
     """
     openvino = import_openvino()
-    from har.inference.freezing import freeze
+    from har.inference.freezing import freeze, trace
 
-    frozen = freeze(traced)
+    frozen = freeze(trace(network, "float32"))
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "frozen.pb"
         file.write_bytes(frozen.graph_def.SerializeToString())
-        network = openvino_core().read_model(file)
-    # Each swish is one more output otherwise: half the speed for what nobody reads (Keras 3.15).
-    return openvino.Model([network.output(frozen.output)], network.get_parameters())
+        converted = openvino_core().read_model(file)
+    # Keras 3.15 exports each swish as one more output, which halves the speed.
+    return openvino.Model([converted.output(frozen.output)], converted.get_parameters())
+
+
+def compile_openvino(converted: Any, arithmetic: str) -> Compiled:
+    """Compile for throughput: several small batches at once."""
+    return _compile_openvino(
+        converted,
+        {
+            "INFERENCE_PRECISION_HINT": {"bfloat16": "bf16", "float32": "f32"}[arithmetic],
+            "PERFORMANCE_HINT": "THROUGHPUT",
+            "NUM_STREAMS": str(available_cpus()),
+        },
+        # small batches stay in the processor's caches: by four, EfficientNetB7 is 4 % faster than
+        # by eight in bfloat16, a tenth in float32
+        batch_size=4,
+        # one thread more than streams: no stream waits for Python to hand it images
+        parallel=available_cpus() + 1,
+    )
+
+
+def _compile_openvino(
+    source: Any, options: dict[str, str], batch_size: int, parallel: int
+) -> Compiled:
+    """Compile a network or a file, with one inference request for each of `parallel` threads.
+
+    Not OpenVINO's own queue of requests: that calls Python from OpenVINO's threads, and where the
+    last such call is still returning while the network is freed, both wait for each other for ever
+    (2026.4).
+    """
+    compiled = openvino_core().compile_model(source, "CPU", options)
+    # a request computes for one caller at a time
+    requests: queue.SimpleQueue[Any] = queue.SimpleQueue()
+    for _ in range(parallel):
+        requests.put(compiled.create_infer_request())
+
+    def run(images: Any) -> npt.NDArray[Any]:
+        request = requests.get()
+        try:
+            inputs = [np.asarray(images)]
+            (found,) = request.infer(inputs, share_inputs=True, share_outputs=True).values()
+            return np.array(found)
+        finally:
+            requests.put(request)
+
+    return Compiled(run=run, batch_size=batch_size, parallel=parallel)
 
 
 def _join_openvino(backbone: Any, head: Any) -> Any:
-    """Both as one network of OpenVINO's; `head` is used up."""
+    """Join both into one network of OpenVINO's; `head` is used up."""
     backbone = backbone.clone()
     (features,), (inputs,) = backbone.outputs, head.get_parameters()
     inputs.output(0).replace(features.get_node().input_value(0))
@@ -186,42 +351,39 @@ def _join_openvino(backbone: Any, head: Any) -> Any:
 
 
 def save_openvino(model: Any, folder: Path, parts: Parts | None) -> None:
-    """OPENVINO_FILE and its weights, a .bin beside it; uint8 images go in."""
+    """Write OPENVINO_FILE and its weights, a .bin beside it; the network takes uint8 images."""
     openvino = import_openvino()
-    from har.inference.freezing import trace
-
-    network = convert_to_openvino(trace(parts.head if parts else model, "float32"))
+    converted = convert_to_openvino(parts.head if parts else model)
     if parts:
-        network = _join_openvino(parts.backbone, network)
-    images = openvino.preprocess.PrePostProcessor(network)
+        converted = _join_openvino(parts.backbone, converted)
+    images = openvino.preprocess.PrePostProcessor(converted)
     images.input().tensor().set_element_type(openvino.Type.u8)
     openvino.save_model(images.build(), folder / OPENVINO_FILE, compress_to_fp16=False)
 
 
 def load_openvino(folder: Path) -> Forward:
-    """What `save_openvino` wrote, compiled for this machine's CPU."""
-    compiled = openvino_core().compile_model(
-        folder / OPENVINO_FILE,
-        "CPU",
-        # Where the CPU has bfloat16 OpenVINO would use it: three digits, other answers.
-        {"INFERENCE_PRECISION_HINT": "f32", "PERFORMANCE_HINT": "LATENCY"},
-    )
-    request = compiled.create_infer_request()
-    # A request computes for one caller at a time, with every core.
-    lock = threading.Lock()
-    most = IMAGES_A_CORE * available_cpus()
-
-    def infer(images: Any) -> npt.NDArray[np.float32]:
-        with lock:
-            (found,) = request.infer([np.asarray(images)], share_inputs=True).values()
-            return np.array(found)
-
-    return Forward(compiled=infer, buckets=tuple(each for each in BUCKETS if each <= most))
+    """Load what `save_openvino` wrote, compiled for short answers on this machine's CPU."""
+    # where the CPU has bfloat16, OpenVINO would use it: three digits, other answers
+    options = {"INFERENCE_PRECISION_HINT": "f32", "PERFORMANCE_HINT": "LATENCY"}
+    most = IMAGES_PER_CORE * available_cpus()
+    # one request, since each computes with every core
+    compiled = _compile_openvino(folder / OPENVINO_FILE, options, batch_size=most, parallel=1)
+    return Forward(run=compiled.run, buckets=tuple(each for each in BUCKETS if each <= most))
 
 
 RUNTIMES: dict[str, Runtime] = {
-    "tensorflow": Runtime(save=lambda model, folder, parts: None, load=load_tensorflow),
+    "tensorflow": Runtime(
+        convert=convert_to_tensorflow,
+        compile=compile_tensorflow,
+        save=lambda model, folder, parts: None,
+        load=load_tensorflow,
+    ),
     "openvino": Runtime(
-        save=save_openvino, load=load_openvino, check=import_openvino, packages=("openvino",)
+        convert=convert_to_openvino,
+        compile=compile_openvino,
+        save=save_openvino,
+        load=load_openvino,
+        check=import_openvino,
+        packages=("openvino",),
     ),
 }

@@ -32,21 +32,16 @@ from har.compare.ablation import (
 )
 from har.compare.waterfall import draw_waterfall
 from har.data.manifest import Manifest
-from har.jobs.train import build_job, run_training
+from har.jobs.train import run_training
 from har.models.backbones import name_weights_by_content
 from har.models.devices import STRATEGIES, find_hardware, fit_to_hardware, format_hardware
 from har.recipe import VARIANTS, Recipe, changes, digest_recipe
 from har.tracking.query import find_current_experiment, find_experiment, find_runs
-from har.tracking.records import load_record, read_training
-from har.tracking.store import (
-    log_missing_params,
-    log_table_file,
-    open_run,
-    quiet_mlflow,
-    set_description,
-)
+from har.tracking.records import Record, load_details, read_record
+from har.tracking.store import open_run, quiet_mlflow
 from har.tracking.tags import ablation_tags, read_tags
 from har.tracking.ui import describe_run_page
+from har.training.job import build_job
 from har.util.errors import UserError
 from har.util.process import process_start
 from har.util.progress import say
@@ -102,18 +97,18 @@ def run_ablation(asked: Ablation) -> str:
     tags = ablation_tags(asked.from_variant, asked.to_variant, asked.manifest)
     with open_run(name, tags) as run:
         ends = {"from": asked.from_variant, "to": asked.to_variant, "num_seeds": asked.num_seeds}
-        log_missing_params(ends | asked.overrides)
+        run.log_params(ends | asked.overrides)
         with tempfile.TemporaryDirectory() as cache:
-            costs = _measure_steps(asked, steps, run, cache)
+            costs = _measure_steps(asked, steps, run.id, cache)
         effects = find_effects(steps, costs, changes(asked.base, asked.end))
         table, sentences = describe_table(effects), [summarise_effect(each) for each in effects]
         if asked.num_seeds == 1:
             sentences.append(ONE_SEED)
-        log_table_file(tabulate_effects(effects), "ablation.csv")
+        run.log_table(tabulate_effects(effects), "ablation.csv")
         mlflow.log_text("\n".join([table, "", *sentences]), "ablation.txt")
         mlflow.log_figure(draw_waterfall(effects), "figures/waterfall.png")
-        set_description("  \n".join(sentences))
-    return "\n".join([table, "", *sentences, "", f"see it: {describe_run_page(run)}"])
+        run.describe("  \n".join(sentences))
+    return "\n".join([table, "", *sentences, "", f"see it: {describe_run_page(run.id)}"])
 
 
 def _measure_steps(
@@ -132,7 +127,7 @@ def _measure_steps(
     every = list(dict.fromkeys(recipe for group in recipes for recipe in group))
     hardware = _in_own_process(_find_hardware_tags, every, sorted(asked.overrides))
     digests = dict(zip(every, hardware, strict=True))
-    records: dict[tuple[str, str], Any] = {}
+    records: dict[tuple[str, str], Record] = {}
     for step, group in zip(steps, recipes, strict=True):
         for recipe in group:
             key = digests[recipe]
@@ -143,7 +138,7 @@ def _measure_steps(
                 run_id = _find_finished(asked, key) or _in_own_process(
                     _train_child, asked, asked.variant_of(step), recipe, parent, cache
                 )
-                records[key] = load_record(read_training(mlflow.get_run(run_id)))
+                records[key] = load_details(read_record(mlflow.get_run(run_id)))
                 if not (records[key].history and records[key].recipe):
                     raise UserError(f"the history of run {run_id} cannot be read: delete the run")
     costs: dict[tuple[tuple[str, str], ...], Cost] = {}
@@ -210,7 +205,7 @@ def _train_child(asked: Ablation, variant: str, recipe: Recipe, parent: str, cac
     quiet_mlflow()
     os.environ["HAR_CACHE"] = cache
     job = build_job(variant, recipe, asked.overrides, asked.manifest, asked.runtime)
-    return run_training(job, asked.experiment, started, parent).run_id
+    return run_training(job, asked.experiment, started, parent=parent).run_id
 
 
 def _in_own_process(function: Callable[..., Returned], *arguments: Any) -> Returned:

@@ -13,7 +13,7 @@ from har.data.report import REPORT_FILE
 from har.tracking.descriptions import describe_comparison
 from har.tracking.query import find_current_experiment, find_experiment, find_runs, find_training
 from har.tracking.records import load_records
-from har.tracking.store import DEFAULT_EXPERIMENT, open_run, quiet_mlflow, set_description
+from har.tracking.store import DEFAULT_EXPERIMENT, open_run, quiet_mlflow
 from har.tracking.tags import comparison_tags
 from har.tracking.ui import describe_run_page
 from har.util.errors import UserError, first_line
@@ -40,14 +40,14 @@ def run_comparison(run_ids: Sequence[str], experiment: str | None, out: Path) ->
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch) / "comparison"
         write_comparison(comparison, folder)
-        with open_run(name, comparison_tags(len(records))) as run_id:
+        with open_run(name, comparison_tags(len(records))) as run:
             mlflow.log_artifacts(str(folder))
-            set_description(describe_comparison(run_id, len(records)))
+            run.describe(describe_comparison(run.id, len(records)))
         try:
             shutil.copytree(folder, out, dirs_exist_ok=True)
         except OSError as error:
             raise UserError(f"{out} cannot be written: {first_line(error)}") from error
-    say(f"see it: {describe_run_page(run_id)}")
+    say(f"see it: {describe_run_page(run.id)}")
     return out / REPORT_FILE
 
 

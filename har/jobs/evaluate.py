@@ -9,7 +9,7 @@ from har.evaluation.robustness import MAX_IMAGES, measure_robustness
 from har.serving.load import LoggedModel, check_unseen, open_served
 from har.tracking.descriptions import describe_evaluation
 from har.tracking.log import log_evaluation
-from har.tracking.store import log_table_file, open_run, set_description
+from har.tracking.store import open_run
 from har.tracking.tags import evaluation_tags
 from har.tracking.ui import describe_run_page
 from har.util.progress import say
@@ -35,10 +35,10 @@ def evaluate_logged_model(
     with open_served(logged.uri) as served:
         latency = measure_latency(served, manifest)
     tags = evaluation_tags(logged.uri, logged.run, manifest)
-    with open_run(experiment, tags) as run_id:
-        log_evaluation(evaluation, latency, manifest, model_id=None)
+    with open_run(experiment, tags) as run:
+        log_evaluation(run, evaluation, latency, manifest, model_id=None)
         if robustness is not None:
-            log_table_file(robustness, "evaluation/robustness.csv")
-        set_description(describe_evaluation(run_id, logged.uri, evaluation))
-    say(f"see it: {describe_run_page(run_id)}")
+            run.log_table(robustness, "evaluation/robustness.csv")
+        run.describe(describe_evaluation(run.id, logged.uri, evaluation))
+    say(f"see it: {describe_run_page(run.id)}")
     return evaluation, robustness

@@ -9,7 +9,7 @@ from mlflow.utils.mlflow_tags import MLFLOW_RUN_NAME, MLFLOW_RUN_NOTE
 from har.notebooks import NOTEBOOKS, Notebook
 from har.recipe import VARIANTS
 from har.tracking.query import find_runs
-from har.tracking.store import choose_experiment, explain_store_errors, quiet_mlflow
+from har.tracking.store import explain_store_errors, open_experiment
 from har.tracking.tags import NOTEBOOK, SOURCE_TAG, name_run, recipe_params
 
 
@@ -19,8 +19,7 @@ def import_notebooks(experiment: str) -> dict[str, str]:
     Raises:
         UserError: the tracking store cannot be used.
     """
-    quiet_mlflow()
-    experiment_id = choose_experiment(experiment)
+    experiment_id = open_experiment(experiment)
     there = {
         run.data.tags["variant"]: run.info.run_id
         for run in find_runs(f"tags.{SOURCE_TAG} = '{NOTEBOOK}'", [experiment_id])

@@ -5,15 +5,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import mlflow
-
 from har.data.manifest import write_manifest
 from har.data.prepare import choose_split, load_manifest, prepare
 from har.data.report import REPORT_FILE, render_report
 from har.data.sources import find_source
 from har.tracking.descriptions import describe_preparation
 from har.tracking.log import log_preparation
-from har.tracking.store import check_store, open_run, set_description
+from har.tracking.store import open_experiment, open_run
 from har.tracking.tags import preparation_tags
 from har.tracking.ui import describe_run_page
 from har.util.errors import UserError, first_line
@@ -31,12 +29,13 @@ def run_preparation(
 ) -> None:
     """Prepare `data` into `out`, with its report, and record that as a run.
 
-    A prepared folder whose images were moved (`image_root`) is checked and written anew.
+    With `image_root`, `data` is a prepared folder whose images were moved: it is checked and
+    written again.
 
     Raises:
-        UserError: as `check_store`, `prepare` and `load_manifest`.
+        UserError: as `open_experiment`, `prepare` and `load_manifest`.
     """
-    check_store(experiment)
+    open_experiment(experiment)
     if image_root is None:
         manifest = prepare(find_source(data), out, choose_split(overrides))
     else:
@@ -48,9 +47,9 @@ def run_preparation(
         replace_text(out / REPORT_FILE, report)
     except OSError as error:
         raise UserError(f"cannot write the report to {out}: {first_line(error)}") from error
-    # only now: what was wrong with the data leaves no run behind
-    with open_run(experiment, preparation_tags(manifest)) as run_id:
-        log_preparation(manifest, report)
-        set_description(describe_preparation(run_id, manifest))
-        mlflow.log_metric("wall_time_s", time.time() - started)
-    say(f"see it: {describe_run_page(run_id)}")
+    # only now: a mistake in the data leaves no run behind
+    with open_run(experiment, preparation_tags(manifest)) as run:
+        log_preparation(run, manifest, report)
+        run.describe(describe_preparation(run.id, manifest))
+        run.log_metrics({"wall_time_s": time.time() - started})
+    say(f"see it: {describe_run_page(run.id)}")

@@ -1,88 +1,98 @@
-"""Resume a training that was cut short; record finished ones that the store has missed."""
+"""Resume an interrupted training; record finished ones that the store has missed."""
 
 import time
 from collections.abc import Iterator, Mapping
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
-from har.data.manifest import read_manifest
-from har.jobs.train import Outcome, build_job, run_training
-from har.recipe import describe_changes
+from har.data.prepare import load_manifest
+from har.inference.runtimes import AUTO
+from har.jobs.train import run_training
+from har.recipe import Recipe, describe_changes
 from har.tracking.query import delete_models, has_finished
-from har.tracking.store import DEFAULT_EXPERIMENT, check_store
+from har.tracking.records import Record, check_same_data, load_recorded_training
+from har.tracking.store import DEFAULT_EXPERIMENT, check_store, open_experiment
 from har.training.backup import (
-    backup_folder,
     delete_backup,
+    is_trained,
     is_training,
     list_backups,
-    read_job,
-    read_state,
+    load_job,
     training_lock,
 )
+from har.training.job import build_job
 from har.util.errors import UserError
 from har.util.progress import say, warn
 
 
-def resume_training(
-    run_id: str, overrides: Mapping[str, Any], image_root: Path | None, started: float
-) -> Outcome:
-    """Resume a training that was cut short, in its own run, from its backup in the cache.
-
-    `overrides` are recipe fields, which must be what they were; `image_root` is where the images
-    lie now.
+def reproduce_training(
+    run_id: str, data: str, image_root: Path | None, experiment: str, runtime: str, started: float
+) -> Record:
+    """Train a recorded run's recipe again, on the same images, as a new run.
 
     Raises:
-        UserError: there is no backup, the run has ended well, it is at work, or what is asked for,
-            the data or this machine make another training of it.
+        UserError: no such run, other images, or as `run_training`.
     """
-    saved, data = read_job(run_id)
-    if other := describe_changes(saved.requested, replace(saved.requested, **overrides)):
-        raise UserError(f"run {run_id} is trained by another recipe; received {other}")
+    open_experiment(experiment)
+    record = load_recorded_training(run_id)
+    manifest = load_manifest(data, default=record.split, image_root=image_root)
+    check_same_data(record, manifest)
+    feature_runtime = None
+    # the same runtimes as before, unless the user names another
+    if runtime == AUTO:
+        runtime, feature_runtime = record.runtime or AUTO, record.feature_runtime
+    every_field = [each.name for each in fields(Recipe)]
+    recipe = Recipe(**record.recipe)
+    job = build_job(record.variant, recipe, every_field, manifest, runtime, feature_runtime)
+    return run_training(job, experiment, started)
+
+
+def resume_training(
+    run_id: str, overrides: Mapping[str, Any], image_root: Path | None, started: float
+) -> Record:
+    """Resume an interrupted training in the same run, from its backup in the cache.
+
+    `overrides` are recipe fields, which must have the values they had; `image_root` is where the
+    images lie now, if they were moved.
+
+    Raises:
+        UserError: there is no backup, the run has finished, another process trains it, or the
+            overrides, the data or this machine would make another training of it.
+    """
     check_store()
-    with training_lock(backup_folder(run_id)):
+    with training_lock(run_id):
         if _delete_finished_backup(run_id):
             raise UserError(f"cannot resume run {run_id}: it already finished")
-        manifest = read_manifest(data, image_root)
-        job = build_job(
-            saved.variant,
-            saved.requested,
-            saved.overridden,
-            manifest,
-            saved.runtime,
-            saved.feature_runtime,
-        )
-        if job.used != saved.used:
+        job = load_job(run_id, image_root)
+        if other := describe_changes(job.requested, replace(job.requested, **overrides)):
             raise UserError(
-                f"cannot resume run {run_id} on this hardware: it would train with"
-                f" {describe_changes(saved.used, job.used)}"
+                f"run {run_id} is trained by another recipe, which cannot change when it is"
+                f" resumed; received {other}. For another recipe start a new training: its cached"
+                " features are found"
             )
-        if job.recipe_digest != saved.recipe_digest:
-            raise UserError(
-                f"cannot resume run {run_id}: {saved.used.weights} holds other weights now"
-            )
-        # of a process that ended between logging its model and the end
+        # an earlier process may have ended after it logged its model
         delete_models(run_id)
         return run_training(job, DEFAULT_EXPERIMENT, started, resume=run_id)
 
 
 def _delete_finished_backup(run_id: str) -> bool:
-    """Whether the run ended well; then the backup of it, if its process was killed before it could
-    delete that, is deleted now.
+    """Return whether the run finished; delete its backup if its process was killed before it could
+    do that.
     """
     if finished := has_finished(run_id):
         delete_backup(run_id)
     return finished
 
 
-def sync_trainings(started: float) -> Iterator[Outcome]:
-    """Record what trainings that are done could not, because the tracking store was away.
+def sync_trainings(started: float) -> Iterator[Record]:
+    """Record the trainings whose epochs are done, but which the tracking store has missed.
 
-    Those that have epochs to go are named and left alone, and one that cannot be recorded does not
-    keep the others from it.
+    Trainings with epochs left are named and left alone. One that cannot be recorded does not keep
+    the others from it.
 
     Raises:
-        UserError: the store does not answer, or some could not be recorded.
+        UserError: the store does not answer, or some trainings could not be recorded.
     """
     check_store()
     failed = 0
@@ -91,18 +101,19 @@ def sync_trainings(started: float) -> Iterator[Outcome]:
             say(f"run {run_id} is being trained by another process")
             continue
         try:
-            saved, _ = read_job(run_id)
             if _delete_finished_backup(run_id):
                 continue
-            state, _ = read_state(backup_folder(run_id))
-            if state is not None and state.first_epoch(saved.used) == saved.used.epochs:
+            if is_trained(run_id):
                 yield resume_training(run_id, {}, None, started)
                 # the next one did not wait for this command to start, nor for this training
                 started = time.time()
             else:
-                say(f"run {run_id} has epochs to go: har train --resume {run_id}")
+                say(f"run {run_id} has epochs left: har train --resume {run_id}")
         except UserError as error:
             warn(f"run {run_id}: {error}")
             failed += 1
     if failed:
-        raise UserError(f"{failed} trainings could not be recorded")
+        raise UserError(
+            f"{failed} trainings could not be recorded. If their store is lost for good, delete"
+            " their backups, which `har cache` lists"
+        )

@@ -1,4 +1,4 @@
-"""The champion: the registered model's version that is served, and how another becomes it."""
+"""Promotion: the best model becomes the champion, the registered version that is served."""
 
 import hashlib
 import io
@@ -6,7 +6,7 @@ import os
 from collections import Counter
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager, redirect_stderr
-from dataclasses import fields, replace
+from dataclasses import replace
 from io import StringIO
 from typing import Any
 
@@ -17,20 +17,17 @@ from mlflow.utils.mlflow_tags import MLFLOW_RUN_NAME
 from numpy.random import default_rng
 
 from har.data import sample
-from har.data.splits import Split
 from har.serving.load import open_served
 from har.serving.selection import (
     CHAMPION,
     MODEL,
     PREVIOUS,
-    Candidate,
     Champion,
-    Comparison,
     Decision,
     Rules,
     alias_uri,
-    compare_predictions,
     decide,
+    decide_without_test,
     select_candidate,
 )
 from har.tracking.query import (
@@ -40,21 +37,21 @@ from har.tracking.query import (
     find_runs,
     load_predictions,
 )
-from har.tracking.store import open_run, quiet_mlflow, set_description
+from har.tracking.records import Record, read_record
+from har.tracking.store import DEFAULT_EXPERIMENT, open_run, quiet_mlflow
 from har.util.errors import UserError, first_line
 from har.util.files import cache_folder
-from har.util.locks import acquire_lock
+from har.util.locks import file_lock
 from har.util.progress import quiet_loading, say, warn
 
-EXPERIMENT = "har"
-# Decisions taken anew when the champion changed meanwhile, by hand or on another machine.
+# How often to decide again if the champion changes meanwhile, by hand or on another machine.
 ATTEMPTS = 3
 
 
 def promote(experiment: str | None, rules: Rules, dry_run: bool = False) -> str:
-    """Promote the best run of `experiment`, if it deserves it; what was decided, and why.
+    """Promote the best run of `experiment` if it beats the champion; return the decision's text.
 
-    Under `mlflow run` that run keeps a record, and its experiment is the default.
+    Under `mlflow run` the run records the decision, and its experiment is the default.
 
     Raises:
         UserError: no such experiment, no candidates, a champion that was not evaluated on the
@@ -62,36 +59,34 @@ def promote(experiment: str | None, rules: Rules, dry_run: bool = False) -> str:
     """
     quiet_mlflow()
     if "MLFLOW_RUN_ID" not in os.environ:
-        return _text_or_refusal(_decide_and_promote(experiment or EXPERIMENT, rules, dry_run))
-    # before the run is opened: MLflow then forgets which it was
-    name = experiment or find_current_experiment() or EXPERIMENT
-    with open_run(EXPERIMENT, {MLFLOW_RUN_NAME: "promote", "job": "promote"}):
-        decision = _decide_and_promote(name, rules, dry_run)
-        candidate = decision.choice.candidate.run_id
-        mlflow.set_tags({"decision": decision.outcome, "candidate": candidate})
-        set_description(decision.text.replace("\n", "  \n"))
-        return _text_or_refusal(decision)
-
-
-def _text_or_refusal(decision: Decision) -> str:
-    """The decision's text; a refusal is an error."""
-    if decision.outcome == "refused":
-        raise UserError(decision.why)
+        decision = _decide_and_promote(experiment or DEFAULT_EXPERIMENT, rules, dry_run)
+    else:
+        # before the run is opened: MLflow then forgets which it was
+        name = experiment or find_current_experiment() or DEFAULT_EXPERIMENT
+        with open_run(name, {MLFLOW_RUN_NAME: "promote", "job": "promote"}) as run:
+            decision = _decide_and_promote(name, rules, dry_run)
+            candidate = decision.selected.record.run_id
+            mlflow.set_tags({"decision": decision.outcome, "candidate": candidate})
+            run.describe(decision.text.replace("\n", "  \n"))
+            _raise_refusal(decision)
+    _raise_refusal(decision)
     return decision.text
 
 
-def _decide_and_promote(experiment: str, rules: Rules, dry_run: bool) -> Decision:
-    """Decide, and do it unless `dry_run`; one at a time on this machine.
+def _raise_refusal(decision: Decision) -> None:
+    if decision.outcome == "refused":
+        raise UserError(decision.why)
 
-    Other machines do not see the lock: if the champion moved meanwhile, all is decided anew.
+
+def _decide_and_promote(experiment: str, rules: Rules, dry_run: bool) -> Decision:
+    """Decide and promote, one process at a time on this machine.
+
+    Other machines do not see the lock: if the champion changed meanwhile, decide again.
     """
     with promotion_lock():
         for _ in range(ATTEMPTS):
-            candidates, champion = _load_candidates(experiment), _load_champion()
-            before = None if rules.ignore_champion else champion
-            choice = select_candidate(candidates, rules, before.test_digest if before else None)
-            comparison = _compare_with_champion(choice.candidate, before)
-            decision = decide(choice, champion, comparison, rules.alpha)
+            champion = _load_champion()
+            decision = _decide(_load_candidates(experiment), champion, rules)
             if decision.outcome == "would promote":
                 decision = refuse_broken_model(decision)
             if dry_run or decision.outcome != "would promote":
@@ -100,51 +95,56 @@ def _decide_and_promote(experiment: str, rules: Rules, dry_run: bool) -> Decisio
             if _load_champion() == champion:
                 _move_aliases(version, champion)
                 return replace(decision, outcome="promoted", version=version)
-            say("the champion was changed meanwhile: deciding anew")
+            say("the champion was changed meanwhile: deciding again")
     raise UserError(
         f"the champion was changed {ATTEMPTS} times meanwhile: another promotion is at work"
     )
 
 
+def _decide(candidates: Sequence[Record], champion: Champion | None, rules: Rules) -> Decision:
+    rival = None if rules.ignore_champion else champion
+    selected = select_candidate(candidates, rules, rival.test_digest if rival else None)
+    if rival is None or rival.run_id == selected.record.run_id:
+        return decide_without_test(selected, champion)
+    mine = load_predictions(selected.record.run_id)
+    return decide(selected, rival, mine, _load_rivals(selected.record, rival, mine), rules.alpha)
+
+
 @contextmanager
 def promotion_lock() -> Iterator[None]:
-    """Held by one promotion of a registry at a time; freed when its process ends, however.
+    """Hold what one promotion of a registry holds at a time.
 
     Raises:
         UserError: the cache folder cannot be written or locked.
     """
     registry = hashlib.sha256(mlflow.get_registry_uri().encode()).hexdigest()[:16]
     path = cache_folder() / f"promotion-{registry}.lock"
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        lock = acquire_lock(path, "waiting for another promotion")
-    except (OSError, NotImplementedError) as error:
-        raise UserError(f"cannot lock {path}: {error}; set HAR_CACHE to another folder") from error
-    try:
+    with file_lock(path, waiting="waiting for another promotion"):
         yield
-    finally:
-        lock.release()
 
 
-def _load_candidates(experiment: str) -> list[Candidate]:
-    """Every candidate of an experiment.
+def _load_candidates(experiment: str) -> list[Record]:
+    """Load the finished trainings of an experiment that have a model and a test accuracy.
 
     Raises:
         UserError: the store cannot be used, no such experiment, or no candidate in it.
     """
     experiment_id = find_experiment(experiment)
     runs, models = find_runs("tags.job = 'train'", [experiment_id]), find_models(experiment_id)
-    unfit = Counter(why for run in runs if (why := _why_unfit(run, models)))
     if not runs:
         raise UserError(f"experiment {experiment} has no trainings: `har run` records one")
+    unfit = Counter(why for run in runs if (why := _why_unfit(run, models)))
     if unfit.total() == len(runs):
         reasons = ", ".join(f"{count} {why}" for why, count in unfit.items())
         raise UserError(f"no training of experiment {experiment} can be promoted: {reasons}")
-    return [_read_candidate(run, models) for run in runs if not _why_unfit(run, models)]
+    return [
+        replace(read_record(run), model_uri=models[run.info.run_id])
+        for run in runs
+        if not _why_unfit(run, models)
+    ]
 
 
-def _why_unfit(run: Any, models: Mapping[str, str]) -> str | None:
-    """Why a training is no candidate, in words that follow a count; `models` by run id."""
+def _why_unfit(run: mlflow.entities.Run, models: Mapping[str, str]) -> str | None:
     if run.info.status != "FINISHED":
         return "not finished"
     if "accuracy" not in run.data.metrics:
@@ -152,26 +152,7 @@ def _why_unfit(run: Any, models: Mapping[str, str]) -> str | None:
     return None if run.info.run_id in models else "without a model"
 
 
-def _read_candidate(run: Any, models: Mapping[str, str]) -> Candidate:
-    """What a training run says of itself; `models` by run id."""
-    tags, metrics = run.data.tags, run.data.metrics
-    options = ((each.name, run.data.params.get(each.name)) for each in fields(Split))
-    return Candidate(
-        run_id=run.info.run_id,
-        name=run.info.run_name,
-        variant=tags["variant"],
-        hardware=tags["hardware"],
-        started=run.info.start_time,
-        test_digest=tags["test_digest"],
-        split_options=" ".join(f"--{n.replace('_', '-')} {value}" for n, value in options if value),
-        accuracy=metrics["accuracy"],
-        val_accuracy=metrics.get("best_val_accuracy"),
-        model_uri=models[run.info.run_id],
-    )
-
-
 def _load_champion() -> Champion | None:
-    """The present one, if there is one."""
     version = _find_version(CHAMPION)
     if version is None:
         return None
@@ -188,15 +169,11 @@ def _load_champion() -> Champion | None:
 
 
 def _find_version(alias: str) -> Any:
-    """The version of an alias; None if there is no such alias or no such model.
-
-    Raises:
-        UserError: the store cannot be used.
-    """
+    """Find the version of an alias; None if there is no such alias or no such model."""
     try:
         return mlflow.MlflowClient().get_model_version_by_alias(MODEL, alias)
     except (MlflowException, OSError) as error:
-        # the two that mean: no such model, no such alias
+        # these two codes mean: no such model, no such alias
         code = getattr(error, "error_code", None)
         if code in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
             return None
@@ -206,40 +183,38 @@ def _find_version(alias: str) -> Any:
 
 
 def _read_version(version: Any) -> tuple[dict[str, str], dict[str, float]]:
-    """Tags and metrics of the run of a version; the version's own tags where it is gone."""
+    """Read the tags and metrics of a version's run; only the version's tags if the run is gone."""
     runs = find_runs(f"attributes.run_id = '{version.run_id}'") if version.run_id else []
     if not runs:
         return version.tags, {}
     return {**version.tags, **runs[0].data.tags}, runs[0].data.metrics
 
 
-def _compare_with_champion(candidate: Candidate, champion: Champion | None) -> Comparison | None:
-    """With the champion, on the candidate's test images; None: they are one, or there is none.
+def _load_rivals(candidate: Record, champion: Champion, mine: pd.DataFrame) -> pd.DataFrame:
+    """Load the champion's predictions for the images of `mine`, the candidate's predictions.
 
     Raises:
-        UserError: the champion was not evaluated on these images; how to do that.
+        UserError: the champion was not evaluated on these images; the message says how to do that.
     """
-    if champion is None or champion.run_id == candidate.run_id:
-        return None
-    predictions = load_predictions(candidate.run_id)
     for run_id in _find_evaluations(champion, candidate.test_digest):
         try:
-            before = load_predictions(run_id)
+            found = load_predictions(run_id)
         except UserError as error:
             warn(str(error))
             continue
         # the same images may lie under other paths
-        if set(before["path"]) == set(predictions["path"]):
-            return compare_predictions(predictions, before)
+        if set(found["path"]) == set(mine["path"]):
+            return found
+    options = candidate.split.as_options if candidate.split else ""
     raise UserError(
         f"the champion, version {champion.version}, was not evaluated on the test images of run"
         f" {candidate.run_id} (test digest {candidate.test_digest}): evaluate it with `har evaluate"
-        f" --model {champion.uris[0]} --data DIR {candidate.split_options}` on that run's data"
+        f" --model {champion.uris[0]} --data DIR {options}` on that run's data"
     )
 
 
 def _find_evaluations(champion: Champion, test_digest: str) -> list[str]:
-    """Runs that hold the champion's predictions: its own, and later evaluations."""
+    """Find the runs that hold the champion's predictions: its own, and later evaluations."""
     own = [champion.run_id] if champion.run_id and champion.test_digest == test_digest else []
     evaluations = find_runs(f"tags.job = 'evaluate' and tags.test_digest = '{test_digest}'")
     return own + [
@@ -254,21 +229,22 @@ def _find_evaluations(champion: Champion, test_digest: str) -> list[str]:
 
 
 def refuse_broken_model(decision: Decision) -> Decision:
-    """The decision, or a refusal if the candidate's model does not work."""
-    candidate = decision.choice.candidate
+    """Return the decision, or a refusal if the candidate's model does not work."""
+    candidate = decision.selected.record
     with quiet_loading():
-        problem = _find_problem(candidate.model_uri)
+        problem = _find_problem(str(candidate.model_uri))
     if problem is None:
         return decision
     why = (
         f"the model of run {candidate.run_id} fails a smoke prediction and is not promoted:"
-        f" {problem}; `mlflow runs delete --run-id {candidate.run_id}` lets the next best be chosen"
+        f" {problem}; `mlflow runs delete --run-id {candidate.run_id}` makes the next best one the"
+        " candidate"
     )
     return replace(decision, outcome="refused", why=why)
 
 
 def _find_problem(uri: str) -> str | None:
-    """What is wrong with a model's answers to a drawn picture and to junk, if anything."""
+    """Try a model on a drawn picture and on junk; return what is wrong with its answers."""
     picture = io.BytesIO()
     sample.draw_action(next(iter(sample.ACTIONS)), default_rng(0)).save(picture, "JPEG")
     try:
@@ -282,7 +258,7 @@ def _find_problem(uri: str) -> str | None:
 
 
 def check_answers(answers: Sequence[dict[str, Any]], class_names: Collection[str]) -> str | None:
-    """What is wrong with the answers to a picture and to junk, if anything."""
+    """Return what is wrong with the answers to a picture and to junk, or None."""
     picture, junk = answers
     if picture["error"] is not None:
         return f"a picture gets the error {picture['error']}"
@@ -298,14 +274,14 @@ def check_answers(answers: Sequence[dict[str, Any]], class_names: Collection[str
 
 
 def _register(decision: Decision) -> str:
-    """The version of the candidate's model: made now, unless an earlier call came that far."""
-    candidate, client = decision.choice.candidate, mlflow.MlflowClient()
+    """Register the candidate's model, unless an interrupted call did; return the version."""
+    candidate, client = decision.selected.record, mlflow.MlflowClient()
     condition = f"name = '{MODEL}' and run_id = '{candidate.run_id}'"
     versions = client.search_model_versions(condition)
     if versions:
         version = max(int(each.version) for each in versions)
     else:
-        # MLflow tells each step on stderr
+        # MLflow reports each step on stderr
         with redirect_stderr(StringIO()):
             version = mlflow.register_model(candidate.model_uri, MODEL).version
     tags = {
@@ -314,7 +290,7 @@ def _register(decision: Decision) -> str:
         "hardware": candidate.hardware,
         "accuracy": candidate.accuracy,
         "test_digest": candidate.test_digest,
-        "selection": decision.choice.selection,
+        "selection": decision.selected.selection,
         "p_value": "none" if decision.p_value is None else decision.p_value,
     }
     for name, value in tags.items():
@@ -323,16 +299,15 @@ def _register(decision: Decision) -> str:
 
 
 def _move_aliases(version: str, champion: Champion | None) -> None:
-    """Make `version` the champion, and remember the one before."""
     client = mlflow.MlflowClient()
     if champion is not None:
-        # first: a crash in between must not lose which it was
+        # first: a crash in between must not lose the previous champion
         client.set_registered_model_alias(MODEL, PREVIOUS, champion.version)
     client.set_registered_model_alias(MODEL, CHAMPION, version)
 
 
 def describe_champion() -> str:
-    """The present champion in a few lines.
+    """Describe the present champion in a few lines.
 
     Raises:
         UserError: there is none.

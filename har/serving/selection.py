@@ -10,6 +10,7 @@ from typing import Literal
 import pandas as pd
 
 from har.evaluation.metrics import paired_test
+from har.tracking.records import Record
 from har.util.errors import UserError
 
 MODEL = "har"
@@ -19,9 +20,10 @@ SelectedOn = Literal["validation", "test"]
 
 @dataclass(frozen=True, kw_only=True)
 class Rules:
-    """By what a candidate is selected, among runs of which test digest (None: the champion's,
-    else the newest run's), and below which p-value it is better than the champion; with
-    `ignore_champion` the champion counts for nothing.
+    """How a candidate is selected, and when it replaces the champion.
+
+    Only runs with `test_digest` compete (None: the champion's, else the newest run's). The
+    candidate must beat the champion with a p-value below `alpha`, unless `ignore_champion`.
     """
 
     select_by: Literal["auto", "validation", "test"] = "auto"
@@ -31,27 +33,8 @@ class Rules:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Candidate:
-    """A finished training with a model and a test accuracy.
-
-    `started` is in milliseconds since the epoch, `split_options` as typed on the command line.
-    """
-
-    run_id: str
-    name: str
-    variant: str
-    hardware: str
-    started: int
-    test_digest: str
-    split_options: str
-    accuracy: float
-    val_accuracy: float | None
-    model_uri: str
-
-
-@dataclass(frozen=True, kw_only=True)
 class Champion:
-    """The version that the alias names; `uris` are the names of its model that never move."""
+    """The version that the alias names; `uris` are fixed names of its model."""
 
     version: str
     run_id: str | None
@@ -61,26 +44,11 @@ class Champion:
 
 @dataclass(frozen=True, kw_only=True)
 class Selected:
-    """The candidate, what it was selected on, and lines that say among which."""
+    """The best record, on which split it is the best, and lines that say among which."""
 
-    candidate: Candidate
+    record: Record
     selection: SelectedOn
     notes: tuple[str, ...]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Comparison:
-    """How many of `images` each is right on, and on how many only one of them is.
-
-    `p_value`: how likely so unequal a share is if neither is better.
-    """
-
-    images: int
-    candidate_right: int
-    champion_right: int
-    only_candidate: int
-    only_champion: int
-    p_value: float
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,15 +57,15 @@ class Decision:
 
     outcome: Literal["promoted", "would promote", "kept", "refused"]
     why: str
-    choice: Selected
+    selected: Selected
     champion: Champion | None
     p_value: float | None = None
     version: str | None = None
 
     @property
     def text(self) -> str:
-        """For the person who asked."""
-        lines = [*self.choice.notes, f"{self.outcome}: {self.why}"]
+        """Lines for the person who asked."""
+        lines = [*self.selected.notes, f"{self.outcome}: {self.why}"]
         if self.version:
             lines.append(f"{alias_uri(CHAMPION)} is now version {self.version}")
             if self.champion:
@@ -112,18 +80,17 @@ def alias_uri(alias: str) -> str:
     return f"models:/{MODEL}@{alias}"
 
 
-def select_candidate(
-    candidates: Sequence[Candidate], rules: Rules, champions: str | None
-) -> Selected:
-    """The best candidate within one test digest; ties: the older run.
+def select_candidate(records: Sequence[Record], rules: Rules, champions: str | None) -> Selected:
+    """Select the best record within one test digest; of equals, the older one.
 
-    `champions` is the test digest of the present champion, if there is one.
+    Every record has a test accuracy. `champions` is the test digest of the present champion, if
+    there is one.
 
     Raises:
-        UserError: no candidate is of the digest, or has the accuracy, that the rules ask for.
+        UserError: no record has the test digest or the accuracy that the rules ask for.
     """
-    digest = _select_digest(candidates, rules.test_digest, champions)
-    within = [each for each in candidates if each.test_digest == digest]
+    digest = _select_digest(records, rules.test_digest, champions)
+    within = [each for each in records if each.test_digest == digest]
     validated = [each for each in within if each.val_accuracy is not None]
     if rules.select_by == "validation" and not validated:
         raise UserError(
@@ -132,42 +99,60 @@ def select_candidate(
         )
     selection: SelectedOn = "test" if rules.select_by == "test" or not validated else "validation"
     if selection == "validation":
-        best = min(validated, key=lambda c: (-(c.val_accuracy or 0), c.started, c.run_id))
+        best = min(validated, key=lambda r: (-(r.val_accuracy or 0), r.started, r.run_id))
         score = f"validation accuracy {best.val_accuracy:.1%}"
     else:
-        best = min(within, key=lambda c: (-c.accuracy, c.started, c.run_id))
-        score = f"accuracy {best.accuracy:.1%}, which flatters it"
+        best = min(within, key=lambda r: (-(r.accuracy or 0), r.started, r.run_id))
+        score = f"accuracy {best.accuracy:.1%}, too high since selected by it"
     notes = [f"candidates with test digest {digest}: {len(within)}"]
-    if others := len(candidates) - len(within):
+    if others := len(records) - len(within):
         notes.append(
             f"left out, with other test digests: {others} (--ignore-champion, --test-digest)"
         )
-    if selection == "validation" and (unknown := [c for c in within if c.val_accuracy is None]):
+    if selection == "validation" and (unknown := [r for r in within if r.val_accuracy is None]):
         names = ", ".join(each.run_id for each in unknown)
         notes.append(f"not considered, without validation accuracy: {names}")
     notes.append(f"candidate: {best.name}, run {best.run_id}, selected on {selection} ({score})")
-    return Selected(candidate=best, selection=selection, notes=tuple(notes))
+    return Selected(record=best, selection=selection, notes=tuple(notes))
 
 
-def _select_digest(
-    candidates: Sequence[Candidate], wanted: str | None, champions: str | None
-) -> str:
-    """The test digest that was asked for, else the champion's, else the newest candidate's."""
-    counts = Counter(each.test_digest for each in candidates)
+def _select_digest(records: Sequence[Record], wanted: str | None, champions: str | None) -> str:
+    counts = Counter(each.test_digest for each in records)
     if wanted is not None and wanted not in counts:
         there = ", ".join(f"{digest} ({count})" for digest, count in counts.items())
         raise UserError(f"no candidate has the test digest {wanted}; there are: {there}")
-    newest = max(candidates, key=lambda each: (each.started, each.run_id))
+    newest = max(records, key=lambda each: (each.started, each.run_id))
     return wanted or (champions if champions in counts else None) or newest.test_digest
 
 
-def compare_predictions(candidate: pd.DataFrame, champion: pd.DataFrame) -> Comparison:
-    """Both on the same images: columns path, label, predicted, rows in any order.
+def decide_without_test(selected: Selected, champion: Champion | None) -> Decision:
+    """Decide where there is no champion to compare with, or it is the candidate or ignored."""
+    if champion is None:
+        outcome, why = "would promote", "there is no champion yet"
+    elif champion.run_id == selected.record.run_id:
+        outcome = "kept"
+        why = f"the candidate is the present champion, version {champion.version}"
+    else:
+        outcome = "would promote"
+        why = f"not compared with the champion, version {champion.version}: --ignore-champion"
+    return Decision(outcome=outcome, why=why, selected=selected, champion=champion)
+
+
+def decide(
+    selected: Selected,
+    champion: Champion,
+    predictions: pd.DataFrame,
+    champions: pd.DataFrame,
+    alpha: float,
+) -> Decision:
+    """Promote a candidate that is significantly better than the champion on the same images.
+
+    Both tables have the columns path, label and predicted; their rows may be in any order.
 
     Raises:
         UserError: an image has two labels.
     """
-    both = candidate.merge(champion, on="path", validate="one_to_one", suffixes=("", "_before"))
+    both = predictions.merge(champions, on="path", validate="one_to_one", suffixes=("", "_before"))
     if differing := both.loc[both["label"] != both["label_before"], "path"].tolist():
         raise UserError(
             f"the predictions of candidate and champion cannot be compared: {differing[0]} and"
@@ -176,47 +161,18 @@ def compare_predictions(candidate: pd.DataFrame, champion: pd.DataFrame) -> Comp
     after = (both["predicted"] == both["label"]).to_numpy()
     before = (both["predicted_before"] == both["label"]).to_numpy()
     gained, lost, p_value = paired_test(before, after)
-    return Comparison(
-        images=len(both),
-        candidate_right=int(after.sum()),
-        champion_right=int(before.sum()),
-        only_candidate=gained,
-        only_champion=lost,
-        p_value=p_value,
-    )
-
-
-def decide(
-    choice: Selected, champion: Champion | None, comparison: Comparison | None, level: float
-) -> Decision:
-    """Promote what is the first, or significantly better; `comparison` is with the champion, None
-    where they are one or it counts for nothing.
-    """
-    if champion is None:
-        why = "there is no champion yet"
-        return Decision(outcome="would promote", why=why, choice=choice, champion=None)
-    if comparison is None and champion.run_id == choice.candidate.run_id:
-        why = f"the candidate is the present champion, version {champion.version}"
-        return Decision(outcome="kept", why=why, choice=choice, champion=champion)
-    if comparison is None:
-        why = f"not compared with the champion, version {champion.version}: --ignore-champion"
-        return Decision(outcome="would promote", why=why, choice=choice, champion=champion)
-    found = comparison
-    better = found.only_candidate > found.only_champion
-    significant = found.p_value < level
-    verdict = f"p = {found.p_value:.3g} (McNemar, exact) is {'' if significant else 'not '}below"
+    better, significant = gained > lost, p_value < alpha
+    verdict = f"p = {p_value:.3g} (McNemar, exact) is {'' if significant else 'not '}below {alpha:g}"
     why = (
-        f"the candidate is right on {found.candidate_right} of {found.images} test images"
-        f" ({found.candidate_right / found.images:.1%}), the champion, version"
-        f" {champion.version}, on {found.champion_right}"
-        f" ({found.champion_right / found.images:.1%}); only the candidate on"
-        f" {found.only_candidate}, only the champion on {found.only_champion}:"
-        f" {f'{verdict} {level:g}' if better else 'it is not better'}"
+        f"the candidate is right on {after.sum()} of {len(both)} test images ({after.mean():.1%}),"
+        f" the champion, version {champion.version}, on {before.sum()} ({before.mean():.1%});"
+        f" only the candidate on {gained}, only the champion on {lost}:"
+        f" {verdict if better else 'it is not better'}"
     )
     return Decision(
         outcome="would promote" if better and significant else "kept",
         why=why,
-        choice=choice,
+        selected=selected,
         champion=champion,
-        p_value=found.p_value,
+        p_value=p_value,
     )

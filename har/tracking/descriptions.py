@@ -1,4 +1,4 @@
-"""What a run says of itself in the MLflow UI: a few lines of Markdown and its pictures."""
+"""A run's description in the MLflow UI: a few lines of Markdown and its pictures."""
 
 from urllib.parse import urlencode
 
@@ -11,7 +11,7 @@ from har.training.train import Result
 
 
 def describe_preparation(run_id: str, manifest: Manifest) -> str:
-    """Of a run that prepared data."""
+    """Describe prepared data."""
     facts, counts = manifest.summary, count_images(manifest)
     return _join_lines(
         f"**{manifest.name}**: {counts['images']:,} images of {counts['classes']} classes:"
@@ -30,7 +30,7 @@ def describe_preparation(run_id: str, manifest: Manifest) -> str:
 def describe_training(
     run_id: str, job: TrainingJob, result: Result, evaluation: Evaluation | None
 ) -> str:
-    """Of a run that trained: what ran, how it came out, where to look."""
+    """Describe a training: what ran, its result, and its pictures."""
     lines = [
         f"**{job.variant}** on {job.hardware_tag}, data `{job.manifest.name}`",
         f"differs from the variant: {job.differs_from_variant}",
@@ -40,7 +40,7 @@ def describe_training(
     if (found := result.extracted) is not None:
         lines.append(
             f"features by {found.runtime} in {found.arithmetic}, {found.seconds:.0f} s"
-            + (", some or all found in the cache" if found.cache == "hit" else "")
+            + (", some or all from the cache" if found.cache == "hit" else "")
         )
     if evaluation is None:
         return _join_lines(*lines, "no test split: no accuracy", _show_learning_curves(run_id))
@@ -50,14 +50,14 @@ def describe_training(
 
 
 def describe_evaluation(run_id: str, uri: str, evaluation: Evaluation) -> str:
-    """Of a run that evaluated a model trained elsewhere."""
+    """Describe the evaluation of a logged model."""
     return _join_lines(
         f"`{uri}` on the test split", _format_scores(evaluation), _link_evaluation(run_id)
     )
 
 
 def describe_comparison(run_id: str, runs: int) -> str:
-    """Of a run that compares others."""
+    """Describe a comparison of runs."""
     return (
         f"{runs} trainings compared: {_link_artifact(run_id, REPORT_FILE, 'the report')}, also"
         " among the artifacts, with its tables as CSV and its figures"
@@ -65,7 +65,6 @@ def describe_comparison(run_id: str, runs: int) -> str:
 
 
 def _format_scores(evaluation: Evaluation) -> str:
-    """The line about accuracy."""
     scores = evaluation.scores
     return (
         f"test accuracy **{scores['accuracy']:.1%}** ({scores['accuracy_low']:.1%} to"
@@ -75,12 +74,10 @@ def _format_scores(evaluation: Evaluation) -> str:
 
 
 def _show_learning_curves(run_id: str) -> str:
-    """The picture of how training went."""
     return _show_artifact(run_id, "figures/learning_curves.png", "loss and accuracy by epoch")
 
 
 def _link_evaluation(run_id: str) -> str:
-    """Links to the pictures of an evaluation, and the first of them."""
     others = {
         "class_recall": "recall of each class",
         "reliability": "reliability",
@@ -92,20 +89,18 @@ def _link_evaluation(run_id: str) -> str:
 
 
 def _join_lines(*lines: str) -> str:
-    """Markdown lines that stay lines."""
+    # two spaces make Markdown keep the line break
     return "  \n".join(lines)
 
 
 def _link_artifact(run_id: str, artifact: str, text: str) -> str:
-    """A link to an artifact."""
     return f"[{text}]({_artifact_address(run_id, artifact)})"
 
 
 def _show_artifact(run_id: str, artifact: str, text: str) -> str:
-    """An artifact shown in the description."""
     return f"![{text}]({_artifact_address(run_id, artifact)})"
 
 
 def _artifact_address(run_id: str, artifact: str) -> str:
-    """Where the server that shows the page has an artifact; relative, so right on any server."""
+    # relative to the page, so it works on any server
     return f"get-artifact?{urlencode({'path': artifact, 'run_uuid': run_id})}"

@@ -1,8 +1,8 @@
-"""What is written into MLflow runs: of data prepared, of a training, of an evaluation."""
+"""Logs prepared data, a training and an evaluation into an MLflow run."""
 
 import json
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
 
@@ -23,14 +23,7 @@ from har.evaluation.figures import (
 )
 from har.evaluation.latency import Latency
 from har.tracking.journal import open_journal
-from har.tracking.store import (
-    log_dataset,
-    log_metrics_once,
-    log_missing_metrics,
-    log_missing_params,
-    log_table_file,
-    short_timeouts,
-)
+from har.tracking.store import Run, short_timeouts
 from har.tracking.tags import (
     HISTORY_ARTIFACT,
     RECIPE_ARTIFACT,
@@ -38,36 +31,43 @@ from har.tracking.tags import (
     split_params,
     training_params,
 )
+from har.training.backup import Backup
+from har.training.diagnostics import DIAGNOSTICS
+from har.training.epoch_report import OnEpoch
 from har.training.job import TrainingJob
-from har.training.train import OnEpoch, Result
+from har.training.train import Result
+from har.util.progress import say
 
 
-def log_job(job: TrainingJob) -> None:
-    """Parameters and the data set, before training starts."""
-    log_missing_params(training_params(job))
-    log_dataset(_build_dataset(job.manifest), "training")
+def log_job(run: Run, job: TrainingJob) -> None:
+    """Log the parameters, the data set and what the variant explores, before training starts."""
+    with short_timeouts():
+        run.log_params(training_params(job))
+        run.log_dataset(_build_dataset(job.manifest), "training")
+    if exploration := DIAGNOSTICS[job.used.diagnostics](job.manifest, job.hardware):
+        say(exploration)
+        mlflow.log_text(exploration, "exploration.txt")
 
 
-def log_preparation(manifest: Manifest, report: str) -> None:
-    """The data set, its split, counts, tables, pictures and the page `report`."""
-    # counts are no metrics: those would stand among accuracies in the UI's charts
-    log_missing_params({**split_params(manifest), **count_images(manifest)})
-    log_dataset(_build_dataset(manifest), "preparation")
+def log_preparation(run: Run, manifest: Manifest, report: str) -> None:
+    """Log the data set, its split, counts, tables, pictures and the page `report`."""
+    # as metrics, counts would stand among the accuracies in the UI's charts
+    run.log_params({**split_params(manifest), **count_images(manifest)})
+    run.log_dataset(_build_dataset(manifest), "preparation")
     _log_manifest(manifest)
-    log_table_file(describe_groups(manifest.table), "duplicates.csv")
+    run.log_table(describe_groups(manifest.table), "duplicates.csv")
     mlflow.log_text(report, REPORT_FILE)
     mlflow.log_figure(draw_class_balance(manifest), "figures/class_balance.png")
     mlflow.log_figure(draw_samples(manifest), "figures/samples.png")
 
 
 def _log_manifest(manifest: Manifest) -> None:
-    """Both files of a prepared folder."""
     for name, text in format_manifest_files(manifest).items():
         mlflow.log_text(text, name)
 
 
 def _build_dataset(manifest: Manifest) -> mlflow.data.pandas_dataset.PandasDataset:
-    """The manifest as an MLflow data set under our own digest."""
+    # MLflow would compute a digest of its own from the table
     return mlflow.data.pandas_dataset.from_pandas(
         manifest.table,
         source=str(manifest.root),
@@ -78,62 +78,52 @@ def _build_dataset(manifest: Manifest) -> mlflow.data.pandas_dataset.PandasDatas
 
 
 def log_epoch(run_id: str, epoch: int, metrics: dict[str, float], at_ms: int) -> None:
-    """One epoch's metrics; `epoch` counts from 1 and is the step. Again with the same time, a store
-    takes it for the same.
+    """Log one epoch's metrics; `epoch` counts from 1 and is the step. A store ignores what it gets
+    a second time with the same timestamp.
     """
     batch = [Metric(name, value, at_ms, epoch) for name, value in metrics.items()]
     mlflow.MlflowClient().log_batch(run_id, batch)
 
 
 @contextmanager
-def open_epoch_log(run_id: str, history: Sequence[dict[str, float]]) -> Iterator[OnEpoch]:
-    """Yield what logs an epoch while training runs on, whether or not the store answers.
+def open_epoch_log(run_id: str, backup: Backup) -> Iterator[OnEpoch]:
+    """Yield the function that logs an epoch; training never waits for the store.
 
-    Of a resumed run, epochs of `history` that it lacks are logged first, and those
-    that it has, and that are trained again, are not.
+    Of a resumed run, the epochs in the backup that the run lacks are logged first. An epoch that
+    the run has already is not logged again.
     """
+    # around the whole training: MLflow's timeouts are settings of the process, not of a thread
     with short_timeouts():
         logged = mlflow.MlflowClient().get_metric_history(run_id, "epoch_time_s")
-    known = {each.step for each in logged}
+        known = {each.step for each in logged}
+        with open_journal(lambda entry: log_epoch(run_id, *entry)) as add:
 
-    def send(entry: tuple[int, dict[str, float], int]) -> None:
-        with short_timeouts():
-            log_epoch(run_id, *entry)
+            def log_once(epoch: int, metrics: dict[str, float]) -> None:
+                if epoch not in known:
+                    add((epoch, metrics, int(1000 * time.time())))
 
-    with open_journal(send) as add:
-
-        def log_once(epoch: int, metrics: dict[str, float]) -> None:
-            if epoch not in known:
-                add((epoch, metrics, int(1000 * time.time())))
-
-        for epoch, metrics in enumerate(history, start=1):
-            log_once(epoch, metrics)
-        yield log_once
+            for epoch, metrics in enumerate(backup.state.history if backup.state else [], start=1):
+                log_once(epoch, metrics)
+            yield log_once
 
 
-def log_result(job: TrainingJob, result: Result) -> None:
-    """The numbers of a finished training, its recipe, history and curves."""
-    times = {"train_time_s": result.train_time_s}
+def log_result(run: Run, job: TrainingJob, result: Result) -> None:
+    """Log a finished training's numbers, recipe, history and curves."""
+    metrics = {"train_time_s": result.train_time_s}
     if result.best_epoch is not None:
         best = result.history[result.best_epoch - 1]
-        log_metrics_once(
-            {"best_epoch": result.best_epoch, "best_val_accuracy": best["val_accuracy"]}
-        )
-    # where features were found in the cache, the wall time is not the whole job's
-    mlflow.set_tag("feature_cache", result.extracted.cache if result.extracted else "none")
-    if result.extracted is not None:
-        times["extraction_time_s"] = result.extracted.seconds
-        times["saved_time_s"] = result.extracted.saved_s
-        mlflow.log_params(
-            {
-                "used.feature_runtime": result.extracted.runtime,
-                "used.feature_arithmetic": result.extracted.arithmetic,
-            }
-        )
-    log_missing_params(
+        metrics |= {"best_epoch": result.best_epoch, "best_val_accuracy": best["val_accuracy"]}
+    if (extracted := result.extracted) is not None:
+        metrics["extraction_time_s"] = extracted.seconds
+        metrics["saved_time_s"] = extracted.saved_s
+        used = {"runtime": extracted.runtime, "arithmetic": extracted.arithmetic}
+        run.log_params({f"used.feature_{name}": value for name, value in used.items()})
+    # after a cache hit the wall time is not the whole job's
+    mlflow.set_tag("feature_cache", extracted.cache if extracted else "none")
+    run.log_params(
         {"train_images": result.train_images, "validation_images": result.validation_images}
     )
-    log_missing_metrics(times)
+    run.log_metrics(metrics)
     recipes = {"requested": asdict(job.requested), "used": asdict(job.used)}
     mlflow.log_dict({"variant": job.variant, **recipes}, RECIPE_ARTIFACT)
     mlflow.log_text(json.dumps(result.history, indent=1), HISTORY_ARTIFACT)
@@ -142,12 +132,11 @@ def log_result(job: TrainingJob, result: Result) -> None:
 
 
 def log_evaluation(
-    evaluation: Evaluation, latency: Latency, manifest: Manifest, model_id: str | None
+    run: Run, evaluation: Evaluation, latency: Latency, manifest: Manifest, model_id: str | None
 ) -> None:
-    """Test scores and latency, linked to the model and the data set, with tables and figures."""
-    links = {"model_id": model_id, "dataset": _build_dataset(manifest)}
-    log_metrics_once(evaluation.scores, **links)
-    log_missing_metrics(asdict(latency), **links)
+    """Log test scores and latency, linked to the model and the data set, with tables and figures."""
+    dataset = _build_dataset(manifest)
+    run.log_metrics(evaluation.scores | asdict(latency), model_id=model_id, dataset=dataset)
     tables = {
         "per_class": evaluation.per_class,
         "predictions": evaluation.predictions,
@@ -156,7 +145,7 @@ def log_evaluation(
         "accuracy_by_duplicate": tabulate_by_duplicate(evaluation, manifest),
     }
     for name, table in tables.items():
-        log_table_file(table, f"evaluation/{name}.csv")
+        run.log_table(table, f"evaluation/{name}.csv")
     drawn = {
         "confusion_matrix": draw_confusion(evaluation),
         "class_recall": draw_class_intervals(evaluation),

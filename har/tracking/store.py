@@ -1,7 +1,7 @@
-"""The MLflow store: runs that always end, parameters logged once, quiet loggers.
+"""The MLflow store: opening a run, logging into it, and ending it whatever happens.
 
-Works inside `mlflow run`, which opens the run and logs the typed parameters before our code
-starts, and without it; on the default sqlite store and on an http server.
+Works inside `mlflow run`, which opens the run and logs the typed options as parameters before our
+code starts, and without it; on the default sqlite store and on a server.
 """
 
 import logging
@@ -11,20 +11,22 @@ import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from typing import Any
 
 import mlflow
 import requests
-from filelock import FileLock
 from mlflow.exceptions import MlflowException
-from mlflow.utils.mlflow_tags import MLFLOW_RUN_NOTE
+from mlflow.utils.mlflow_tags import MLFLOW_RUN_NAME, MLFLOW_RUN_NOTE
 
 from har.tracking.ui import set_up_experiment
 from har.util.errors import UserError, without_password
 from har.util.files import cache_folder
+from har.util.locks import file_lock
 from har.util.signals import defer_interrupts
 
-# Of an experiment: when something last began that is recorded there, in seconds since the epoch.
+DEFAULT_EXPERIMENT = "har"
+# An experiment's tag: when a command last began to record there, in seconds since the epoch.
 BEGUN_TAG = "har.begun"
 RETRY_WITHIN_S = 2.0
 # One more attempt, and no long wait for an answer.
@@ -33,14 +35,61 @@ SHORT_TIMEOUTS = {
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "7",
     "MLFLOW_HTTP_REQUEST_BACKOFF_FACTOR": "1",
 }
+# The names that MLflow gives to runs which got none, such as `bold-fox-123`.
+RANDOM_NAME = re.compile(r"[a-z]+-[a-z]+-\d+")
+
+
+@dataclass
+class Run:
+    """The open run of this process.
+
+    A parameter or metric that the run has already stays as it is: `mlflow run` logs the options as
+    typed, and a resumed training computes again what an earlier process logged.
+    """
+
+    id: str
+    experiment_id: str
+    finished: bool = False
+
+    def log_params(self, params: Mapping[str, Any]) -> None:
+        """Log the parameters that the run does not have yet."""
+        there = mlflow.get_run(self.id).data.params
+        mlflow.log_params({name: value for name, value in params.items() if name not in there})
+
+    def log_metrics(self, metrics: Mapping[str, float], **links: Any) -> None:
+        """Log the metrics that the run does not have yet; `links` are `mlflow.log_metrics`'s."""
+        there = mlflow.get_run(self.id).data.metrics
+        new = {name: value for name, value in metrics.items() if name not in there}
+        mlflow.log_metrics(new, **links)
+
+    def log_dataset(self, dataset: Any, context: str) -> None:
+        """Log the images as the run's input; other runs may log the same ones now."""
+        retry_once(lambda: mlflow.log_input(dataset, context))
+
+    def log_table(self, table: Any, artifact: str) -> None:
+        """Log a table as a CSV artifact."""
+        mlflow.log_text(table.to_csv(index=False), artifact)
+
+    def describe(self, text: str) -> None:
+        """Set the Markdown text above the run in the MLflow UI."""
+        mlflow.set_tag(MLFLOW_RUN_NOTE, text)
+
+    def finish(self) -> None:
+        """End the run as FINISHED.
+
+        Raises:
+            UserError: the tracking store cannot be used.
+        """
+        _end_run("FINISHED")
+        self.finished = True
 
 
 @contextmanager
-def open_run(experiment: str, tags: Mapping[str, str], run_id: str | None = None) -> Iterator[str]:
-    """Yield the id of a run that ends FINISHED, FAILED on an error, KILLED on Ctrl-C.
+def open_run(experiment: str, tags: Mapping[str, str], run_id: str | None = None) -> Iterator[Run]:
+    """Yield a run that ends FINISHED, FAILED on an error, KILLED on Ctrl-C.
 
-    Joins the run that `mlflow run` opened, or resumes `run_id`; else opens one in
-    `experiment`.
+    Joins the run that `mlflow run` opened, or resumes `run_id`; else opens one in `experiment`. A
+    name that the user gave to `mlflow run` stays.
 
     Raises:
         UserError: the tracking store cannot be used.
@@ -50,12 +99,13 @@ def open_run(experiment: str, tags: Mapping[str, str], run_id: str | None = None
         # under `mlflow run` the experiment is chosen already, and choosing again is an error
         if "MLFLOW_RUN_ID" not in os.environ and run_id is None:
             mlflow.set_experiment(experiment)
-        run = mlflow.start_run(run_id, log_system_metrics=True)
+        found = mlflow.start_run(run_id, log_system_metrics=True)
+    run = Run(id=found.info.run_id, experiment_id=found.info.experiment_id)
     try:
         with short_timeouts(), _store_lock():
-            mlflow.set_tags(dict(tags))
-            _prepare_experiment(run.info.experiment_id)
-        yield run.info.run_id
+            mlflow.set_tags(_keep_given_name(dict(tags), found.info.run_name))
+            retry_once(lambda: set_up_experiment(run.experiment_id))
+        yield run
     except BaseException as error:
         # whatever the store says now, that error is what the user must see
         with suppress(UserError), short_timeouts():
@@ -64,69 +114,65 @@ def open_run(experiment: str, tags: Mapping[str, str], run_id: str | None = None
             with explain_store_errors():
                 raise
         raise
-    _end_run("FINISHED")
+    if not run.finished:
+        run.finish()
 
 
-def check_store(experiment: str | None = None) -> None:
-    """Raise a UserError within 20 seconds unless the tracking store answers: before long work.
+def _keep_given_name(tags: dict[str, str], name: str | None) -> dict[str, str]:
+    if name and not RANDOM_NAME.fullmatch(name):
+        tags.pop(MLFLOW_RUN_NAME, None)
+    return tags
 
-    And unless it can write, where the experiment is given that will be recorded in.
+
+def check_store() -> None:
+    """Raise a UserError unless the tracking store answers within 20 seconds; change nothing."""
+    quiet_mlflow()
+    with explain_store_errors(), _store_lock(), short_timeouts():
+        mlflow.search_experiments(max_results=1)
+
+
+def open_experiment(name: str) -> str:
+    """Return the id of the experiment to record in, which is created and set up if need be.
+
+    Under `mlflow run` that is the experiment of the run that it opened. Called before long work: a
+    store that does not answer, or cannot be written, is found within 20 seconds.
+
+    Raises:
+        UserError: the store cannot be used.
     """
     quiet_mlflow()
     with explain_store_errors(), _store_lock(), short_timeouts():
-        if experiment is None:
-            mlflow.search_experiments(max_results=1)
-            return
         if run_id := os.environ.get("MLFLOW_RUN_ID"):
             experiment_id = mlflow.get_run(run_id).info.experiment_id
         else:
-            experiment_id = mlflow.set_experiment(experiment).experiment_id
-        now = str(int(time.time()))
-        _retry_once(lambda: mlflow.MlflowClient().set_experiment_tag(experiment_id, BEGUN_TAG, now))
+            experiment_id = mlflow.set_experiment(name).experiment_id
+        now, client = str(int(time.time())), mlflow.MlflowClient()
+        retry_once(lambda: client.set_experiment_tag(experiment_id, BEGUN_TAG, now))
+        retry_once(lambda: set_up_experiment(experiment_id))
+    return str(experiment_id)
 
 
 @contextmanager
 def _store_lock() -> Iterator[None]:
-    """One process of this machine at a time: two that make a new sqlite store or experiment at once
-    leave one that neither can use (mlflow 3.17). A server does that by itself.
+    """One process of this machine at a time: two that create a sqlite store or an experiment at
+    once leave one that neither can use (mlflow 3.17). A server serialises its clients itself.
     """
     if mlflow.get_tracking_uri().startswith("http"):
         yield
         return
-    lock = FileLock(cache_folder() / "store.lock", is_singleton=True)
-    try:
-        cache_folder().mkdir(parents=True, exist_ok=True)
-        lock.acquire()
-    except OSError as error:
-        raise UserError(
-            f"the cache {cache_folder()} cannot be written: {error.strerror}; set HAR_CACHE to"
-            " another folder"
-        ) from error
-    try:
+    with file_lock(cache_folder() / "store.lock", reentrant=True):
         yield
-    finally:
-        lock.release()
 
 
-def _prepare_experiment(experiment_id: str) -> None:
-    """Describe it, as every process does that records there."""
-    _retry_once(lambda: set_up_experiment(experiment_id))
-
-
-def log_dataset(dataset: Any, context: str) -> None:
-    """The images of the active run, which others may be of too."""
-    _retry_once(lambda: mlflow.log_input(dataset, context))
-
-
-def _retry_once(write: Callable[[], None]) -> None:
-    """Write; again, if it failed: MLflow looks whether a thing is there and then makes it, so where
+def retry_once(write: Callable[[], None]) -> None:
+    """Write, and once more if that failed: MLflow looks for a thing and then creates it, so where
     two processes do so at once, even on a server, one of them fails (mlflow 3.17).
     """
     began = time.monotonic()
     try:
         write()
     except MlflowException:
-        # one that did not answer at all will not now
+        # a store that did not answer at all will not answer now
         if time.monotonic() - began > RETRY_WITHIN_S:
             raise
         write()
@@ -134,7 +180,10 @@ def _retry_once(write: Callable[[], None]) -> None:
 
 @contextmanager
 def short_timeouts() -> Iterator[None]:
-    """Meanwhile MLflow soon gives up on a server that does not answer; else it takes minutes."""
+    """Make MLflow give up soon on a server that does not answer; by default it takes minutes.
+
+    MLflow reads these variables of the whole process, so only the main thread may enter.
+    """
     before = {name: os.environ.get(name) for name in SHORT_TIMEOUTS}
     os.environ.update(SHORT_TIMEOUTS)
     try:
@@ -149,7 +198,7 @@ def short_timeouts() -> Iterator[None]:
 
 @contextmanager
 def explain_store_errors() -> Iterator[None]:
-    """Meanwhile what MLflow cannot do is a UserError that names the store."""
+    """Turn MLflow's errors into a UserError that names the store."""
     try:
         yield
     except (MlflowException, OSError) as error:
@@ -161,16 +210,16 @@ def explain_store_errors() -> Iterator[None]:
 
 
 def _end_run(status: str) -> None:
-    """End the active run; a Ctrl-C meanwhile cannot leave it RUNNING for ever."""
+    # a Ctrl-C meanwhile must not leave the run RUNNING
     with defer_interrupts(), explain_store_errors():
         mlflow.end_run(status)
 
 
 class HidePasswords(logging.Filter):
-    """What MLflow warns of may hold the server's address as it was given."""
+    """Removes passwords from MLflow's warnings, which may show the server's address as given."""
 
     def filter(self, record: logging.LogRecord) -> bool:
-        """Change the message; every one is shown."""
+        """Change the message, and let it through."""
         record.msg, record.args = without_password(record.getMessage()), ()
         return True
 
@@ -179,76 +228,21 @@ HIDE_PASSWORDS = HidePasswords()
 
 
 def quiet_mlflow() -> None:
-    """MLflow's news off; its warnings stay, but for those about what is meant as it is."""
-    # an address with its password, on stdout, where results go
+    """Silence MLflow's news, and those of its warnings that tell our users nothing."""
+    # it prints an address with its password on stdout, where results go
     os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
     for handler in logging.getLogger("mlflow").handlers:
-        # a handler's filter sees what the loggers below say too; the same one is added once
+        # a handler's filter sees the messages of all loggers; adding it again does nothing
         handler.addFilter(HIDE_PASSWORDS)
     logging.getLogger("mlflow").setLevel(logging.WARNING)
     logging.getLogger("alembic").setLevel(logging.WARNING)
     os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
-    # our models hold none, and others' would run what its maker likes
+    # our models hold no pickle, and another's pickle could run any code
     os.environ["MLFLOW_ALLOW_PICKLE_DESERIALIZATION"] = "false"
     for message in (
-        "The specified dataset source can be interpreted in multiple ways",  # all the same
+        "The specified dataset source can be interpreted in multiple ways",  # no matter which
         "Hint: Inferred schema contains integer column",  # a manifest's ids are never missing
-        "An input example was not provided",  # the signature says it, and pictures are large
-        "Add type hints to the `predict` method",  # likewise
+        "An input example was not provided",  # the signature says it, and images are large
+        "Add type hints to the `predict` method",  # the signature says it
     ):
         warnings.filterwarnings("ignore", rf"(?s).*{re.escape(message)}")
-
-
-def log_missing_params(params: Mapping[str, Any]) -> None:
-    """Log what is not there yet: `mlflow run` logged what was typed, as it was typed, and a
-    parameter cannot be logged again with another text.
-    """
-    run = mlflow.active_run()
-    assert run is not None
-    there = mlflow.get_run(run.info.run_id).data.params
-    mlflow.log_params({name: value for name, value in params.items() if name not in there})
-
-
-def log_metrics_once(metrics: Mapping[str, float], **links: Any) -> None:
-    """Log metrics that a resumed run computes again, but not the values that it has already.
-    `links` are those of `mlflow.log_metrics`.
-    """
-    run = mlflow.active_run()
-    assert run is not None
-    there = mlflow.get_run(run.info.run_id).data.metrics
-    new = {name: value for name, value in metrics.items() if there.get(name) != value}
-    mlflow.log_metrics(new, **links)
-
-
-def log_missing_metrics(metrics: Mapping[str, float], **links: Any) -> None:
-    """Log metrics of what is done once, such as times: what is there already stays."""
-    run = mlflow.active_run()
-    assert run is not None
-    there = mlflow.get_run(run.info.run_id).data.metrics
-    missing = {name: value for name, value in metrics.items() if name not in there}
-    mlflow.log_metrics(missing, **links)
-
-
-def log_table_file(table: Any, artifact: str) -> None:
-    """A table as a CSV artifact."""
-    mlflow.log_text(table.to_csv(index=False), artifact)
-
-
-def set_description(text: str) -> None:
-    """Shown above the run in the MLflow UI, as Markdown."""
-    mlflow.set_tag(MLFLOW_RUN_NOTE, text)
-
-
-def choose_experiment(name: str) -> str:
-    """The id of the experiment, which is made and described if there is none.
-
-    Raises:
-        UserError: the store cannot be used.
-    """
-    with explain_store_errors(), _store_lock():
-        experiment_id = str(mlflow.set_experiment(name).experiment_id)
-        _prepare_experiment(experiment_id)
-    return experiment_id
-
-
-DEFAULT_EXPERIMENT = "har"

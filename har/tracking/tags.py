@@ -1,4 +1,4 @@
-"""Tags and parameters that runs are found and compared by."""
+"""The tags and parameters by which runs are found and compared."""
 
 from dataclasses import fields
 from typing import Any
@@ -15,15 +15,15 @@ from har.training.job import TrainingJob
 RECIPE_ARTIFACT, HISTORY_ARTIFACT = "recipe.json", "history.json"
 # Where a training's numbers come from: measured by this project, or published in a notebook.
 SOURCE_TAG, MEASURED, NOTEBOOK = "source", "measured", "notebook"
-# Of a recipe: what the UI shows and filters by under its plain name.
+# The recipe fields that are logged under their plain names, which the UI shows and filters by.
 PLAIN_FIELDS = ("precision", "strategy", "backbone")
-# Tags that runs recorded before these names call otherwise, and values that they spell otherwise.
+# Older names of tags, and older spellings of their values.
 OLD_TAGS = {"changed": "differs_from_variant", "features": "feature_cache"}
 OLD_VALUES = {"feature_cache": {"warm": "hit", "cold": "miss"}}
 
 
 def read_tags(run: mlflow.entities.Run) -> dict[str, str]:
-    """A run's tags by the names used here, whichever version of this project recorded it."""
+    """Return a run's tags under today's names, whichever version of this project recorded it."""
     found = dict(run.data.tags)
     for old, name in OLD_TAGS.items():
         if old in found and name not in found:
@@ -33,7 +33,7 @@ def read_tags(run: mlflow.entities.Run) -> dict[str, str]:
 
 
 def training_params(job: TrainingJob) -> dict[str, Any]:
-    """Requested (plain and `recipe.*`), used (`used.*`) and found facts."""
+    """Return what was requested (plain and `recipe.*`), what runs (`used.*`), and what was found."""
     used, hardware = job.used, job.hardware
     return {
         "variant": job.variant,
@@ -55,19 +55,19 @@ def training_params(job: TrainingJob) -> dict[str, Any]:
 
 
 def recipe_params(recipe: Recipe) -> dict[str, Any]:
-    """What was asked for: some under their plain names, the others as `recipe.*`."""
+    """Return a recipe's fields: PLAIN_FIELDS by their names, the others as `recipe.*`."""
     asked = {each.name: value for each, value in field_values(recipe)}
     plain = {name: asked.pop(name) for name in PLAIN_FIELDS}
     return {**plain, **{f"recipe.{name}": value for name, value in asked.items()}}
 
 
 def split_params(manifest: Manifest) -> dict[str, Any]:
-    """How the data was split, by the names of the options."""
+    """Return how the data was split, by the names of the options."""
     return {each.name: manifest.summary[each.name] for each in fields(Split)}
 
 
 def _data_tags(manifest: Manifest) -> dict[str, str]:
-    """Which data a run is about; runs compare only under one test digest."""
+    # runs are compared only within one test_digest
     return {
         "dataset": manifest.name,
         "dataset_digest": manifest.dataset_digest,
@@ -76,7 +76,7 @@ def _data_tags(manifest: Manifest) -> dict[str, str]:
 
 
 def preparation_tags(manifest: Manifest) -> dict[str, str]:
-    """Of a run that only prepares data."""
+    """Return the tags of a run that only prepares data."""
     return {
         MLFLOW_RUN_NAME: f"prepare · {manifest.name}",
         "job": "prepare",
@@ -85,7 +85,7 @@ def preparation_tags(manifest: Manifest) -> dict[str, str]:
 
 
 def count_images(manifest: Manifest) -> dict[str, int]:
-    """Of images, classes, groups of copies, and of what was left out."""
+    """Count images, classes, groups of copies, and what was left out."""
     facts, counts = manifest.summary, manifest.table["split"].value_counts()
     plain = ("images", "duplicate_groups", "near_duplicate_groups", "conflicting_groups")
     return {
@@ -97,12 +97,12 @@ def count_images(manifest: Manifest) -> dict[str, int]:
 
 
 def comparison_tags(runs: int) -> dict[str, str]:
-    """Of a run that compares others."""
+    """Return the tags of a run that compares others."""
     return {MLFLOW_RUN_NAME: f"compare · {runs} runs", "job": "compare"}
 
 
 def ablation_tags(from_variant: str, to_variant: str, manifest: Manifest) -> dict[str, str]:
-    """Of a run with trainings under it, one for each recipe between two variants."""
+    """Return the tags of an ablation, the parent run of its trainings."""
     return {
         MLFLOW_RUN_NAME: f"ablate · {from_variant} to {to_variant}",
         "job": "ablate",
@@ -110,11 +110,16 @@ def ablation_tags(from_variant: str, to_variant: str, manifest: Manifest) -> dic
     }
 
 
-def training_tags(job: TrainingJob, parent: str | None = None) -> dict[str, str]:
-    """What runs are found and compared by; `parent` is a run's id."""
+def training_tags(
+    job: TrainingJob, parent: str | None = None, run_name: str | None = None
+) -> dict[str, str]:
+    """Return the tags of a training; `parent` is a run's id, `run_name` the user's choice."""
+    differing = [] if job.overrides == "none" else job.overrides.split(", ")
+    words = [each for each in differing if not each.startswith("backbone=")]
+    name = name_run(job.variant, job.used, job.hardware_tag, job.manifest.name, *words)
     return {
         **({MLFLOW_PARENT_RUN_ID: parent} if parent else {}),
-        MLFLOW_RUN_NAME: name_run(job.variant, job.used, job.hardware_tag),
+        MLFLOW_RUN_NAME: run_name or name,
         SOURCE_TAG: MEASURED,
         "job": "train",
         "variant": job.variant,
@@ -126,16 +131,23 @@ def training_tags(job: TrainingJob, parent: str | None = None) -> dict[str, str]
     }
 
 
-def name_run(variant: str, used: Recipe, hardware: str) -> str:
-    """Such as `v3 · lite0 · 1xCPU`."""
+def name_run(variant: str, used: Recipe, hardware: str, *details: str) -> str:
+    """Name a run by what tells it apart, such as `v3 · lite0 · 1xCPU · photos · epochs=5`.
+
+    At most three details are named; longer ones are cut.
+    """
     backbone = used.backbone.removeprefix("efficientnet").removeprefix("-")
-    return f"{variant} · {backbone} · {hardware}"
+    words = [word if len(word) <= 30 else f"{word[:29]}…" for word in details]
+    more = [f"{len(words) - 3} more"] if len(words) > 3 else []
+    return " · ".join([variant, backbone, hardware, *words[:3], *more])
 
 
 def evaluation_tags(
     uri: str, trained_by: mlflow.entities.Run | None, manifest: Manifest
 ) -> dict[str, str]:
-    """Of a run that evaluates a model which was trained elsewhere, by a run known here or not."""
+    """Return the tags of a run that evaluates a model; `trained_by` is None if its training run is
+    not in this store.
+    """
     tags = {"job": "evaluate", "evaluated_model": uri, **_data_tags(manifest)}
     if trained_by is None:
         return {MLFLOW_RUN_NAME: f"evaluate · {uri}", **tags}

@@ -12,10 +12,10 @@ AUGMENT_CONTRAST = 0.1
 
 
 def augment(images: Any, seed: Any) -> Any:
-    """Flip, rotate, zoom, change contrast: each image of a batch by itself.
+    """Flip, rotate, zoom and change the contrast of each image of a batch.
 
-    (batch, h, w, 3) of 0..255 to float32 of the same; `seed` is a pair of integers, and
-    equal seeds give equal images. What turns out of the frame is filled by reflection.
+    Maps (batch, height, width, 3) of 0..255 to the same in float32. `seed` is a pair of integers;
+    equal seeds give equal images. Corners that become empty are filled by reflection.
     """
     count = tf.shape(images)[0]
     draw = tf.random.stateless_uniform((4, count), seed, minval=-1.0, maxval=1.0)
@@ -26,8 +26,10 @@ def augment(images: Any, seed: Any) -> Any:
 
 
 def rotate_and_zoom(images: Any, angle: Any, zoom: Any, mirror: Any) -> Any:
-    """One bilinear resampling about the centre. Each of (batch,): `angle` in radians,
-    counter-clockwise; `zoom` above 1 shows more of the scene; `mirror` -1 flips left-right.
+    """Resample once, bilinearly, about the centre.
+
+    `angle`, `zoom` and `mirror` are (batch,): radians counter-clockwise; above 1 shows more of the
+    scene; -1 flips left-right.
     """
     shape = tf.shape(images)
     x_centre = tf.cast(shape[2] - 1, tf.float32) / 2

@@ -1,15 +1,14 @@
-"""A training that its process cannot take along: what is needed to go on with it, on disk.
+"""Backups: what a training needs to be resumed after its process ended.
 
-A backup is a folder named by the run, in the cache. `job.json` says what is trained, `data/` is the
-prepared data's table, and `state.npz` is the state after an epoch, which replaces the one before it
-only when it is on disk. It is gone when the training has ended well.
+A backup is a folder in the cache, named by the run's id. `job.json` says what is trained, `data/`
+holds the manifest, and `state.npz` the state after an epoch. A new state replaces the old one only
+when it is safe on disk. The folder is deleted when the training has finished.
 """
 
 import json
-import os
 import shutil
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -17,230 +16,222 @@ from typing import Any
 from zipfile import BadZipFile
 
 import numpy as np
-from filelock import FileLock, Timeout
 
-from har.data.manifest import Manifest, write_manifest
-from har.recipe import Recipe
+from har.data.manifest import read_manifest, write_manifest
+from har.recipe import Recipe, describe_changes
+from har.training.job import TrainingJob, build_job
 from har.training.state import State
 from har.util.errors import UserError, first_line
-from har.util.files import cache_folder, replace_text, sync_folder
+from har.util.files import cache_folder, replace_file, replace_text
+from har.util.locks import file_lock
 from har.util.progress import say, warn
 
 JOB_FILE, DATA_FOLDER, STATE_FILE = "job.json", "data", "state.npz"
-# The most of a training's time that its backups may take, and when the first one is made at the
-# earliest: what is lost by doing it again is no more.
+# The fields of a TrainingJob that job.json holds; the hardware is found anew.
+SAVED_FIELDS = (
+    "variant", "requested", "used", "overridden", "runtime", "feature_runtime", "recipe_digest",
+)  # fmt: skip
+# Backups take at most this share of a training's time. A first one earlier than this many seconds
+# would cost more than training again.
 MAX_TIME_SHARE = 0.02
 FIRST_AFTER_S = 5.0
 
 
-@dataclass(frozen=True, kw_only=True)
-class Job:
-    """What was asked for, and by which recipe it is trained here."""
-
-    variant: str
-    requested: Recipe
-    used: Recipe
-    overridden: tuple[str, ...]
-    runtime: str
-    feature_runtime: str
-    recipe_digest: str
-
-
 @dataclass(kw_only=True)
 class Backup:
-    """Of one run, at work. `started` is when the training's command began, in seconds since the
-    epoch, with the time of earlier processes taken off.
+    """The backup of a run in training.
+
+    `started` is when the training's command began, in seconds since the epoch, minus the time that
+    earlier processes trained. `state` is what to resume from, None at the first start.
     """
 
     folder: Path
     started: float
     state: State | None = None
     saved: float = field(default_factory=time.monotonic)
-    # before the first one is made: a guess, which puts that one off
+    asked: float = 0.0
+    # a guess before the first save, which delays that one
     cost_s: float = MAX_TIME_SHARE * FIRST_AFTER_S
     announced: bool = False
-    # takes the state after the last epoch, once that is done
-    ended: Callable[[], State] | None = None
 
-    def save(self, take: Callable[[], State], last: bool) -> None:
-        """Write the state, unless that would take more than its share of the time; after the last
-        epoch, unless all that is left goes well.
+    def is_due(self, last: bool) -> bool:
+        """Return whether to save now: after the last epoch always, after others only if the time
+        since the last save is worth it.
         """
-        if last:
-            self.ended = take
-            return
-        began = time.monotonic()
-        if self.cost_s > MAX_TIME_SHARE * (began - self.saved):
-            return
-        self.write(take)
-        self.saved = time.monotonic()
-        self.cost_s = self.saved - began
+        self.asked = time.monotonic()
+        return last or self.cost_s <= MAX_TIME_SHARE * (self.asked - self.saved)
 
-    def write(self, take: Callable[[], State]) -> None:
-        """Write the state; a disk that refuses ends no training."""
+    def save(self, state: State) -> None:
+        """Write the state; a full disk does not end the training."""
         try:
-            size = write_state(self.folder, take(), time.time() - self.started)
+            size = write_state(self.folder, state, time.time() - self.started)
         except OSError as error:
-            warn(f"no backup: {first_line(error)}; a training that is cut short starts again")
+            warn(
+                f"no backup in {self.folder}: {first_line(error)}; if this training is interrupted,"
+                " it must start again"
+            )
             return
+        self.saved = time.monotonic()
+        self.cost_s = self.saved - self.asked
         if not self.announced:
             say(f"backup to resume from: {size / 1e6:,.1f} MB in {self.folder}")
             self.announced = True
 
-    @contextmanager
-    def filled(self) -> Iterator[None]:
-        """Around the training: what is left by an error or Ctrl-C after the last epoch is in the
-        backup; of a mistake before anything was done there is none.
-        """
-        try:
-            yield
-        except BaseException as error:
-            self.write_last()
-            if isinstance(error, UserError) and not (self.folder / STATE_FILE).exists():
-                delete_backup(self.folder.name)
-            raise
-
-    def write_last(self) -> None:
-        """The state after the last epoch, if that is done and it is not written yet."""
-        if self.ended:
-            self.write(self.ended)
-            self.ended = None
-
 
 def backup_folder(run_id: str) -> Path:
-    """Where a run's backup lies, if it has one."""
+    """The folder of a run's backup, whether or not it exists."""
     return cache_folder() / "trainings" / run_id
 
 
 @contextmanager
-def open_backup(run_id: str, job: Job, manifest: Manifest, started: float) -> Iterator[Backup]:
-    """A run's backup, with the state it has, while it is trained; deleted after the end of the
-    block, unless that is left by an error.
+def open_backup(run_id: str, job: TrainingJob, started: float) -> Iterator[Backup]:
+    """Yield a run's backup while it is trained, with the state that an earlier process left.
+
+    The backup is deleted after the block. An error keeps it, unless it is a UserError before the
+    first state: a mistake that would only be repeated.
 
     Raises:
-        UserError: it is being trained by another process, or the state cannot be read.
+        UserError: another process trains this run, or the backup cannot be read or written.
     """
     folder = backup_folder(run_id)
-    with training_lock(folder):
+    with training_lock(run_id):
         folder.mkdir(exist_ok=True)
         state, wall_s = read_state(folder)
-        write_manifest(manifest, folder / DATA_FOLDER)
+        write_manifest(job.manifest, folder / DATA_FOLDER)
+        saved = {name: getattr(job, name) for name in SAVED_FIELDS}
         try:
-            # last: with it the backup can be gone on from
-            replace_text(folder / JOB_FILE, json.dumps(asdict(job)))
+            # last: with this file the backup is complete
+            replace_text(folder / JOB_FILE, json.dumps(saved, default=asdict))
         except OSError as error:
-            raise UserError(f"no backup can be made in {folder}: {first_line(error)}") from error
-        backup = Backup(folder=folder, started=started - wall_s, state=state)
+            raise UserError(f"cannot write a backup to {folder}: {first_line(error)}") from error
         try:
-            yield backup
-        except BaseException:
-            backup.write_last()
+            yield Backup(folder=folder, started=started - wall_s, state=state)
+        except UserError:
+            if not (folder / STATE_FILE).exists():
+                delete_backup(run_id)
             raise
         delete_backup(run_id)
 
 
 @contextmanager
-def training_lock(folder: Path) -> Iterator[None]:
-    """Held by the process that trains; freed when it ends, however."""
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    # one for the whole process: who holds it may enter again
-    lock = FileLock(f"{folder}.lock", is_singleton=True)
+def training_lock(run_id: str) -> Iterator[None]:
+    """Hold what only the process that trains the run may hold.
+
+    Raises:
+        UserError: another process trains it, or the cache cannot be written.
+    """
+    folder = backup_folder(run_id)
+    lock = Path(f"{folder}.lock")
+    busy = f"run {run_id} is being trained by another process"
     try:
-        lock.acquire(timeout=0)
-    except Timeout as error:
-        raise UserError(f"run {folder.name} is being trained by another process") from error
-    try:
-        yield
+        with file_lock(lock, busy=busy, reentrant=True):
+            yield
     finally:
-        lock.release()
         if not folder.exists():
-            Path(lock.lock_file).unlink(missing_ok=True)
-
-
-def list_backups() -> list[str]:
-    """The runs that have one, by their ids."""
-    return sorted(each.parent.name for each in backup_folder("-").parent.glob(f"*/{JOB_FILE}"))
-
-
-def delete_backup(run_id: str) -> None:
-    """Delete a run's backup."""
-    shutil.rmtree(backup_folder(run_id), ignore_errors=True)
-
-
-def describe_backups() -> list[str]:
-    """A line for each, with its size; none where there is none."""
-    lines = [_describe_backup(run_id) for run_id in list_backups()]
-    head = (
-        f"{backup_folder('-').parent}: backups of trainings: {len(lines)}; delete those you give up"
-    )
-    return [head, *lines] if lines else []
-
-
-def _describe_backup(run_id: str) -> str:
-    """How large it is, and how its training goes on."""
-    folder, size = backup_folder(run_id), 0
-    for each in folder.rglob("*"):
-        with suppress(FileNotFoundError):  # a training at work replaces its state
-            size += each.stat().st_size
-    state = (
-        "at work" if is_training(run_id) else f"cut short; to resume: har train --resume {run_id}"
-    )
-    return f"{run_id}  {size / 1e6:>9,.1f} MB  {state}"
+            lock.unlink(missing_ok=True)
 
 
 def is_training(run_id: str) -> bool:
-    """Whether a process is training it."""
+    """Return whether another process trains the run now."""
     try:
-        with training_lock(backup_folder(run_id)):
+        with training_lock(run_id):
             return False
     except UserError:
         return True
 
 
-def read_job(run_id: str) -> tuple[Job, Path]:
-    """What a run was to train, and the folder of its prepared data.
+def list_backups() -> list[str]:
+    """List the ids of the runs that have a backup."""
+    return sorted(each.parent.name for each in backup_folder("-").parent.glob(f"*/{JOB_FILE}"))
+
+
+def delete_backup(run_id: str) -> None:
+    """Delete a run's backup, if there is one."""
+    shutil.rmtree(backup_folder(run_id), ignore_errors=True)
+
+
+def describe_backups() -> list[str]:
+    """Describe each backup in one line, below a headline; no lines where there are none."""
+    lines = [_describe_backup(run_id) for run_id in list_backups()]
+    head = (
+        f"{backup_folder('-').parent}: {len(lines)} backups of unfinished trainings; delete the"
+        " folders of those you will not resume"
+    )
+    return [head, *lines] if lines else []
+
+
+def _describe_backup(run_id: str) -> str:
+    folder, size = backup_folder(run_id), 0
+    for each in folder.rglob("*"):
+        with suppress(FileNotFoundError):  # a training at work replaces its state
+            size += each.stat().st_size
+    resume = f"interrupted; to resume: har train --resume {run_id}"
+    state = "training now" if is_training(run_id) else resume
+    return f"{run_id}  {size / 1e6:>9,.1f} MB  {state}"
+
+
+def load_job(run_id: str, image_root: Path | None = None) -> TrainingJob:
+    """Load the job of an unfinished run, to be resumed on this machine.
+
+    `image_root` is where its images lie now, if they were moved.
 
     Raises:
-        UserError: there is no backup of it here, or it cannot be read.
+        UserError: there is no backup, it cannot be read, the images are gone or changed, or this
+            machine or other weights would make another training of it.
     """
-    folder = backup_folder(run_id)
-    if not (folder / JOB_FILE).is_file():
+    saved = _read_job_file(run_id)
+    used, digest = saved.pop("used"), saved.pop("recipe_digest")
+    manifest = read_manifest(backup_folder(run_id) / DATA_FOLDER, image_root)
+    job = build_job(manifest=manifest, **saved)
+    if job.used != used:
         raise UserError(
-            f"cannot resume run {run_id}: no backup in {folder}; a training has one until it"
+            f"cannot resume run {run_id} on this hardware: it would train with"
+            f" {describe_changes(used, job.used)}"
+        )
+    if job.recipe_digest != digest:
+        raise UserError(f"cannot resume run {run_id}: {used.weights} holds other weights now")
+    return job
+
+
+def is_trained(run_id: str) -> bool:
+    """Return whether all epochs of an unfinished run are done, so that only recording is left.
+
+    Raises:
+        UserError: the backup cannot be read.
+    """
+    recipe = _read_job_file(run_id)["used"]
+    state, _ = read_state(backup_folder(run_id))
+    return state is not None and state.first_epoch(recipe) == recipe.epochs
+
+
+def _read_job_file(run_id: str) -> dict[str, Any]:
+    """Read SAVED_FIELDS; `overridden` was called `typed` in older versions."""
+    file = backup_folder(run_id) / JOB_FILE
+    if not file.is_file():
+        raise UserError(
+            f"cannot resume run {run_id}: no backup in {file.parent}. A training has one until it"
             f" finishes. There are backups of: {', '.join(list_backups()) or 'none'}"
         )
     try:
-        text: dict[str, Any] = json.loads((folder / JOB_FILE).read_text(encoding="utf-8"))
+        text: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
         text |= {name: Recipe(**text[name]) for name in ("requested", "used")}
-        # "typed" is what an older version called it
-        overridden = text.pop("typed" if "typed" in text else "overridden")
-        return Job(**text, overridden=tuple(overridden)), folder / DATA_FOLDER
+        text["overridden"] = tuple(text["typed" if "typed" in text else "overridden"])
+        return {name: text[name] for name in SAVED_FIELDS}
     except (OSError, ValueError, TypeError, KeyError) as error:
-        raise UserError(f"{folder / JOB_FILE} cannot be read: {first_line(error)}") from error
+        raise UserError(f"{file} cannot be read: {first_line(error)}") from error
 
 
 def write_state(folder: Path, state: State, wall_s: float) -> int:
-    """Replace the state by this one, once it is safe on disk; its size in bytes."""
+    """Replace the state on disk; return the size of the file in bytes."""
     about = {name: value for name, value in vars(state).items() if name != "arrays"}
     text = json.dumps(about | {"wall_s": wall_s}).encode()
-    beside = folder / f".{STATE_FILE}"
-    try:
-        with beside.open("wb") as file:
-            np.savez(file, about=np.frombuffer(text, np.uint8), **state.arrays)  # type: ignore[arg-type]
-            file.flush()
-            os.fsync(file.fileno())
-            size = file.tell()
-        os.replace(beside, folder / STATE_FILE)
-    except BaseException:
-        # what a full disk has taken of it would keep the disk full
-        beside.unlink(missing_ok=True)
-        raise
-    sync_folder(folder)
-    return size
+    with replace_file(folder / STATE_FILE) as file:
+        np.savez(file, about=np.frombuffer(text, np.uint8), **state.arrays)  # type: ignore[arg-type]
+        return file.tell()
 
 
 def read_state(folder: Path) -> tuple[State | None, float]:
-    """The state and the seconds of wall time up to it; None and 0 where there is none yet.
+    """Read the state and the seconds of wall time up to it; None and 0 where there is none.
 
     Raises:
         UserError: the file is damaged.
@@ -249,8 +240,8 @@ def read_state(folder: Path) -> tuple[State | None, float]:
     if not file.exists():
         return None, 0.0
     try:
-        # arrays alone: a pickle in the file is an error
-        with np.load(file, allow_pickle=False) as found:
+        # arrays only: a pickle in the file is an error
+        with file.open("rb") as opened, np.load(opened, allow_pickle=False) as found:
             arrays = {name: found[name] for name in found.files}
         about = json.loads(arrays.pop("about").tobytes())
         wall_s = float(about.pop("wall_s"))
@@ -258,5 +249,5 @@ def read_state(folder: Path) -> tuple[State | None, float]:
     except (OSError, ValueError, KeyError, TypeError, EOFError, BadZipFile) as error:
         raise UserError(
             f"{file} is damaged: {first_line(error)}; delete it to train this run from its first"
-            " epoch on"
+            " epoch"
         ) from error

@@ -1,4 +1,4 @@
-"""What a variant prints about the data and the devices before it trains."""
+"""Facts about the data and the devices that a variant prints before it trains."""
 
 from collections.abc import Callable
 
@@ -7,7 +7,7 @@ from har.models.devices import Hardware
 
 
 def explore(manifest: Manifest, hardware: Hardware) -> str:
-    """What v1's exploratory cells print: labels, one-hot length, label map, GPUs."""
+    """Describe what v1's exploratory cells print: labels, one-hot length, label map, GPUs."""
     names = manifest.class_names
     lines = [
         f"labels: {len(names)}",

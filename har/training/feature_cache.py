@@ -1,9 +1,9 @@
-"""Arrays of features on disk, each made once: memory-mapped, resumable, checked, bounded.
+"""Features on disk: written in shards, checked when read, bounded in size.
 
-An entry is a folder named by the digest of what it was made from. It holds `features.npy`, an
-array of (rows, features) float32, and `about.json`, which says what it is, how many rows are
-there and how long they took, and, once all are, the array's SHA-256. An array that is cut, changed
-or of something else is never used.
+An entry is a folder named by the digest of its key. Shard 7 is the file `00007.npz` with the
+features of SHARD_ROWS images as float32 and the seconds that computing them took. A shard is
+written atomically, and its zip checksums are compared when it is read: a missing or damaged shard
+is computed again, and the others stay. `about.json` describes the entry for `har cache`.
 """
 
 import hashlib
@@ -11,42 +11,40 @@ import json
 import os
 import shutil
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
+from zipfile import BadZipFile
 
 import numpy as np
 import numpy.typing as npt
-from filelock import FileLock, Timeout
 
-from har.util.errors import ChangedError, UserError
-from har.util.files import cache_folder, digest_file, replace_text
-from har.util.locks import acquire_lock
+from har.util.errors import UserError
+from har.util.files import cache_folder, digest_file, replace_file, replace_text
+from har.util.locks import file_lock
 from har.util.progress import say
 
 Features = npt.NDArray[np.float32]
-Mapped = np.memmap[Any, np.dtype[np.float32]]
-# Compute rows from `start` on into the array given; call the other argument with how many are done
-# whenever they can be kept.
-Compute = Callable[[Features, int, Callable[[int], None]], None]
-ARRAY_FILE = "features.npy"
+# An interruption loses one shard: half a minute of EfficientNetB7 on two CPU cores.
+SHARD_ROWS = 1024
 ABOUT_FILE = "about.json"
+# The whole array in one file, as older versions wrote it.
+OLD_ARRAY_FILE = "features.npy"
 # Raise it when the same key would mean other numbers.
 VERSION = 2
 DEFAULT_LIMIT_GB = 20.0
-# Looked at together: what is made of them is not to grow with the array.
-ROWS_AT_ONCE = 1024
+OTHER_FOLDER = "set HAR_CACHE to another folder"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Key:
-    """What features depend on: of nothing else may they be reused.
+    """Everything that features depend on.
 
-    `images` and `weights` are digests; `view` counts augmented views from 0 and is 0 without
-    augmentation; `runtime` is a name and a version, `device` CPU or GPU, and `arithmetic` what was
-    computed with, such as bfloat16.
+    `images` and `weights` are SHA-256 digests. `view` counts augmented views from 0, and is 0
+    without augmentation. `runtime` is a name and a version, `device` CPU or GPU, `arithmetic` such
+    as bfloat16. `layer` names the layer whose output is cached, "" for the whole backbone.
     """
 
     images: str
@@ -60,46 +58,95 @@ class Key:
     runtime: str
     device: str
     arithmetic: str
+    layer: str = ""
+
+    @property
+    def fields(self) -> dict[str, Any]:
+        """Every field; without `layer` where it is "", as keys were before it was added."""
+        found = asdict(self)
+        if not self.layer:
+            del found["layer"]
+        return found
 
     @property
     def digest(self) -> str:
         """32 hexadecimal digits: the entry's name."""
-        text = json.dumps({"version": VERSION, **asdict(self)}, sort_keys=True)
+        text = json.dumps({"version": VERSION, **self.fields}, sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:32]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Entry:
-    """What lies in the cache."""
+    """One folder of the cache; `shape` is (images, ...) of the whole array."""
 
     folder: Path
-    about: dict[str, Any]
+    key: dict[str, Any]
+    shape: tuple[int, ...]
 
     @property
-    def bytes(self) -> int:
-        """On disk; files that another process takes away meanwhile count nothing."""
-        return sum(_size_of(each) for each in self.folder.glob("*"))
+    def num_shards(self) -> int:
+        """The number of shards, present or missing."""
+        return -(-self.shape[0] // SHARD_ROWS)
+
+    def rows(self, shard: int) -> range:
+        """The rows of the whole array that a shard holds."""
+        return range(self.shape[0])[shard * SHARD_ROWS : (shard + 1) * SHARD_ROWS]
+
+    def read(self, shard: int) -> tuple[Features, float] | None:
+        """A shard's features and the seconds they took; None if it is missing or damaged."""
+        path = self._path(shard)
+        try:
+            # arrays only: a pickle in the file is an error
+            with path.open("rb") as file, np.load(file, allow_pickle=False) as found:
+                features, seconds = found["features"], float(found["seconds"])
+        except FileNotFoundError:
+            return None
+        except (OSError, ValueError, KeyError, EOFError, BadZipFile, NotImplementedError):
+            features, seconds = np.empty(0), 0.0
+        if features.shape != (len(self.rows(shard)), *self.shape[1:]):
+            say(f"damaged, computed again: {path}")
+            return None
+        return features.astype(np.float32, copy=False), seconds
+
+    def write(self, shard: int, features: Features, seconds: float) -> None:
+        """Write a shard.
+
+        Raises:
+            UserError: a feature is not finite, or the cache cannot be written.
+        """
+        if not np.isfinite(features).all():
+            raise UserError(
+                "the backbone's output is not finite: check its weights and its precision"
+            )
+        with _explain_cache_errors(), replace_file(self._path(shard)) as file:
+            np.savez(file, features=features, seconds=seconds)
+
+    def _path(self, shard: int) -> Path:
+        return self.folder / f"{shard:05}.npz"
 
     @property
-    def used(self) -> float:
-        """When it was last used, in seconds since the epoch; 0 if it is gone."""
+    def num_rows(self) -> int:
+        """The rows that are on disk, by the names of the files alone."""
+        present = [n for n in range(self.num_shards) if self._path(n).exists()]
+        old = self.shape[0] if (self.folder / OLD_ARRAY_FILE).exists() else 0
+        return max(old, sum(len(self.rows(shard)) for shard in present))
+
+    @property
+    def num_bytes(self) -> int:
+        """The size on disk; another process may delete files meanwhile."""
+        size = 0
+        for each in self.folder.glob("*"):
+            with suppress(OSError):
+                size += each.stat().st_size
+        return size
+
+    @property
+    def last_used(self) -> float:
+        """Seconds since the epoch; 0 if the entry is gone."""
         try:
             return (self.folder / ABOUT_FILE).stat().st_mtime
         except OSError:
             return 0.0
-
-    @property
-    def complete(self) -> bool:
-        """Whether every row is there."""
-        return "sha256" in self.about
-
-
-def _size_of(path: Path) -> int:
-    """In bytes; 0 if it is gone."""
-    try:
-        return path.stat().st_size
-    except OSError:
-        return 0
 
 
 def features_folder() -> Path:
@@ -107,119 +154,54 @@ def features_folder() -> Path:
     return cache_folder() / "features"
 
 
-def _limit_bytes() -> int:
-    """How large the cache may grow: $HAR_CACHE_GB, else 20 GB.
+@contextmanager
+def open_entry(key: Key, shape: tuple[int, ...]) -> Iterator[Entry]:
+    """Yield the entry for `key`, made if need be. One process at a time holds it; the others wait.
 
     Raises:
-        UserError: that is no number.
+        UserError: the cache cannot be written.
     """
-    text = os.environ.get("HAR_CACHE_GB", str(DEFAULT_LIMIT_GB))
-    try:
-        return int(float(text) * 1e9)
-    except (ValueError, OverflowError) as error:
-        raise UserError(f"HAR_CACHE_GB must be a number of gigabytes; received {text!r}") from error
-
-
-@dataclass(frozen=True, kw_only=True)
-class Found:
-    """An entry's array, read only; how many of its rows had to be computed now; and in how many
-    seconds those that were there had been computed, by whoever did.
-    """
-
-    array: Features
-    computed: int
-    saved_s: float
-
-
-def load_or_compute(
-    key: Key, shape: tuple[int, int], compute: Compute, check: Callable[[], None] = lambda: None
-) -> Found:
-    """The entry, computed if need be; `check` raises a ChangedError, before it counts, if it
-    was not computed from what the key says.
-
-    A computation that was interrupted goes on where it stood; one at work in another process is
-    waited for.
-
-    Raises:
-        UserError: the cache cannot be written, or has no room; as `check`.
-    """
-    folder = features_folder() / key.digest
-    with _explain_cache_errors():
-        folder.parent.mkdir(parents=True, exist_ok=True)
-    with _entry_lock(folder):
+    entry = Entry(folder=features_folder() / key.digest, key=key.fields, shape=shape)
+    waiting = "waiting for another process that computes the same features"
+    with file_lock(_lock_path(entry), waiting=waiting, hint=OTHER_FOLDER):
         with _explain_cache_errors():
-            done, sealed = _count_valid_rows(folder, key, shape)
-            saved_s = _read_seconds(folder) if done else 0.0
-        if not sealed:
-            about = {"key": asdict(key), "version": VERSION, "shape": list(shape)}
-            about["seconds"] = saved_s
-            with _explain_cache_errors():
-                array = _open_array(folder, about, done)
-            if done < shape[0]:
-                _compute_rows(folder, about, array, done, compute)
-            try:
-                check()
-            except ChangedError:
-                # nobody knows which rows are of the other image
-                shutil.rmtree(folder, ignore_errors=True)
-                raise
-            with _explain_cache_errors():
-                _complete_entry(folder, about, array)
-        with _explain_cache_errors():
-            os.utime(folder / ABOUT_FILE)
-            array = np.load(folder / ARRAY_FILE, mmap_mode="r")
-            return Found(array=array, computed=shape[0] - done, saved_s=saved_s)
+            entry.folder.mkdir(parents=True, exist_ok=True)
+            _split_old_array(entry)
+            about = {"key": entry.key, "version": VERSION, "shape": list(shape)}
+            # also marks it as used now
+            replace_text(entry.folder / ABOUT_FILE, json.dumps(about))
+        yield entry
+
+
+def _lock_path(entry: Entry) -> Path:
+    return Path(f"{entry.folder}.lock")
+
+
+def _split_old_array(entry: Entry) -> None:
+    """Turn an older version's single array into shards, if it is complete and undamaged."""
+    path, about = entry.folder / OLD_ARRAY_FILE, _read_about(entry.folder) or {}
+    if not path.exists():
+        return
+    if about.get("key") == entry.key and about.get("sha256") == digest_file(path):
+        array = np.load(path, mmap_mode="r", allow_pickle=False)
+        for shard in range(entry.num_shards if array.shape == entry.shape else 0):
+            rows = entry.rows(shard)
+            seconds = about.get("seconds", 0.0) * len(rows) / len(array)
+            entry.write(shard, array[rows.start : rows.stop], seconds)
+    path.unlink()
 
 
 @contextmanager
 def _explain_cache_errors() -> Iterator[None]:
-    """Meanwhile what the system refuses is the cache's fault, and not of what is computed.
-
-    Raises:
-        UserError: no room, no permission.
-    """
     try:
         yield
     except OSError as error:
         raise UserError(
-            f"the feature cache {features_folder()} cannot be used: {error};"
-            " set HAR_CACHE to another folder"
+            f"the feature cache {features_folder()} cannot be used: {error}; {OTHER_FOLDER}"
         ) from error
 
 
-@contextmanager
-def _entry_lock(folder: Path) -> Iterator[None]:
-    """Held by one process at a time; freed when it ends, however."""
-    waiting = "waiting for another process that computes the same features"
-    with _explain_cache_errors():
-        lock = acquire_lock(Path(f"{folder}.lock"), waiting)
-    try:
-        yield
-    finally:
-        lock.release()
-
-
-def _count_valid_rows(folder: Path, key: Key, shape: tuple[int, int]) -> tuple[int, bool]:
-    """How many of an entry's rows can be used, and whether it is whole and was sealed.
-
-    (0, False), and nothing left of it, if it is not sound.
-    """
-    about = _read_about(folder)
-    expected = {"key": asdict(key), "version": VERSION, "shape": list(shape)}
-    known = about is not None and all(about.get(name) == want for name, want in expected.items())
-    if known and about is not None and _read_array(folder, shape) is not None:
-        if "sha256" not in about:
-            return int(about["done"]), False
-        if about["sha256"] == digest_file(folder / ARRAY_FILE):
-            return shape[0], True
-    if folder.exists():
-        say(f"invalid, recomputed: {folder}")
-        shutil.rmtree(folder)
-    return 0, False
-
-
 def _read_about(folder: Path) -> dict[str, Any] | None:
-    """An entry's description; None if there is none, or it is no JSON."""
     try:
         found = json.loads((folder / ABOUT_FILE).read_text(encoding="utf-8"))
     except (OSError, ValueError):
@@ -227,77 +209,16 @@ def _read_about(folder: Path) -> dict[str, Any] | None:
     return found if isinstance(found, dict) else None
 
 
-def _read_seconds(folder: Path) -> float:
-    """Seconds that an entry's rows took to be computed."""
-    return float((_read_about(folder) or {}).get("seconds", 0.0))
-
-
-def _read_array(folder: Path, shape: tuple[int, int]) -> Features | None:
-    """The array if it is one of that shape; never a pickle."""
+def _limit_bytes() -> int:
+    text = os.environ.get("HAR_CACHE_GB", str(DEFAULT_LIMIT_GB))
     try:
-        array = np.load(folder / ARRAY_FILE, mmap_mode="r", allow_pickle=False)
-    # an empty file is an EOFError
-    except (OSError, ValueError, EOFError):
-        return None
-    return array if array.shape == shape and array.dtype == np.float32 else None
-
-
-def _open_array(folder: Path, about: dict[str, Any], done: int) -> Mapped:
-    """The entry's file, mapped for writing; made with room for every row where none is done."""
-    shape = tuple(about["shape"])
-    if not done:
-        _make_room(folder, shape)
-        folder.mkdir(exist_ok=True)
-        # first of all: what is there is listed, and can be cleared, whatever comes next
-        replace_text(folder / ABOUT_FILE, json.dumps({**about, "done": 0}))
-    array: Mapped = np.lib.format.open_memmap(  # type: ignore[no-untyped-call]
-        folder / ARRAY_FILE, mode="r+" if done else "w+", dtype=np.float32, shape=shape
-    )
-    if not done and hasattr(os, "posix_fallocate"):
-        # a full disk is an error now, and no crash when a page is written
-        try:
-            with (folder / ARRAY_FILE).open("r+b") as file:
-                os.posix_fallocate(file.fileno(), 0, os.fstat(file.fileno()).st_size)
-        except OSError:
-            shutil.rmtree(folder, ignore_errors=True)
-            raise
-    return array
-
-
-def _compute_rows(
-    folder: Path, about: dict[str, Any], array: Mapped, done: int, compute: Compute
-) -> None:
-    """Compute the rows from `done` on; what is done is on disk before about.json says so, and how
-    many seconds it took.
-    """
-    started, before_s = time.monotonic(), about["seconds"]
-
-    def keep(rows: int) -> None:
-        about["seconds"] = before_s + time.monotonic() - started
-        with _explain_cache_errors():
-            array.flush()
-            replace_text(folder / ABOUT_FILE, json.dumps({**about, "done": rows}))
-
-    compute(array, done, keep)
-    keep(len(array))
-
-
-def _complete_entry(folder: Path, about: dict[str, Any], array: Features) -> None:
-    """Check every row, and write down the file's digest.
-
-    Raises:
-        UserError: a number is none; nothing of the entry is left.
-    """
-    parts = range(0, len(array), ROWS_AT_ONCE)
-    if not all(np.isfinite(array[start : start + ROWS_AT_ONCE]).all() for start in parts):
-        shutil.rmtree(folder)
-        raise UserError("the backbone's output is not finite: check its weights and its precision")
-    digest = {"done": len(array), "sha256": digest_file(folder / ARRAY_FILE)}
-    replace_text(folder / ABOUT_FILE, json.dumps(about | digest))
+        return int(float(text) * 1e9)
+    except (ValueError, OverflowError) as error:
+        raise UserError(f"HAR_CACHE_GB must be a number of gigabytes; received {text!r}") from error
 
 
 def check_limit(needed: int) -> None:
-    """Raise a UserError if so many bytes would not fit even an empty cache."""
+    """Raise a UserError if `needed` bytes would not fit even an empty cache."""
     if needed > (limit := _limit_bytes()):
         raise UserError(
             f"the features need {needed / 1e9:.1f} GB and the cache may hold {limit / 1e9:.1f} GB:"
@@ -305,85 +226,77 @@ def check_limit(needed: int) -> None:
         )
 
 
-def _make_room(folder: Path, shape: tuple[int, int]) -> None:
-    """Drop what was not used for longest until the new array fits under the limit.
+def make_room(entry: Entry, needed: int) -> None:
+    """Delete the entries that were not used for longest until `needed` more bytes fit.
 
     Raises:
-        UserError: it is larger than the limit, or than what is free on the disk.
+        UserError: they exceed the cache's limit, or what is free on the disk.
     """
-    needed, limit = shape[0] * shape[1] * 4, _limit_bytes()
     check_limit(needed)
-    entries = [each for each in list_entries() if each.folder != folder]
-    total = sum(each.bytes for each in entries)
-    for oldest in sorted(entries, key=lambda each: each.used):
+    entries, limit = list_entries(), _limit_bytes()
+    total = sum(each.num_bytes for each in entries)
+    for oldest in sorted(entries, key=lambda each: each.last_used):
         if total + needed <= limit:
             break
-        size = oldest.bytes
-        # one at work stays, and the cache is larger than the limit until that is done
-        if delete_entry(oldest):
-            say(f"the feature cache is full: dropped {oldest.folder.name}")
+        size = oldest.num_bytes
+        # one in use stays, and the cache exceeds its limit until that one is free
+        if oldest.folder != entry.folder and delete_entry(oldest):
+            say(f"the feature cache is full: deleted {oldest.folder.name}")
             total -= size
-    say(
-        f"features: {shape[0]:,} x {shape[1]:,} float32, {needed / 1e6:,.1f} MB in"
-        f" {features_folder()}"
-    )
-    if needed > (free := shutil.disk_usage(features_folder()).free):
+    say(f"features: {needed / 1e6:,.1f} MB to compute into {features_folder()}")
+    with _explain_cache_errors():
+        free = shutil.disk_usage(features_folder()).free
+    if needed > free:
         raise UserError(
-            f"the features need {needed / 1e9:.1f} GB, but {free / 1e9:.1f} GB are free in"
-            f" {features_folder()}: set HAR_CACHE to another folder"
+            f"the features need {needed / 1e6:,.1f} MB, but {free / 1e6:,.1f} MB are free in"
+            f" {features_folder()}: {OTHER_FOLDER}"
         )
 
 
 def list_entries() -> list[Entry]:
-    """Every entry, the last used first; folders that do not say what they hold are none."""
+    """List every entry, the last used first; folders without a valid about.json are no entries."""
     with _explain_cache_errors():
         folders = [each for each in features_folder().glob("*") if each.is_dir()]
     entries = [
-        Entry(folder=each, about=about)
+        Entry(folder=each, key=about["key"], shape=tuple(about["shape"]))
         for each in folders
-        if (about := _read_about(each)) and {"key", "shape", "done"} <= set(about)
+        if (about := _read_about(each)) and {"key", "shape"} <= set(about)
     ]
-    return sorted(entries, key=lambda each: -each.used)
+    return sorted(entries, key=lambda each: -each.last_used)
 
 
 def delete_entry(entry: Entry) -> bool:
-    """Delete an entry, unless a process is at work on it; whether it was deleted.
-
-    Who has mapped the array keeps what it has.
-    """
-    lock = FileLock(f"{entry.folder}.lock")
+    """Delete an entry unless a process uses it; return whether it is gone."""
     try:
-        with lock.acquire(timeout=0):
+        with file_lock(_lock_path(entry), busy="in use"):
             shutil.rmtree(entry.folder, ignore_errors=True)
-    except (Timeout, OSError):
+    except UserError:
         return False
     return not entry.folder.exists()
 
 
 def clear_cache() -> int:
-    """Delete every entry that no process is at work on; how many bytes that frees."""
-    sizes = [(each.bytes, delete_entry(each)) for each in list_entries()]
-    return sum(size for size, removed in sizes if removed)
+    """Delete every entry that no process uses; return how many bytes that freed."""
+    sizes = [(each.num_bytes, delete_entry(each)) for each in list_entries()]
+    return sum(size for size, deleted in sizes if deleted)
 
 
 def describe_cache() -> str:
-    """A line an entry, and the whole."""
+    """Describe the cache in one line, and each entry in another."""
     entries = list_entries()
-    lines = [_describe_entry(each) for each in entries]
-    total = sum(each.bytes for each in entries)
-    used = f"{total / 1e6:,.1f} MB of {_limit_bytes() / 1e6:,.0f}"
+    used = f"{sum(each.num_bytes for each in entries) / 1e6:,.1f} MB of {_limit_bytes() / 1e6:,.0f}"
     head = f"{features_folder()}: {len(entries)} entries, {used}"
-    return "\n".join([head, *lines])
+    return "\n".join([head, *(_describe_entry(each) for each in entries)])
 
 
 def _describe_entry(entry: Entry) -> str:
-    """What it is, in one line."""
-    key, (rows, features) = entry.about["key"], entry.about["shape"]
-    state = "complete" if entry.complete else f"{entry.about['done']:,} done"
+    key, (rows, *shape) = entry.key, entry.shape
+    state = "complete" if entry.num_rows == rows else f"{entry.num_rows:,} done"
     view = f" view {key['view']}" if key["augmentation"] != "none" else ""
-    used = time.strftime("%Y-%m-%d %H:%M", time.localtime(entry.used))
+    layer = f" {key['layer']}" if key.get("layer") else ""
+    used = time.strftime("%Y-%m-%d %H:%M", time.localtime(entry.last_used))
     return (
-        f"{entry.folder.name[:12]}  {used}  {entry.bytes / 1e6:>9,.1f} MB  {rows:,} x {features}"
-        f"  {key['backbone']} {key['image_size']} px, {key['runtime']} {key['arithmetic']}"
-        f"{view}, {state}"
+        f"{entry.folder.name[:12]}  {used}  {entry.num_bytes / 1e6:>9,.1f} MB  {rows:,} x"
+        f" {' x '.join(map(str, shape))}  {key['backbone']}{layer} {key['image_size']} px,"
+        f" {key['runtime']} {key['arithmetic']}{view}, {state}"
     )

@@ -1,14 +1,13 @@
-"""The frozen backbone over many images: each image in once, its features out, kept on disk.
+"""Features: each image through the frozen backbone once, cached on disk in shards.
 
 Training and validation images may be computed in the CPU's bfloat16, which costs a hundredth of
-precision and halves the time. Test images never: their features are those that the logged model
-itself computes, in float32, so that the accuracy evaluated on them is the served model's.
+precision and halves the time. Test images are always computed in float32, as the logged model
+computes them, so that the accuracy measured on them is the served model's.
 """
 
 import hashlib
-import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from typing import Any
@@ -19,80 +18,114 @@ import pandas as pd
 import tensorflow as tf
 
 from har.data.manifest import Manifest, check_bytes, check_images
-from har.inference.extractors import (
-    EXTRACTORS,
-    Extractor,
-    Images,
-    Prepared,
-    check_extractor,
+from har.inference.runtimes import (
+    RUNTIMES,
+    Compiled,
+    check_compiled,
     choose_arithmetic,
+    run_batches,
 )
-from har.inference.freezing import run_once, trace
 from har.models.devices import has_gpu
 from har.recipe import Recipe
 from har.training.augmentation import AUGMENTATIONS
-from har.training.feature_cache import Features, Key, check_limit, load_or_compute
+from har.training.feature_cache import Entry, Features, Key, check_limit, make_room, open_entry
 from har.training.loaders import Splits, build_stream_loader, check_feature_memory, prefetch
 from har.util.errors import UserError, first_line
 from har.util.hardware import available_cpus
 from har.util.progress import progress, say
 from har.util.signals import defer_interrupts
 
-# Images that are read, and augmented, together.
+Images = npt.NDArray[np.float32]
+# Images that are read, and augmented, together. A shard is a whole number of these, or augmented
+# views would depend on which shards were missing.
 READ_SIZE = 32
-# Rows after which what is done is kept on disk, twice as many while that takes less than so many
-# seconds: what an interruption can lose. Nothing is computed while it is kept. Whole READ_SIZEs,
-# or augmented views would not come out equal after one.
-CHUNK = 512
-SAVE_EVERY_S = 30.0
 CHECKED_IMAGES = 8
 
 
 @dataclass(frozen=True, kw_only=True)
-class FeatureSplits:
-    """Features of every split: train (views, images, features), the others (images, features).
+class Extracted:
+    """How features were computed.
 
-    `arithmetic` is that of the first two; `computed` of `needed` rows were not in the cache, and
-    computing those that were had taken `saved_s`. `converted` is the network in the runtime's own
-    form, None where that is Keras' or nothing was computed.
+    `arithmetic` is that of training and validation images. `computed` of `needed` rows were not in
+    the cache; computing the others had taken `saved_s` seconds before. `seconds` is what it took
+    now. `converted` is the backbone in the runtime's own form, None if nothing was computed.
     """
 
-    train: Features
-    validation: Features
-    test: Features
+    runtime: str
     arithmetic: str
     computed: int
     needed: int
+    seconds: float
     saved_s: float
     converted: Any
 
     @property
     def cache(self) -> str:
-        """`miss`: all was computed; `hit`: some or all was in the cache."""
+        """`miss`: every row was computed now; `hit`: some or all were in the cache."""
         return "miss" if self.computed == self.needed else "hit"
 
 
+@dataclass(frozen=True, kw_only=True)
+class FeatureSplits:
+    """Features as float32: train (views, images, ...), validation and test (images, ...)."""
+
+    train: Features
+    validation: Features
+    test: Features
+    extracted: Extracted
+
+
 class Extraction:
-    """One network over the images of one manifest. Nothing is compiled for what is cached."""
+    """Computes the features of one manifest's images by one network.
+
+    `network` maps (batch, size, size, 3) float32 images of 0..255 to a (batch, ...) array: the
+    whole backbone, or its first layers. It is compiled only if the cache lacks features.
+    """
 
     def __init__(self, network: Any, manifest: Manifest, recipe: Recipe, runtime: str) -> None:
-        """`network` maps images to features in float32; `runtime` is a key of PREPARE."""
+        """`runtime` is a key of RUNTIMES."""
         self.network, self.manifest, self.recipe = network, manifest, recipe
         self.runtime = runtime
         self.weights = digest_weights(network)
-        self.prepared: Prepared | None = None
-        self.checked: tuple[Images, Features]
-        self.compiled: dict[str, Extractor] = {}
+        # a whole backbone ends in (batch, features)
+        self.layer = network.layers[-1].name if len(network.output_shape) > 2 else ""
+        self.converted: Any = None
+        self.compiled: dict[str, Compiled] = {}
         self.computed = self.needed = 0
         self.saved_s = 0.0
 
     def features(
         self, rows: pd.DataFrame, *, view: int | None = None, exact: bool = False
     ) -> Features:
-        """(rows, features) float32 of the images as they are, or of an augmented view of them."""
+        """Return (rows, ...) float32 features of the images, or of an augmented view of them;
+        in float32 arithmetic if `exact`.
+
+        Raises:
+            UserError: the cache has no room or cannot be written, the runtime disagrees with Keras,
+                or an image is gone or changed. Finished shards stay.
+        """
+        shape = (len(rows), *self.network.output_shape[1:])
+        array = np.empty(shape, np.float32)
+        if rows.empty:
+            return array
+        arithmetic = choose_arithmetic(self.runtime, self.recipe.precision, exact)
+        with open_entry(self._build_key(rows, view, arithmetic), shape) as entry:
+            missing = []
+            for shard in range(entry.num_shards):
+                if (found := entry.read(shard)) is None:
+                    missing.append(shard)
+                else:
+                    array[_slice(entry.rows(shard))], seconds = found
+                    self.saved_s += seconds
+            if missing:
+                self._compute(rows, view, arithmetic, entry, missing, array)
+        self.needed += len(rows)
+        self.computed += sum(len(entry.rows(shard)) for shard in missing)
+        return array
+
+    def _build_key(self, rows: pd.DataFrame, view: int | None, arithmetic: str) -> Key:
         augmented, recipe = view is not None, self.recipe
-        arithmetic = choose_arithmetic(self.runtime, recipe, exact)
-        key = Key(
+        return Key(
             images=hashlib.sha256("\n".join(rows["sha256"]).encode()).hexdigest(),
             backbone=recipe.backbone,
             weights=self.weights,
@@ -104,100 +137,97 @@ class Extraction:
             runtime=f"{self.runtime} {version(self.runtime)}",
             device="GPU" if self.runtime == "tensorflow" and has_gpu() else "CPU",
             arithmetic=arithmetic,
+            layer=self.layer,
         )
-        shape = (len(rows), int(self.network.output_shape[-1]))
-        if rows.empty:
-            return np.empty(shape, np.float32)
-        self.needed += len(rows)
 
-        def compute(array: Features, done: int, keep: Callable[[int], None]) -> None:
-            self.extract(rows, view, self.extractor(arithmetic, rows), array, done, keep)
-
-        found = load_or_compute(key, shape, compute, lambda: check_bytes(self.manifest, rows))
-        self.computed += found.computed
-        self.saved_s += found.saved_s
-        return found.array
-
-    def extractor(self, arithmetic: str, rows: pd.DataFrame) -> Extractor:
-        """Compiled at its first use, and then compared with Keras on the first images of all."""
-        if self.prepared is None:
-            say(f"compiling {self.recipe.backbone} for {self.runtime}")
-            traced = trace(self.network, "float32")
-            self.prepared = EXTRACTORS[self.runtime](self.network, traced, self.recipe)
-            _, images = next(self.batches(rows, None, CHECKED_IMAGES, 0))
-            self.checked = images, run_once(traced, images)
-        if arithmetic not in self.compiled:
-            self.compiled[arithmetic] = self.prepared.compile(arithmetic)
-            check_extractor(self.compiled[arithmetic], *self.checked)
-        return self.compiled[arithmetic]
-
-    def extract(
+    def _compute(
         self,
         rows: pd.DataFrame,
         view: int | None,
-        extractor: Extractor,
+        arithmetic: str,
+        entry: Entry,
+        missing: Sequence[int],
         array: Features,
-        done: int,
-        keep: Callable[[int], None],
     ) -> None:
-        """Fill `array` from row `done` on, a chunk after the other; Ctrl-C between batches."""
-        assert CHUNK % READ_SIZE == READ_SIZE % extractor.batch_size == 0
-        name = f"features, {extractor.runtime} {extractor.arithmetic}"
-        label = name if view is None else f"{name}, view {view + 1}"
-        lock = threading.Lock()
+        """Fill the missing shards of `array`, and write each into the cache."""
+        to_do = np.concatenate([entry.rows(shard) for shard in missing])
+        make_room(entry, len(to_do) * array[0].nbytes)
+        compiled = self._compile(arithmetic, rows)
+        batches = self._read_batches(rows, view, to_do, compiled.batch_size)
+        label = f"features, {self.runtime} {arithmetic}"
+        label += "" if view is None else f", view {view + 1}"
         with progress(label, len(rows)) as advance, defer_interrupts() as checkpoint:
-            advance(done)
+            advance(len(rows) - len(to_do))
 
-            def sink(start: int, found: npt.NDArray[Any]) -> None:
-                array[start : start + len(found)] = found
-                with lock:
-                    advance(len(found))
+            def keep(start: int, outputs: npt.NDArray[Any]) -> None:
+                array[start : start + len(outputs)] = outputs
+                advance(len(outputs))
 
-            batches, chunk = self.batches(rows, view, extractor.batch_size, done), CHUNK
-            while done < len(rows):
-                started = time.monotonic()
-                done = min(done + chunk, len(rows))
-                extractor.run(take_until(batches, done, checkpoint), sink)
-                keep(done)
+            for shard in missing:
+                started, part = time.monotonic(), _slice(entry.rows(shard))
+                run_batches(compiled, _take_until(batches, part.stop, checkpoint), keep)
+                # an image that was changed meanwhile is not what the key says
+                check_bytes(self.manifest, rows[part])
+                entry.write(shard, array[part], time.monotonic() - started)
                 checkpoint()
-                if time.monotonic() - started < SAVE_EVERY_S / 2:
-                    chunk *= 2
 
-    def batches(
-        self, rows: pd.DataFrame, view: int | None, size: int, first: int
+    def _compile(self, arithmetic: str, rows: pd.DataFrame) -> Compiled:
+        """Compile at the first use, and compare with Keras on a few images."""
+        runtime = RUNTIMES[self.runtime]
+        if self.converted is None:
+            say(f"compiling {self.recipe.backbone} for {self.runtime}")
+            self.converted = runtime.convert(self.network)
+        if arithmetic not in self.compiled:
+            compiled = runtime.compile(self.converted, arithmetic)
+            _, images = next(self._read_batches(rows, None, np.arange(len(rows)), CHECKED_IMAGES))
+            expected = np.asarray(self.network(images, training=False))
+            check_compiled(compiled, images, expected, f"{self.runtime} {arithmetic}")
+            self.compiled[arithmetic] = compiled
+        return self.compiled[arithmetic]
+
+    def _read_batches(
+        self, rows: pd.DataFrame, view: int | None, numbers: npt.NDArray[np.int64], size: int
     ) -> Iterator[tuple[int, Images]]:
-        """(first row, at most `size` images) from row `first` on, decoded ahead of time."""
+        """Yield (first row, at most `size` images) of the rows with these numbers, decoded ahead
+        of time. Batches hold neighbours only where `numbers` are whole shards.
+        """
         change = AUGMENTATIONS["none" if view is None else self.recipe.augmentation]
         load = build_stream_loader(self.manifest, rows, self.recipe)
         drawn = tf.constant((view or 0) * len(rows), tf.int64)
 
         def finish(images: Any, indices: Any) -> tuple[Any, Any]:
-            # what is drawn for images depends on where they start, not on where the work began
+            # random numbers depend on where a batch starts, not on where the work began
             seed = tf.stack([tf.cast(self.recipe.seed, tf.int64), drawn + indices[0]])
             return change(images, seed), indices[0]
 
-        dataset = load(tf.data.Dataset.range(first, len(rows)), READ_SIZE, False)
+        dataset = load(tf.data.Dataset.from_tensor_slices(numbers), READ_SIZE, False)
         finished = prefetch(dataset.map(finish, num_parallel_calls=available_cpus()))
         try:
             for images, start in finished.as_numpy_iterator():
                 for skipped in range(0, len(images), size):
-                    # not before: whole READ_SIZEs wait as bytes, a quarter of the memory
+                    # converted late: READ_SIZE images wait as bytes, a quarter of the memory
                     part = images[skipped : skipped + size].astype(np.float32, copy=False)
                     yield int(start) + skipped, part
         except tf.errors.OpError as error:
-            reason = f"an image cannot be read any more: {first_line(error)}"
-            try:
-                # which, TensorFlow does not always say
-                check_images(self.manifest)
-            except UserError as found:
-                reason = str(found)
-            raise UserError(f"{reason}; what is done is kept") from error
+            raise self._explain_image_error(error) from error
+
+    def _explain_image_error(self, error: Exception) -> UserError:
+        reason = f"an image can no longer be read: {first_line(error)}"
+        try:
+            # TensorFlow does not always name the image
+            check_images(self.manifest)
+        except UserError as found:
+            reason = str(found)
+        return UserError(f"{reason}; the features computed so far are cached")
 
 
-def take_until(
+def _slice(rows: range) -> slice:
+    return slice(rows.start, rows.stop)
+
+
+def _take_until(
     batches: Iterator[tuple[int, Images]], end: int, checkpoint: Callable[[], None]
 ) -> Iterator[tuple[int, Images]]:
-    """Batches up to row `end`."""
     for start, images in batches:
         checkpoint()
         yield start, images
@@ -212,20 +242,21 @@ def extract_splits(
     runtime: str,
     splits: Splits,
 ) -> FeatureSplits:
-    """Features of train and validation as fast as can be, and of the test split exactly.
+    """Compute the features of train and validation as fast as possible, of the test split exactly.
 
     Raises:
-        UserError: the runtime is not installed or disagrees with Keras; as `load_or_compute`.
+        UserError: as `Extraction.features`, or the features need more memory than is free.
     """
+    started = time.monotonic()
     extraction = Extraction(network, manifest, recipe, runtime)
     train, validation = splits.train, splits.validation
     images = len(manifest.rows("test")) + len(validation) + recipe.feature_views * len(train)
-    # or the views would push each other out
-    features = int(network.output_shape[-1])
+    features = int(np.prod(network.output_shape[1:]))
+    # all of them must fit, or the views would push each other out
     check_limit(images * features * 4)
     check_feature_memory(len(train), recipe.feature_views, features)
     if recipe.augmentation == "none":
-        # both at once, so that another validation fraction finds them too
+        # both at once: another validation fraction finds them in the cache too
         both = manifest.rows("train")
         found = extraction.features(both)
         row_of = pd.Series(np.arange(len(both)), index=both["path"])
@@ -234,17 +265,21 @@ def extract_splits(
     else:
         views = [extraction.features(train, view=v) for v in range(recipe.feature_views)]
         train_features = np.stack(views)
-        validation_features = np.asarray(extraction.features(validation))
+        validation_features = extraction.features(validation)
     test = extraction.features(manifest.rows("test"), exact=True)
     return FeatureSplits(
         train=train_features,
         validation=validation_features,
         test=test,
-        arithmetic=choose_arithmetic(runtime, recipe, exact=False),
-        computed=extraction.computed,
-        needed=extraction.needed,
-        saved_s=extraction.saved_s,
-        converted=extraction.prepared and extraction.prepared.converted,
+        extracted=Extracted(
+            runtime=runtime,
+            arithmetic=choose_arithmetic(runtime, recipe.precision, exact=False),
+            computed=extraction.computed,
+            needed=extraction.needed,
+            seconds=time.monotonic() - started,
+            saved_s=extraction.saved_s,
+            converted=extraction.converted,
+        ),
     )
 
 

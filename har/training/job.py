@@ -1,19 +1,30 @@
-"""A training as asked for, and as it can run on this machine."""
+"""One training: the recipe as asked for, and as it can run on this machine."""
 
+from collections.abc import Collection
 from dataclasses import dataclass
 
 from har.data.manifest import Manifest
-from har.inference.runtimes import AUTO
-from har.models.devices import Hardware, format_hardware
-from har.recipe import VARIANTS, Recipe, changes, describe_changes
+from har.inference.runtimes import AUTO, choose_runtime
+from har.models.backbones import name_weights_by_content
+from har.models.devices import (
+    STRATEGIES,
+    Hardware,
+    describe_unused_gpu,
+    find_hardware,
+    fit_to_hardware,
+    format_hardware,
+)
+from har.recipe import VARIANTS, Recipe, changes, describe_changes, digest_recipe
+from har.util.progress import warn
 
 
 @dataclass(frozen=True, kw_only=True)
 class TrainingJob:
-    """One training as asked for and as it can run here: what a run is labelled with.
+    """One training: what the user asked for, and what really runs here.
 
-    `overridden` names the fields that the user insists on. `runtime` is what was asked for;
-    `feature_runtime` computes features, if the recipe wants any.
+    `overridden` names the recipe fields that the user set: no fallback replaces them. `runtime` is
+    the value of --runtime; `feature_runtime` computes features, if the recipe trains on them.
+    `recipe_digest` is that of `used`.
     """
 
     variant: str
@@ -29,17 +40,17 @@ class TrainingJob:
 
     @property
     def serving_runtime(self) -> str:
-        """What the logged model computes with."""
+        """The runtime that the logged model computes with."""
         return "tensorflow" if self.runtime == AUTO else self.runtime
 
     @property
     def hardware_tag(self) -> str:
-        """Such as `2xT4`."""
+        """The devices in use, such as `2xT4`."""
         return format_hardware(self.hardware, self.replicas)
 
     @property
     def overrides(self) -> str:
-        """What the user set to another value than the variant's, `field=value, ...`, or `none`."""
+        """The user's values that are not the variant's, as `field=value, ...`, or `none`."""
         asked = changes(VARIANTS[self.variant], self.requested)
         set_by_user = [
             f"{name}={new}" for name, (_, new) in asked.items() if name in self.overridden
@@ -48,7 +59,40 @@ class TrainingJob:
 
     @property
     def differs_from_variant(self) -> str:
-        """What really ran other than in the variant, fallbacks included: `field=value, ...`, or
-        `none`.
+        """What really runs other than in the variant, fallbacks included, as `field=value, ...`,
+        or `none`.
         """
         return describe_changes(VARIANTS[self.variant], self.used) or "none"
+
+
+def build_job(
+    variant: str,
+    requested: Recipe,
+    overridden: Collection[str],
+    manifest: Manifest,
+    runtime: str = AUTO,
+    feature_runtime: str | None = None,
+) -> TrainingJob:
+    """Find the hardware, fit the recipe to it, and warn about settings that a fallback replaces.
+
+    A `feature_runtime` is used whatever `runtime` says.
+
+    Raises:
+        UserError: there is no such weights file, or the runtime is not installed.
+    """
+    hardware = find_hardware()
+    used, warnings = fit_to_hardware(requested, overridden, hardware)
+    for message in describe_unused_gpu(hardware) + warnings:
+        warn(message)
+    return TrainingJob(
+        variant=variant,
+        requested=requested,
+        used=used,
+        overridden=tuple(sorted(overridden)),
+        hardware=hardware,
+        replicas=STRATEGIES[used.strategy]().num_replicas_in_sync,
+        recipe_digest=digest_recipe(name_weights_by_content(used)),
+        manifest=manifest,
+        runtime=runtime,
+        feature_runtime=choose_runtime(feature_runtime or runtime, hardware.num_gpus),
+    )

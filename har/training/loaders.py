@@ -1,8 +1,8 @@
 """Manifest to tf.data: splits, loaders, augmentation.
 
-A training data set is one stream over all epochs, in which everything random is a function
-of (seed, epoch, position): the same recipe sees the same images in the same order, on any
-machine, and training that goes on at epoch 7 sees what it would have seen.
+A training data set is one stream over all epochs. Everything random in it is a function of (seed,
+epoch, position): on any machine the same recipe sees the same images in the same order, also in a
+training that is resumed at epoch 7.
 """
 
 from collections.abc import Callable, Iterator
@@ -33,7 +33,7 @@ MAX_MEMORY_SHARE = 0.8
 
 @dataclass(frozen=True, kw_only=True)
 class Splits:
-    """Manifest rows by what they are used for; `validation` may be empty."""
+    """The manifest's rows for training and for validation, which may be empty."""
 
     train: pd.DataFrame
     validation: pd.DataFrame
@@ -50,16 +50,17 @@ def split_training(manifest: Manifest, recipe: Recipe) -> Splits:
     held_out = hold_out(rows, recipe.validation_fraction, seed, "validation")
     train = rows[~held_out].reset_index(drop=True)
     if len(train) < recipe.batch_size:
+        fits = 1 << max(0, len(train).bit_length() - 1)
         raise UserError(
-            f"batch_size {recipe.batch_size} is more than the {len(train)} training images"
+            f"batch_size {recipe.batch_size} is more than the {len(train)} training images: use"
+            f" --batch-size {fits} or fewer, or more images"
         )
     return Splits(train=train, validation=rows[held_out].reset_index(drop=True))
 
 
 def count_steps(images: int, recipe: Recipe) -> int:
-    """Whole batches in one pass; the remainder, another one each epoch, waits.
-
-    Uneven batches would weigh images differently on several devices.
+    """Count the whole batches of an epoch. The images that remain, others in each epoch, are left
+    out: an uneven batch would weigh images differently on several devices.
     """
     return images // recipe.batch_size
 
@@ -70,7 +71,7 @@ Loader = Callable[[tf.data.Dataset, int, bool], tf.data.Dataset]
 
 
 def build_stream_loader(manifest: Manifest, rows: pd.DataFrame, recipe: Recipe) -> Loader:
-    """Decode each image when its turn comes, in parallel, from its file."""
+    """Build a loader that decodes each image from its file when it is needed, in parallel."""
     decode_row = build_decoder(manifest, rows, recipe)
 
     def load(indices: tf.data.Dataset, batch_size: int, drop: bool) -> tf.data.Dataset:
@@ -81,10 +82,10 @@ def build_stream_loader(manifest: Manifest, rows: pd.DataFrame, recipe: Recipe) 
 
 
 def build_memory_loader(manifest: Manifest, rows: pd.DataFrame, recipe: Recipe) -> Loader:
-    """Decode every image once into one array, then pick from it.
+    """Build a loader that decodes every image once into one array and picks from it.
 
     Raises:
-        UserError: the array would not fit the memory that is free.
+        UserError: the array does not fit the free memory.
     """
     images = read_images(manifest, rows, recipe)
 
@@ -104,7 +105,7 @@ LOADERS: dict[str, Callable[[Manifest, pd.DataFrame, Recipe], Loader]] = {
 def build_decoder(
     manifest: Manifest, rows: pd.DataFrame, recipe: Recipe
 ) -> Callable[[Any], tuple[Any, Any]]:
-    """A function in the graph from a row number to (image, row number)."""
+    """Build the graph function from a row number to (image, row number)."""
     paths = tf.constant([str(manifest.root / path) for path in rows["path"]])
     plain = tf.constant(rows["plain_jpeg"].to_numpy(dtype=bool))
     all_plain = bool(rows["plain_jpeg"].all())
@@ -119,10 +120,8 @@ def build_decoder(
 
 @contextmanager
 def name_bad_images(manifest: Manifest) -> Iterator[None]:
-    """Meanwhile TensorFlow's error of an image that is gone or changed names it.
-
-    Raises:
-        UserError: so it is; TensorFlow does not always say which one.
+    """Turn TensorFlow's error about an image that is gone or changed into a UserError with its
+    name, which TensorFlow does not always give.
     """
     try:
         yield
@@ -134,7 +133,7 @@ def name_bad_images(manifest: Manifest) -> Iterator[None]:
 
 
 def read_images(manifest: Manifest, rows: pd.DataFrame, recipe: Recipe) -> tf.Tensor:
-    """Every row's image as one (rows, size, size, 3) uint8 tensor in RAM."""
+    """Read every row's image into one (rows, size, size, 3) uint8 tensor in RAM."""
     size = recipe.image_size
     check_memory(len(rows), size)
     images = np.empty((len(rows), size, size, 3), np.uint8)
@@ -149,20 +148,20 @@ def read_images(manifest: Manifest, rows: pd.DataFrame, recipe: Recipe) -> tf.Te
 
 
 def check_memory(images: int, size: int) -> None:
-    """Raise a UserError if that many decoded images will not fit the free memory."""
+    """Raise a UserError if so many decoded images do not fit the free memory."""
     what = f"loader memory needs {{}} for {images:,} images at {size} px"
     _check_free_memory(images * size * size * 3, what, "use --loader stream")
 
 
 def check_feature_memory(images: int, views: int, features: int) -> None:
-    """Raise a UserError if the features of that many images will not fit the free memory."""
+    """Raise a UserError if the features of so many images do not fit the free memory."""
     what = f"loader features needs {{}} for {images:,} images in {views} views"
     _check_free_memory(images * views * features * 4, what, "take fewer --feature-views")
 
 
 def _check_free_memory(size: int, what: str, instead: str) -> None:
-    """Raise a UserError unless an array of so many bytes can become a tensor."""
-    # both are there while one becomes the other
+    """Raise a UserError unless an array of `size` bytes can become a tensor."""
+    # the array and the tensor exist side by side for a moment
     needed, free = 2 * size, free_memory()
     if needed > MAX_MEMORY_SHARE * free:
         needs = what.format(f"{needed / 1e9:.1f} GB")
@@ -170,7 +169,7 @@ def _check_free_memory(size: int, what: str, instead: str) -> None:
 
 
 def shuffled_indices(count: int, kept: int, recipe: Recipe, first_epoch: int) -> tf.data.Dataset:
-    """`kept` of `count` row numbers for each epoch from `first_epoch` to the last."""
+    """Yield `kept` of `count` row numbers, shuffled, for each epoch from `first_epoch` on."""
 
     def one_epoch(epoch: Any) -> tf.data.Dataset:
         order = tf.random.experimental.stateless_shuffle(
@@ -184,7 +183,7 @@ def shuffled_indices(count: int, kept: int, recipe: Recipe, first_epoch: int) ->
 def build_training_dataset(
     manifest: Manifest, rows: pd.DataFrame, recipe: Recipe, first_epoch: int = 0
 ) -> tf.data.Dataset:
-    """(images, labels) batches for every epoch that is left, one after the other.
+    """Build the (images, labels) batches of all epochs that are left, as one data set.
 
     Images are (batch_size, size, size, 3), uint8 without augmentation and float32 with;
     labels are encoded for the recipe's loss. An epoch is `count_steps` batches.
@@ -206,7 +205,9 @@ def build_training_dataset(
 def build_validation_dataset(
     manifest: Manifest, rows: pd.DataFrame, recipe: Recipe, replicas: int = 1
 ) -> tf.data.Dataset | None:
-    """(images, labels) batches of every row once, in order, never augmented; None for no rows."""
+    """Build (images, labels) batches of every row once, in order, never augmented; None for no
+    rows.
+    """
     if rows.empty:
         return None
     return _build_evaluation_batches(
@@ -217,7 +218,7 @@ def build_validation_dataset(
 def _build_evaluation_batches(
     load: Loader, manifest: Manifest, rows: pd.DataFrame, recipe: Recipe, replicas: int
 ) -> tf.data.Dataset:
-    """(inputs, labels) of every row once, in order, dealt out to every replica."""
+    """Build (inputs, labels) batches of every row once, in order, with work for each replica."""
     encode = build_label_encoder(manifest, rows, recipe)
     size, last = size_evaluation_batches(len(rows), recipe.batch_size, replicas)
     batches = load(tf.data.Dataset.range(len(rows) - last), size, False)
@@ -228,11 +229,11 @@ def _build_evaluation_batches(
 
 
 def size_evaluation_batches(images: int, batch_size: int, replicas: int) -> tuple[int, int]:
-    """Sizes of the batches and of the last one (0: none beside the whole ones).
+    """Return the size of the batches, and of a last one that is larger or smaller, or 0.
 
-    TensorFlow deals each batch out in parts of equal size. An empty part crashes it, and so
-    does a first batch of uneven parts. So whole batches divide evenly, and a remainder that
-    is too small for every replica to have an image joins the batch before it.
+    TensorFlow splits each batch into equal parts, one for each replica. An empty part crashes it,
+    and so does a first batch with uneven parts. So whole batches divide evenly, and a remainder
+    that is too small for every replica to get an image joins the batch before it.
 
     Raises:
         UserError: no batch size up to `batch_size` allows that.
@@ -248,8 +249,8 @@ def size_evaluation_batches(images: int, batch_size: int, replicas: int) -> tupl
         if last + (size if last else 0) <= images and (not last or reaches_all(last)):
             return size, last
     raise UserError(
-        f"{images} validation images cannot be dealt out to {replicas} devices:"
-        " change batch_size or validation_fraction"
+        f"{images} validation images cannot be split over {replicas} devices: change --batch-size"
+        " or --validation-fraction"
     )
 
 
@@ -260,16 +261,17 @@ def build_feature_training_dataset(
     recipe: Recipe,
     first_epoch: int = 0,
 ) -> tf.data.Dataset:
-    """`build_training_dataset` for features computed before: (views, rows, features) float32.
+    """Build `build_training_dataset`'s batches of features instead of images, from a (views, rows,
+    ...) float32 array.
 
-    The same rows in the same order; of each image one of its views, drawn anew each epoch.
+    The same rows come in the same order, each time as one of the image's views at random.
     """
-    views, count, _ = features.shape
+    views, count, *shape = features.shape
     steps = count_steps(count, recipe)
     encode = build_label_encoder(manifest, rows, recipe)
     with tf.device("CPU:0"):
         # one row a view of an image
-        flat = tf.convert_to_tensor(features.reshape(views * count, -1))
+        flat = tf.convert_to_tensor(features.reshape(views * count, *shape))
 
     def finish(step: Any, indices: Any) -> tuple[Any, Any]:
         seed = tf.stack([tf.cast(recipe.seed, tf.int64), step])
@@ -288,7 +290,7 @@ def build_feature_validation_dataset(
     recipe: Recipe,
     replicas: int,
 ) -> tf.data.Dataset | None:
-    """`build_validation_dataset` for features computed before: (rows, features) float32."""
+    """Build `build_validation_dataset`'s batches from a (rows, ...) float32 array of features."""
     if rows.empty:
         return None
     with tf.device("CPU:0"):
@@ -304,7 +306,7 @@ def build_feature_validation_dataset(
 def build_label_encoder(
     manifest: Manifest, rows: pd.DataFrame, recipe: Recipe
 ) -> Callable[[Any], Any]:
-    """Row numbers to what the loss wants: label ids, or one-hot float32 rows."""
+    """Build the function from row numbers to what the loss needs: label ids, or one-hot rows."""
     label_ids = tf.constant(rows["label_id"].to_numpy(), tf.int32)
     classes = len(manifest.class_names)
     return {
@@ -314,10 +316,10 @@ def build_label_encoder(
 
 
 def prefetch(dataset: tf.data.Dataset) -> tf.data.Dataset:
-    """Batches made ahead of time, without TensorFlow's autotuning.
+    """Compute batches ahead of time, without TensorFlow's autotuning.
 
-    That tunes in rounds which double to a minute, and whoever frees an iterator may have to wait
-    for the round to end (TensorFlow 2.21): seconds after each validation, a minute after training.
+    Autotuning works in rounds that double up to a minute, and freeing an iterator waits for the end
+    of its round (TensorFlow 2.21): seconds after each validation, a minute after training.
     """
     options = tf.data.Options()
     options.autotune.enabled = False

@@ -1,4 +1,4 @@
-"""Where a training stands after an epoch, taken out of Keras and put back to go on from there."""
+"""The state of a training after an epoch: captured from Keras, and restored to resume from it."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,16 +11,16 @@ from har.recipe import Recipe
 from har.util.errors import UserError
 
 Arrays = dict[str, npt.NDArray[Any]]
-# What Keras' early stopping remembers beside weights.
+# What Keras' early stopping remembers, beside the best weights.
 STOPPING_FIELDS = ("wait", "best", "best_epoch")
 
 
 @dataclass(frozen=True, kw_only=True)
 class State:
-    """After `len(history)` epochs, which took `train_time_s`.
+    """The state after `len(history)` epochs, which took `train_time_s` seconds.
 
-    `stopping` is what early stopping remembers, empty without it; `arrays` are the values of the
-    variables that training changes, of the optimizer's, and of the best epoch's weights.
+    `stopping` is what early stopping remembers, empty without it. `arrays` holds the values of the
+    variables that training changes, of the optimizer, and of the best epoch's weights.
     """
 
     history: list[dict[str, float]]
@@ -29,18 +29,18 @@ class State:
     arrays: Arrays
 
     def first_epoch(self, recipe: Recipe) -> int:
-        """The epoch to go on with, from 0; all of them, if early stopping has ended it."""
+        """The next epoch, counted from 0; `recipe.epochs` if early stopping ended the training."""
         stopped = recipe.patience and self.stopping["wait"] >= recipe.patience
         return recipe.epochs if stopped else len(self.history)
 
 
 class Stopping(keras.callbacks.EarlyStopping):
-    """Keras' early stopping after `patience` epochs, 0 for never, keeping the best epoch's weights
-    if the recipe does.
+    """Keras' early stopping after `patience` epochs (0: never), which can be resumed. It keeps the
+    best epoch's weights if the recipe says so.
     """
 
     def __init__(self, recipe: Recipe, resume_from: State | None = None) -> None:
-        """It goes on from `resume_from`, if that is given."""
+        """With `resume_from`, remember what an earlier process had seen."""
         super().__init__(
             monitor="val_accuracy",
             mode="max",
@@ -50,7 +50,7 @@ class Stopping(keras.callbacks.EarlyStopping):
         self.resume_from = resume_from
 
     def on_train_begin(self, logs: Any = None) -> None:
-        """Keras forgets everything here."""
+        """Restore the memory after Keras has reset it."""
         super().on_train_begin(logs)
         if self.resume_from is None:
             return
@@ -68,7 +68,7 @@ def capture_state(
     history: Sequence[dict[str, float]],
     train_time_s: float,
 ) -> State:
-    """The state of a model in `fit`, between two epochs."""
+    """Capture the state of a model in `fit`, between two epochs."""
     groups: dict[str, list[Any]] = {
         "learner": find_changing_variables(learner),
         "optimizer": learner.optimizer.variables,
@@ -91,10 +91,10 @@ def capture_state(
 
 
 def restore_state(learner: keras.Model, state: State) -> None:
-    """Give a freshly built model the weights, random states and optimizer of `state`.
+    """Set the weights, random states and optimizer of a freshly built model to those of `state`.
 
     Raises:
-        UserError: they are of another model.
+        UserError: the state is of another model.
     """
     with learner.distribute_strategy.scope():
         learner.optimizer.build(learner.trainable_variables)
@@ -111,13 +111,12 @@ def restore_state(learner: keras.Model, state: State) -> None:
 
 
 def _group_values(group: str, arrays: Arrays) -> list[npt.NDArray[Any]]:
-    """Of one group, in order."""
     count = sum(name.startswith(f"{group}/") for name in arrays)
     return [arrays[f"{group}/{number}"] for number in range(count)]
 
 
 def _find_frozen_weights(learner: keras.Model) -> set[int]:
-    """The ids of the weights of layers that training leaves as they are: most of a model."""
+    """Find the ids of the weights that training leaves as they are: most of a model."""
     frozen: set[int] = set()
     for layer in learner.layers:
         if isinstance(layer, keras.Model):
@@ -128,12 +127,12 @@ def _find_frozen_weights(learner: keras.Model) -> set[int]:
 
 
 def find_changing_variables(learner: keras.Model) -> list[Any]:
-    """What training changes: weights, and the states of random numbers of dropout."""
+    """Find the variables that training changes: weights, and dropout's random states."""
     frozen = _find_frozen_weights(learner)
     return [each for each in learner.variables if id(each) not in frozen]
 
 
 def _find_changing_places(learner: keras.Model) -> list[int]:
-    """Of what `get_weights` returns, the positions of those that training changes."""
+    """Find where in `get_weights` the weights are that training changes."""
     frozen = _find_frozen_weights(learner)
     return [place for place, each in enumerate(learner.weights) if id(each) not in frozen]

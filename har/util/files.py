@@ -2,21 +2,25 @@
 
 import hashlib
 import os
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import IO
 from uuid import uuid4
 
 
-def replace_text(path: Path, text: str) -> None:
-    """Write `path` so that a reader sees the old content or the new, never a part, whatever ends
-    the process or the machine.
+@contextmanager
+def replace_file(path: Path) -> Iterator[IO[bytes]]:
+    """Yield a new file that takes the place of `path` at the end of the block.
+
+    A reader sees the old content or the new one, never a part, whatever ends the process or the
+    machine. After an error the old file stays.
     """
-    # a name of its own keeps two processes that write one file out of each other's way
+    # a unique name keeps two processes that write one file out of each other's way
     beside = path.with_name(f".{path.name}.{uuid4().hex}")
     try:
-        # every character as it is, line ends too
-        with beside.open("x", encoding="utf-8", newline="") as file:
-            file.write(text)
+        with beside.open("xb") as file:
+            yield file
             file.flush()
             os.fsync(file.fileno())
         os.replace(beside, path)
@@ -24,6 +28,12 @@ def replace_text(path: Path, text: str) -> None:
         beside.unlink(missing_ok=True)
         raise
     sync_folder(path.parent)
+
+
+def replace_text(path: Path, text: str) -> None:
+    """Write `text` as UTF-8, as it is, line ends too; see `replace_file`."""
+    with replace_file(path) as file:
+        file.write(text.encode("utf-8"))
 
 
 def digest_file(path: Path) -> str:

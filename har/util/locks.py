@@ -1,24 +1,47 @@
 """Locks between processes of one machine."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from filelock import FileLock, Timeout
 
+from har.util.errors import UserError
 from har.util.progress import say
 
 
-def acquire_lock(path: Path, waiting: str) -> FileLock:
-    """The lock of this file, held: by one process at a time, and freed when it ends, however.
+@contextmanager
+def file_lock(
+    path: Path,
+    *,
+    waiting: str = "",
+    busy: str = "",
+    hint: str = "set HAR_CACHE to another folder",
+    reentrant: bool = False,
+) -> Iterator[None]:
+    """Hold the lock file `path` during the block; the system frees it when the process ends.
 
-    `waiting` is said where another process holds it.
+    Where another process holds it, this waits, and says `waiting` if that is given; with `busy`,
+    that is a UserError with this text. With `reentrant`, a process may enter the block again.
 
     Raises:
-        OSError, NotImplementedError: the file cannot be written or locked.
+        UserError: `busy`, or the file cannot be written or locked; `hint` says what to do then.
     """
-    lock = FileLock(path)
+    lock = FileLock(path, is_singleton=reentrant)
     try:
-        lock.acquire(timeout=0)
-    except Timeout:
-        say(waiting)
-        lock.acquire()
-    return lock
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            lock.acquire(timeout=0)
+        except Timeout:
+            if busy:
+                raise UserError(busy) from None
+            if waiting:
+                say(waiting)
+            lock.acquire()
+    except (OSError, NotImplementedError) as error:
+        why = getattr(error, "strerror", None) or error
+        raise UserError(f"cannot lock {path}: {why}; {hint}") from error
+    try:
+        yield
+    finally:
+        lock.release()

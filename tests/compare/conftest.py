@@ -6,9 +6,9 @@ from typing import Any
 import pandas as pd
 
 from har.recipe import VARIANTS
-from har.tracking.records import Record, TrainingSummary
+from har.tracking.records import Record
 
-HERE = TrainingSummary(
+HERE = Record(
     run_id="here",
     experiment_id="1",
     name="v3 · lite0 · 1xP100",
@@ -23,6 +23,9 @@ HERE = TrainingSummary(
     strategy="mirrored",
     backbone="efficientnet-lite0",
     dataset="images",
+    split=None,
+    runtime="auto",
+    feature_runtime=None,
     seconds=200.0,
     saved_s=0.0,
     images_per_second=100.0,
@@ -49,7 +52,8 @@ def record(run_id: str, right: int = 20, **fields: Any) -> Record:
         for number, label in enumerate(labels)
     ]
     accuracy = right / len(labels)
-    training = replace(
+    epoch = {"train_accuracy": 0.1, "val_accuracy": 0.2, "epoch_time_s": 3.0}
+    return replace(
         HERE,
         run_id=run_id,
         test_metrics={
@@ -57,24 +61,18 @@ def record(run_id: str, right: int = 20, **fields: Any) -> Record:
             "accuracy_low": accuracy - 0.1,
             "accuracy_high": accuracy + 0.1,
         },
-        **fields,
-    )
-    epoch = {"train_accuracy": 0.1, "val_accuracy": 0.2, "epoch_time_s": 3.0}
-    return Record(
-        training=training,
         recipe=asdict(VARIANTS["v3"]),
         history=[epoch, {**epoch, "epoch_time_s": 5.0}],
         predictions=pd.DataFrame({"path": PATHS, "label": labels, "predicted": said}),
-        root=None,
+        **fields,
     )
 
 
 PUBLISHED = replace(
-    record("published"),
-    training=replace(
-        HERE, run_id="published", published=True, test_metrics={}, digests=("", "", "")
-    ),
-    history=[],
-    predictions=None,
+    HERE,
+    run_id="published",
+    published=True,
+    test_metrics={},
+    digests=("", "", ""),
     recipe=asdict(VARIANTS["v4"]),
 )

@@ -156,7 +156,7 @@ def test_cost_of_trainings() -> None:
     assert cost.hits is not None
     assert cost.hits.tolist() == [[False, True], [True, True], [False, False]]
     warm = record(4.0, "xy")
-    warm = replace(warm, training=replace(warm.training, saved_s=30.0))
+    warm = replace(warm, saved_s=30.0)
     assert measure_cost([warm]).wall_s == 130.0 and measure_cost([warm]).rest_s == 130.0 - 16.0
     unevaluated = replace(record(4.0, "xy"), predictions=None)
     assert measure_cost([unevaluated]).hits is None

@@ -22,7 +22,7 @@ def test_runs_are_ranked_only_among_those_of_the_same_test_images() -> None:
     other = record("other", 39, digests=("r", "d", "elsewhere"), started=9)
     groups, unevaluated = group_by_test([record("a", 10), PUBLISHED, other, record("b", 30)])
     assert [group.test_digest for group in groups] == ["elsewhere", "t"]
-    ranked = [each.training.run_id for each in groups[1].ranked]
+    ranked = [each.run_id for each in groups[1].ranked]
     assert ranked == ["b", "a"] and unevaluated == [PUBLISHED]
     assert len(tabulate_pairs(groups[0])) == 0 and len(tabulate_pairs(groups[1])) == 1
 
@@ -52,7 +52,7 @@ def test_pairs_are_compared_on_the_images_that_both_saw() -> None:
     (group,), _ = group_by_test([worse, shuffled])
     (pair,) = tabulate_pairs(group).to_dict("records")
     assert (pair["first"], pair["second"], pair["images"]) == ("better", "worse", 39)
-    names = (better.training.name, worse.training.name)
+    names = (better.name, worse.name)
     assert (pair["first_name"], pair["second_name"]) == names
     assert (pair["only_first"], pair["only_second"]) == (10, 0)
     assert pair["difference"] == pytest.approx(10 / 39) and pair["low"] < 10 / 39 < pair["high"]
@@ -69,14 +69,14 @@ def test_the_front_is_what_nothing_beats() -> None:
         record("untimed", 40, seconds=None),
     ]
     (group,), _ = group_by_test(records)
-    assert [each.training.run_id for each in find_pareto_front(group)] == ["quick", "good"]
+    assert [each.run_id for each in find_pareto_front(group)] == ["quick", "good"]
 
 
 def test_recalls_and_disagreements() -> None:
     (group,), _ = group_by_test([record("a", 40), record("b", 21)])
     recalls = tabulate_recalls(group).set_index(["run_id", "label"])
     assert recalls.loc[("a", "eating"), "recall"] == 1.0
-    assert recalls.loc[("a", "eating"), "name"] == group.ranked[0].training.name
+    assert recalls.loc[("a", "eating"), "name"] == group.ranked[0].name
     assert recalls.loc[("b", "eating"), "recall"] == 11 / 20
     table = find_disagreements(*group.ranked, count=5)
     assert len(table) == 5 and (table["first"] == table["label"]).all()

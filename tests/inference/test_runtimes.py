@@ -13,7 +13,6 @@ import tensorflow as tf
 
 from har.cli.main import main
 from har.inference import runtimes
-from har.inference.freezing import trace
 from har.inference.runtimes import (
     AUTO,
     BATCH_SIZE,
@@ -21,15 +20,22 @@ from har.inference.runtimes import (
     MODEL_FILE,
     OPENVINO_FILE,
     RUNTIMES,
+    TOLERANCE,
+    Compiled,
     Forward,
     Parts,
+    build_function,
+    check_compiled,
+    choose_arithmetic,
     choose_runtime,
-    compile_tensorflow,
     convert_to_openvino,
     openvino_core,
+    run_batches,
 )
+from har.models import devices
 from har.models.build import build_model, build_trained_head, find_backbone
 from har.util.errors import UserError
+from har.util.hardware import has_bfloat16
 from tests.conftest import tiny_recipe
 
 
@@ -98,7 +104,7 @@ def test_only_the_buckets_shapes_are_run(buckets: tuple[int, ...]) -> None:
         shapes.add(len(images))
         return images[:, 0, 0].astype(np.float32)
 
-    forward = Forward(compiled=compiled, buckets=buckets)
+    forward = Forward(run=compiled, buckets=buckets)
     for count in range(1, BATCH_SIZE + 1):
         images = noise(count)
         np.testing.assert_array_equal(forward(images), images[:, 0, 0])
@@ -109,7 +115,7 @@ def test_no_batch_size_is_traced_anew(model: keras.Model, tmp_path: Path) -> Non
     forward = load("tensorflow", model, tmp_path)
     for count in range(1, BATCH_SIZE + 1):
         assert forward(noise(count)).shape == (count, 3)
-    assert forward.compiled.experimental_get_tracing_count() == 1
+    assert forward.run.experimental_get_tracing_count() == 1
 
 
 def test_weights_are_constants_only_up_to_a_limit(
@@ -119,7 +125,7 @@ def test_weights_are_constants_only_up_to_a_limit(
     expected = model(images, training=False)
     for most in (0, 10**9):
         monkeypatch.setattr(runtimes, "MOST_CONSTANTS", most)
-        found = compile_tensorflow(model, "uint8")
+        found = build_function(model, "uint8")
         np.testing.assert_allclose(found(images), expected, rtol=0, atol=1e-6)
         function = found.get_concrete_function() if most else found
         assert (len(function.variables) == 0) is (most > 0)
@@ -129,7 +135,7 @@ def test_a_head_is_joined_to_the_backbone_that_was_converted_before(
     model: keras.Model, tmp_path: Path
 ) -> None:
     network = find_backbone(model)
-    backbone = convert_to_openvino(trace(network, "float32"))
+    backbone = convert_to_openvino(network)
     parts = Parts(backbone=backbone, head=build_trained_head(model, tiny_recipe()))
     images = noise(5)
     whole = load("openvino", model, tmp_path)(images)
@@ -220,3 +226,106 @@ def test_ctrl_c_after_openvinos_networks_are_gone(model: keras.Model, tmp_path: 
     words = [sys.executable, "-c", code, str(tmp_path)]
     done = subprocess.run(words, capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "caught"
+
+
+@pytest.mark.parametrize(
+    ("gpu", "bfloat16", "precision", "exact", "arithmetic"),
+    [
+        (False, False, "float32", False, "float32"),
+        (False, True, "float32", False, "bfloat16"),
+        (False, True, "float32", True, "float32"),
+        (True, True, "float32", False, "float32"),
+        (True, False, "mixed_float16", False, "float16"),
+        (True, False, "mixed_float16", True, "float32"),
+        (True, False, "mixed_bfloat16", False, "bfloat16"),
+    ],
+)
+def test_arithmetic_is_the_machines_best_but_for_test_images(
+    gpu: bool,
+    bfloat16: bool,
+    precision: str,
+    exact: bool,
+    arithmetic: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(devices, "has_gpu", lambda: gpu)
+    monkeypatch.setattr(runtimes, "has_bfloat16", lambda: bfloat16)
+    assert choose_arithmetic("tensorflow", precision, exact) == arithmetic
+
+
+def run_many(compiled: Compiled, images: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
+    """The images in batches, as features are computed."""
+    found = np.zeros((len(images), *shape), np.float32)
+    size = compiled.batch_size
+
+    def sink(start: int, outputs: np.ndarray) -> None:
+        found[start : start + len(outputs)] = outputs
+
+    starts = range(0, len(images), size)
+    run_batches(compiled, ((at, images[at : at + size]) for at in starts), sink)
+    return found
+
+
+def floats(count: int) -> np.ndarray:
+    return noise(count).astype(np.float32)
+
+
+@pytest.mark.parametrize("precision", ["mixed_float16", "mixed_bfloat16"])
+def test_a_gpus_precision_is_computed_by_keras_policy(
+    precision: str, network: keras.Model, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On a CPU here: that the weights are carried over, and the precision is as asked for."""
+    monkeypatch.setattr(devices, "has_gpu", lambda: True)
+    runtime, arithmetic = RUNTIMES["tensorflow"], precision.removeprefix("mixed_")
+    compiled = runtime.compile(runtime.convert(network), arithmetic)
+    assert compiled.run(floats(2)).dtype.name == arithmetic
+    wanted = np.asarray(network(floats(6), training=False))
+    found = run_many(compiled, floats(6), (8,))
+    np.testing.assert_allclose(found, wanted, rtol=0, atol=0.05 * np.abs(wanted).max())
+    assert {layer.dtype_policy.name for layer in network.layers} == {"float32"}
+
+
+@pytest.mark.skipif(not has_bfloat16(), reason="this CPU computes no bfloat16 by itself")
+@pytest.mark.parametrize("name", RUNTIMES)
+def test_one_network_is_computed_in_either_arithmetic_in_turn(
+    name: str, network: keras.Model
+) -> None:
+    runtime, wanted = RUNTIMES[name], np.asarray(network(floats(40), training=False))
+    converted = runtime.convert(network)
+    for arithmetic in ("float32", "bfloat16", "float32"):
+        found = run_many(runtime.compile(converted, arithmetic), floats(40), (8,))
+        distance = np.linalg.norm(found - wanted) / np.linalg.norm(wanted)
+        if arithmetic == "float32":
+            assert distance <= 1e-5
+        else:
+            assert 1e-4 < distance < TOLERANCE["bfloat16"]
+
+
+@pytest.mark.parametrize("name", RUNTIMES)
+def test_a_networks_first_layers_are_computed_too(name: str, network: keras.Model) -> None:
+    first = keras.Model(network.input, network.layers[-2].output)
+    runtime, wanted = RUNTIMES[name], np.asarray(first(floats(10), training=False))
+    assert wanted.ndim == 4
+    found = run_many(
+        runtime.compile(runtime.convert(first), "float32"), floats(10), wanted.shape[1:]
+    )
+    np.testing.assert_allclose(found, wanted, rtol=0, atol=1e-5)
+
+
+def test_an_error_in_one_batch_ends_all() -> None:
+    def run(images: np.ndarray) -> np.ndarray:
+        if images[0] == 3:
+            raise RuntimeError("the third")
+        return images
+
+    batches = ((at, np.array([at])) for at in range(100))
+    with pytest.raises(RuntimeError, match="the third"):
+        run_batches(Compiled(run=run, parallel=3), batches, lambda *_: None)
+
+
+@pytest.mark.parametrize("wrong", [0.0, np.nan, 3.0])
+def test_a_network_that_disagrees_with_keras_is_refused(wrong: float) -> None:
+    compiled = Compiled(run=lambda images: np.full((len(images), 8), wrong, np.float32))
+    message = "openvino bfloat16 differs from Keras by .* try --runtime tensorflow"
+    with pytest.raises(UserError, match=message):
+        check_compiled(compiled, floats(2), np.ones((2, 8), np.float32), "openvino bfloat16")

@@ -13,16 +13,16 @@ from har.data.manifest import Manifest
 from har.evaluation.metrics import TEST_METRICS, Metric
 from har.inference.classifier import load_classifier, save_classifier
 from har.inference.runtimes import RUNTIMES
-from har.jobs.train import build_job, run_training
+from har.jobs.train import run_training
 from har.models import backbones, build
 from har.models.backbones import Backbone, build_backbone, keras_application
 from har.models.build import build_model, find_backbone
 from har.models.devices import fit_to_hardware
 from har.recipe import V3
 from har.tracking.ui import VIEW_TAG
-from har.training.state import State
+from har.training.job import build_job
 from har.training.train import train
-from tests.conftest import TINY_SIZE, tiny_recipe
+from tests.conftest import TINY_SIZE, RecordingBackup, tiny_job, tiny_recipe
 from tests.models.test_devices import CPU
 
 
@@ -76,9 +76,10 @@ def test_it_trains_and_resumes_to_the_bit(
 ) -> None:
     plain = {"loader": loader, "augmentation": "none", "epochs": 3, "strategy": "one_device"}
     recipe = tiny_recipe("v3", **plain)
-    states: list[State] = []
-    whole = train(recipe, manifest, on_state=lambda capture, last: states.append(capture()))
-    resumed = train(recipe, manifest, resume_from=states[0])
+    backup = RecordingBackup()
+    whole = train(tiny_job(recipe, manifest), backup=backup)
+    again = RecordingBackup(resume_from=backup.states[0])
+    resumed = train(tiny_job(recipe, manifest), backup=again)
     for one, other in zip(whole.model.get_weights(), resumed.model.get_weights(), strict=True):
         np.testing.assert_array_equal(one, other)
     assert resumed.history[-1]["val_loss"] == whole.history[-1]["val_loss"]

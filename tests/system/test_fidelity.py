@@ -30,6 +30,7 @@ from har.recipe import ORIGINAL, V2, V4, VARIANTS, Recipe
 from har.training import augmentation, loaders
 from har.training.augmentation import rotate_and_zoom
 from har.training.diagnostics import explore
+from har.training.epoch_report import EpochReport
 from har.training.loaders import (
     build_label_encoder,
     build_training_dataset,
@@ -37,9 +38,9 @@ from har.training.loaders import (
     read_images,
     split_training,
 )
-from har.training.train import EpochReport, build_stopping, train
+from har.training.train import build_stopping, train
 from har.util.errors import UserError
-from tests.conftest import TINY_SIZE, build_tiny, tiny_recipe
+from tests.conftest import TINY_SIZE, build_tiny, tiny_job, tiny_recipe
 
 ROOT = Path(__file__).parents[2]
 
@@ -337,7 +338,7 @@ def fitted(tiny_backbone: None, manifest: Manifest, monkeypatch: pytest.MonkeyPa
             handed.update(options, data=data, model=model)
 
         monkeypatch.setattr(keras.Model, "fit", fit)
-        train(tiny_recipe(variant), manifest)
+        train(tiny_job(tiny_recipe(variant), manifest))
         mine = handed["callbacks"]
         return {**handed, "callbacks": [c for c in mine if not isinstance(c, EpochReport)]}
 

@@ -4,7 +4,7 @@ import mlflow
 import pytest
 from mlflow import MlflowClient
 
-from har.tracking.records import read_training
+from har.tracking.records import read_record
 from har.tracking.tags import read_tags
 
 
@@ -25,7 +25,7 @@ def test_older_tags_read_as_todays(old: str, new: str, store: str) -> None:
     older = record(changed="epochs=3", features=old)
     newer = record(differs_from_variant="epochs=3", feature_cache=new)
     assert {**read_tags(older), "mlflow.runName": ""} == {**read_tags(newer), "mlflow.runName": ""}
-    one, other = read_training(older), read_training(newer)
+    one, other = read_record(older), read_record(newer)
     assert one.differs_from_variant == other.differs_from_variant == "epochs=3"
     assert one.cache_hit == other.cache_hit == (new == "hit")
     assert one.images_per_second == other.images_per_second == (10.0 if new == "none" else None)

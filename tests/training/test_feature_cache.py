@@ -1,12 +1,14 @@
-"""Features on disk: made once, gone on with, never used when cut, changed or of something else."""
+"""Features on disk: each shard computed once, never used when damaged or of something else."""
 
+import hashlib
 import json
 import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -15,14 +17,17 @@ from filelock import FileLock
 from har.training import feature_cache
 from har.training.feature_cache import (
     ABOUT_FILE,
-    ARRAY_FILE,
+    OLD_ARRAY_FILE,
+    VERSION,
     Features,
     Key,
     clear_cache,
     describe_cache,
     list_entries,
-    load_or_compute,
+    make_room,
+    open_entry,
 )
+from har.util import files
 from har.util.errors import UserError
 
 KEY = Key(
@@ -38,49 +43,46 @@ KEY = Key(
     device="CPU",
     arithmetic="float32",
 )
-
-
 SHAPE = (10, 4)
+WHOLE = np.repeat(np.arange(10, dtype=np.float32)[:, None], 4, axis=1)
 
 
-class Work:
-    """Fills an array with the numbers of its rows; remembers from where it was asked to."""
-
-    def __init__(self, stop_at: int | None = None, error: type[BaseException] = KeyboardInterrupt):
-        self.stop_at, self.error = stop_at, error
-        self.asked: list[int] = []
-
-    def __call__(self, array: Features, done: int, keep: Callable[[int], None]) -> None:
-        self.asked.append(done)
-        for row in range(done, len(array)):
-            if row == self.stop_at:
-                raise self.error
-            array[row] = row
-            keep(row + 1)
+@pytest.fixture(autouse=True)
+def small_shards(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Shards of 4, 4 and 2 rows."""
+    monkeypatch.setattr(feature_cache, "SHARD_ROWS", 4)
 
 
-def load(work: Work, key: Key = KEY, shape: tuple[int, int] = SHAPE) -> tuple[np.ndarray, int]:
-    found = load_or_compute(key, shape, work)
-    return found.array, found.computed
+def fill(key: Key = KEY, stop_at: int = 3) -> list[int]:
+    """Write the missing shards before `stop_at`; which were missing."""
+    with open_entry(key, SHAPE) as entry:
+        missing = [shard for shard in range(entry.num_shards) if entry.read(shard) is None]
+        for shard in missing:
+            if shard < stop_at:
+                entry.write(shard, WHOLE[entry.rows(shard)], seconds=2.0)
+    return missing
+
+
+def load(key: Key = KEY) -> Features:
+    with open_entry(key, SHAPE) as entry:
+        found = [entry.read(shard) for shard in range(entry.num_shards)]
+    assert all(each is not None and each[1] == 2.0 for each in found)
+    return np.concatenate([each[0] for each in found if each is not None])
 
 
 def folder_of(key: Key = KEY) -> Path:
     return feature_cache.features_folder() / key.digest
 
 
-def assert_whole(found: tuple[np.ndarray, int], computed: int) -> None:
-    array, count = found
-    assert count == computed
-    np.testing.assert_array_equal(array, np.repeat(np.arange(10.0)[:, None], 4, axis=1))
+def shard_of(number: int) -> Path:
+    return folder_of() / f"{number:05}.npz"
 
 
-def test_made_once_then_only_read() -> None:
-    work = Work()
-    assert_whole(load(work), 10)
-    assert_whole(load(work), 0)
-    assert work.asked == [0]
-    array, _ = load(work)
-    assert isinstance(array, np.memmap) and not array.flags.writeable
+def test_a_shard_is_written_once_then_only_read() -> None:
+    assert fill(stop_at=2) == [0, 1, 2]
+    assert fill() == [2]
+    assert fill() == []
+    np.testing.assert_array_equal(load(), WHOLE)
 
 
 @pytest.mark.parametrize(
@@ -97,204 +99,154 @@ def test_made_once_then_only_read() -> None:
         {"runtime": "openvino 2"},
         {"device": "GPU"},
         {"arithmetic": "bfloat16"},
+        {"layer": "block5a"},
     ],
     ids=lambda change: next(iter(change)),
 )
-def test_whatever_features_depend_on_parts_them(change: dict) -> None:
-    work = Work()
-    load(work)
-    assert_whole(load(work, replace(KEY, **change)), 10)
-    assert work.asked == [0, 0]
+def test_whatever_features_depend_on_separates_them(change: dict) -> None:
+    fill()
+    assert fill(replace(KEY, **change)) == [0, 1, 2]
 
 
-def test_what_is_found_says_how_long_it_had_taken() -> None:
-    def slowly(array: Features, done: int, keep: Callable[[int], None]) -> None:
-        for row in range(done, min(done + 5, len(array))):
-            time.sleep(0.02)
-            array[row] = row
-            keep(row + 1)
-        if done < 5:
-            raise KeyboardInterrupt
-
-    with pytest.raises(KeyboardInterrupt):
-        load_or_compute(KEY, SHAPE, slowly)
-    half = load_or_compute(KEY, SHAPE, slowly)
-    assert half.computed == 5 and half.saved_s >= 0.1
-    whole = load_or_compute(KEY, SHAPE, slowly)
-    assert whole.computed == 0 and whole.saved_s >= half.saved_s + 0.1
-    assert load_or_compute(replace(KEY, view=1), (5, 4), slowly_whole).saved_s == 0
+def test_a_whole_backbones_key_is_what_it_was_before_layers_were_cached() -> None:
+    fields = asdict(KEY)
+    del fields["layer"]
+    text = json.dumps({"version": VERSION, **fields}, sort_keys=True)
+    assert KEY.digest == hashlib.sha256(text.encode()).hexdigest()[:32]
 
 
-def slowly_whole(array: Features, done: int, keep: Callable[[int], None]) -> None:
-    array[:] = 1
-
-
-@pytest.mark.parametrize("error", [KeyboardInterrupt, RuntimeError, MemoryError])
-def test_interrupted_work_goes_on_where_it_stood(error: type[BaseException]) -> None:
-    with pytest.raises(error):
-        load(Work(stop_at=7, error=error))
-    assert json.loads((folder_of() / ABOUT_FILE).read_text())["done"] == 7
-    work = Work()
-    assert_whole(load(work), 3)
-    assert work.asked == [7]
-
-
-def damage_array(folder: Path) -> None:
-    data = bytearray((folder / ARRAY_FILE).read_bytes())
-    data[-3] ^= 1
-    (folder / ARRAY_FILE).write_bytes(data)
-
-
-def cut_array(folder: Path) -> None:
-    data = (folder / ARRAY_FILE).read_bytes()
-    (folder / ARRAY_FILE).write_bytes(data[:-20])
-
-
-def edit_about(folder: Path, **changes: object) -> None:
-    about = json.loads((folder / ABOUT_FILE).read_text())
-    (folder / ABOUT_FILE).write_text(json.dumps({**about, **changes}))
+def change_a_byte(path: Path) -> None:
+    data = bytearray(path.read_bytes())
+    data[data.index(WHOLE[4:6].tobytes())] ^= 1
+    path.write_bytes(data)
 
 
 DAMAGES: dict[str, Callable[[Path], object]] = {
-    "a bit of the array": damage_array,
-    "the array cut": cut_array,
-    "the array emptied": lambda folder: (folder / ARRAY_FILE).write_bytes(b""),
-    "the array gone": lambda folder: (folder / ARRAY_FILE).unlink(),
-    "the array of another shape": lambda folder: np.save(
-        folder / ARRAY_FILE, np.zeros((10, 5), np.float32)
+    "a byte changed": change_a_byte,
+    "cut": lambda path: path.write_bytes(path.read_bytes()[:-20]),
+    "empty": lambda path: path.write_bytes(b""),
+    "gone": Path.unlink,
+    "of another shape": lambda path: np.savez(path, features=np.zeros((4, 5)), seconds=1.0),
+    "without seconds": lambda path: np.savez(path, features=np.zeros((4, 4))),
+    "a pickle": lambda path: np.savez(
+        path, features=np.array([{}], dtype=object), seconds=1.0, allow_pickle=True
     ),
-    "the array of another type": lambda folder: np.save(folder / ARRAY_FILE, np.zeros(SHAPE)),
-    "a pickle": lambda folder: np.save(
-        folder / ARRAY_FILE, np.array([{}], dtype=object), allow_pickle=True
-    ),
-    "about.json gone": lambda folder: (folder / ABOUT_FILE).unlink(),
-    "about.json cut": lambda folder: (folder / ABOUT_FILE).write_text('{"key": '),
-    "about.json a list": lambda folder: (folder / ABOUT_FILE).write_text("[]"),
-    "another version": lambda folder: edit_about(folder, version=0),
-    "of other images": lambda folder: edit_about(folder, key={**vars(KEY), "images": "x"}),
-    "another digest": lambda folder: edit_about(folder, sha256="0" * 64),
+    "a text": lambda path: path.write_text("no zip"),
 }
 
 
 @pytest.mark.parametrize("name", DAMAGES)
-def test_what_is_not_sound_is_made_anew(name: str) -> None:
-    load(Work())
-    DAMAGES[name](folder_of())
-    work = Work()
-    assert_whole(load(work), 10)
-    assert work.asked == [0]
-    assert_whole(load(work), 0)
-
-
-def test_a_cut_array_is_not_gone_on_with() -> None:
-    with pytest.raises(KeyboardInterrupt):
-        load(Work(stop_at=7))
-    cut_array(folder_of())
-    assert_whole(load(Work()), 10)
-
-
-def test_numbers_that_are_none_are_refused_and_not_kept() -> None:
-    def compute(array: Features, done: int, keep: Callable[[int], None]) -> None:
-        array[:] = np.inf
-        keep(len(array))
-
-    for _ in range(2):
-        with pytest.raises(UserError, match="not finite"):
-            load_or_compute(KEY, SHAPE, compute)
-        assert list_entries() == []
-
-
-def test_rows_that_were_never_sealed_are_checked_before_use() -> None:
-    """As after a kill between the last row and the digest."""
-    load(Work())
-    about = json.loads((folder_of() / ABOUT_FILE).read_text())
-    del about["sha256"]
-    (folder_of() / ABOUT_FILE).write_text(json.dumps(about))
-    work = Work()
-    assert_whole(load(work), 0)
-    assert work.asked == [] and list_entries()[0].complete
-    # and still say how long they took
-    assert list_entries()[0].about["seconds"] == about["seconds"] > 0
-    del about["done"]
-    array = np.load(folder_of() / ARRAY_FILE)
-    array[3, 1] = np.nan
-    np.save(folder_of() / ARRAY_FILE, array)
-    (folder_of() / ABOUT_FILE).write_text(json.dumps({**about, "done": 10}))
-    with pytest.raises(UserError, match="not finite"):
-        load(Work())
-    assert_whole(load(Work()), 10)
-
-
-def test_a_full_disk_is_said_before_the_work(monkeypatch: pytest.MonkeyPatch) -> None:
-    def refuse(*_: object) -> None:
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr("os.posix_fallocate", refuse)
-    work = Work()
-    with pytest.raises(UserError, match="No space left on device; set HAR_CACHE"):
-        load(work)
-    assert work.asked == [] and not folder_of().exists()
-    monkeypatch.undo()
-
-
-def test_a_process_killed_while_it_makes_room_leaves_what_can_be_cleared(
-    monkeypatch: pytest.MonkeyPatch,
+def test_a_damaged_shard_alone_is_computed_again(
+    name: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    def killed(*_: object) -> None:
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr("os.posix_fallocate", killed)
-    with pytest.raises(KeyboardInterrupt):
-        load(Work())
-    (entry,) = list_entries()
-    assert entry.folder == folder_of() and not entry.complete
-    assert clear_cache() > 0 and not folder_of().exists()
+    fill()
+    DAMAGES[name](shard_of(1))
+    assert fill() == [1]
+    assert (f"damaged, computed again: {shard_of(1)}" in capsys.readouterr().err) is (
+        name != "gone"
+    )
+    np.testing.assert_array_equal(load(), WHOLE)
 
 
-def test_errors_of_the_work_are_not_the_caches() -> None:
-    def compute(array: Features, done: int, keep: Callable[[int], None]) -> None:
-        raise FileNotFoundError("an image")
+def test_a_damaged_description_is_written_again() -> None:
+    fill()
+    for text in ('{"key": ', "[]", '{"key": {}, "version": 0}'):
+        (folder_of() / ABOUT_FILE).write_text(text)
+        assert fill() == [] and len(list_entries()) == 1
+    (folder_of() / ABOUT_FILE).unlink()
+    assert fill() == [] and len(list_entries()) == 1
 
-    with pytest.raises(FileNotFoundError, match="an image"):
-        load_or_compute(KEY, SHAPE, compute)
+
+def write_old(**changes: object) -> None:
+    """An entry as older versions wrote it: one array, and its digest in about.json."""
+    folder_of().mkdir(parents=True)
+    np.save(folder_of() / OLD_ARRAY_FILE, WHOLE)
+    digest = hashlib.sha256((folder_of() / OLD_ARRAY_FILE).read_bytes()).hexdigest()
+    key = {name: value for name, value in asdict(KEY).items() if name != "layer"}
+    about = {"key": key, "version": 2, "shape": [10, 4], "seconds": 5.0, "done": 10}
+    (folder_of() / ABOUT_FILE).write_text(json.dumps(about | {"sha256": digest} | changes))
+
+
+def test_an_entry_of_an_older_version_is_used() -> None:
+    write_old()
+    assert "10 x 4" in describe_cache() and "complete" in describe_cache()
+    with open_entry(KEY, SHAPE) as entry:
+        found = [entry.read(shard) for shard in range(entry.num_shards)]
+    np.testing.assert_array_equal(np.concatenate([each[0] for each in found if each]), WHOLE)
+    assert sum(each[1] for each in found if each) == pytest.approx(5.0)
+    assert not (folder_of() / OLD_ARRAY_FILE).exists()
+
+
+@pytest.mark.parametrize(
+    "changes", [{"sha256": "0" * 64}, {"sha256": None}, {"key": {}}], ids=["digest", "cut", "key"]
+)
+def test_an_invalid_entry_of_an_older_version_is_computed_again(changes: dict) -> None:
+    write_old(**changes)
+    assert fill() == [0, 1, 2]
+    assert not (folder_of() / OLD_ARRAY_FILE).exists()
+
+
+@pytest.mark.parametrize("wrong", [np.inf, np.nan])
+def test_features_that_are_not_finite_are_refused(wrong: float) -> None:
+    with open_entry(KEY, SHAPE) as entry, pytest.raises(UserError, match="not finite"):
+        entry.write(0, np.full((4, 4), wrong, np.float32), 1.0)
+    assert fill() == [0, 1, 2]
+
+
+def test_a_full_disk_is_an_error_and_leaves_no_part(monkeypatch: pytest.MonkeyPatch) -> None:
+    fill(stop_at=1)
+    with open_entry(KEY, SHAPE) as entry, monkeypatch.context() as patch:
+
+        def refuse(*_: object) -> None:
+            raise OSError(28, "No space left on device")
+
+        patch.setattr(files.os, "fsync", refuse)
+        message = "No space left on device; set HAR_CACHE"
+        with pytest.raises(UserError, match=message):
+            entry.write(1, WHOLE[4:8], 1.0)
+    assert sorted(path.name for path in folder_of().iterdir()) == ["00000.npz", ABOUT_FILE]
+
+
+def test_too_little_free_disk_is_said_before_the_work(monkeypatch: pytest.MonkeyPatch) -> None:
+    with open_entry(KEY, SHAPE) as entry:
+        full = SimpleNamespace(free=100)
+        monkeypatch.setattr(feature_cache.shutil, "disk_usage", lambda _: full)
+        with pytest.raises(UserError, match=r"need 0\.2 MB, but 0\.0 MB are free"):
+            make_room(entry, 160_000)
 
 
 def test_two_at_once_compute_once() -> None:
     together = threading.Barrier(2)
-    works = [Work(), Work()]
 
-    def ask(work: Work) -> tuple[np.ndarray, int]:
+    def ask(_: int) -> list[int]:
         together.wait()
-        return load(work)
+        return fill()
 
     with ThreadPoolExecutor(2) as pool:
-        found = list(pool.map(ask, works))
-    assert sorted(count for _, count in found) == [0, 10]
-    assert sorted(len(work.asked) for work in works) == [0, 1]
+        assert sorted(pool.map(ask, range(2))) == [[], [0, 1, 2]]
 
 
-def test_the_oldest_gives_way_under_the_limit(monkeypatch: pytest.MonkeyPatch) -> None:
-    def use(key: Key) -> None:
-        load_or_compute(key, (1000, 16), lambda array, done, keep: array.fill(1))
-        time.sleep(0.02)  # what file systems tell apart
-
+def test_the_least_recently_used_goes_first(monkeypatch: pytest.MonkeyPatch) -> None:
     keys = [replace(KEY, seed=seed) for seed in range(3)]
     for key in (*keys[:2], keys[0]):  # used again: now the second is the oldest
-        use(key)
-    each = list_entries()[0].bytes
-    monkeypatch.setenv("HAR_CACHE_GB", str(2.5 * each / 1e9))
-    use(keys[2])
+        fill(key)
+        time.sleep(0.02)  # what file systems tell apart
+    size = list_entries()[0].num_bytes
+    monkeypatch.setenv("HAR_CACHE_GB", str(2.5 * size / 1e9))
+    with open_entry(keys[2], SHAPE) as entry:
+        make_room(entry, size)
     assert [folder_of(key).exists() for key in keys] == [True, False, True]
 
 
 def test_more_than_the_limit_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("HAR_CACHE_GB", "0.0000001")
-    with pytest.raises(UserError, match="raise HAR_CACHE_GB"):
-        load(Work())
-    for text in ("many", "inf", "nan"):
-        monkeypatch.setenv("HAR_CACHE_GB", text)
-        with pytest.raises(UserError, match="HAR_CACHE_GB must be a number of gigabytes; received"):
-            load(Work())
+    with open_entry(KEY, SHAPE) as entry:
+        monkeypatch.setenv("HAR_CACHE_GB", "0.0000001")
+        with pytest.raises(UserError, match="raise HAR_CACHE_GB"):
+            make_room(entry, 160)
+        for text in ("many", "inf", "nan"):
+            monkeypatch.setenv("HAR_CACHE_GB", text)
+            with pytest.raises(UserError, match=r"HAR_CACHE_GB must be a number .* received"):
+                make_room(entry, 160)
 
 
 def test_a_cache_that_cannot_be_written_is_named(
@@ -303,16 +255,16 @@ def test_a_cache_that_cannot_be_written_is_named(
     (tmp_path / "file").write_text("no folder")
     monkeypatch.setenv("HAR_CACHE", str(tmp_path / "file"))
     with pytest.raises(UserError, match="set HAR_CACHE to another folder"):
-        load(Work())
+        fill()
 
 
-def test_listed_and_cleared_but_for_what_is_at_work() -> None:
-    with pytest.raises(KeyboardInterrupt):
-        load(Work(stop_at=7), replace(KEY, seed=1, augmentation="flip_rotate_zoom_contrast"))
-    load(Work())
+def test_listed_and_cleared_but_for_what_is_in_use() -> None:
+    fill(replace(KEY, seed=1, augmentation="flip_rotate_zoom_contrast"), stop_at=2)
+    fill(replace(KEY, layer="block5a"))
+    fill()
     text = describe_cache()
-    assert "2 entries" in text and "10 x 4" in text
-    assert "complete" in text and "view 0, 7 done" in text
+    assert "3 entries" in text and "10 x 4" in text and "lite0 block5a 32 px" in text
+    assert "complete" in text and "view 0, 8 done" in text
     with FileLock(f"{folder_of()}.lock"):
         assert clear_cache() > 0
         (left,) = list_entries()

@@ -1,8 +1,9 @@
 """Features: what Keras computes, in order, whatever interrupts; wrong ones are never trained on."""
 
-from collections.abc import Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import keras
 import numpy as np
@@ -13,10 +14,11 @@ from har.data.manifest import Manifest
 from har.data.prepare import prepare
 from har.data.sources import folder_source
 from har.data.splits import Split
-from har.inference import extractors
-from har.inference.extractors import EXTRACTORS, Extractor, Prepared
+from har.inference import runtimes
+from har.inference.runtimes import RUNTIMES, Compiled
 from har.recipe import Recipe
 from har.training import feature_cache, features, loaders
+from har.training.feature_cache import Entry
 from har.training.features import Extraction, digest_weights, extract_splits
 from har.training.loaders import split_training
 from har.util.errors import UserError
@@ -33,7 +35,7 @@ def recipe() -> Recipe:
 @pytest.fixture
 def plain_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
     """A CPU without bfloat16: every number is float32."""
-    monkeypatch.setattr(extractors, "has_bfloat16", lambda: False)
+    monkeypatch.setattr(runtimes, "has_bfloat16", lambda: False)
 
 
 def expected(network: keras.Model, manifest: Manifest, paths: list[str]) -> np.ndarray:
@@ -43,7 +45,7 @@ def expected(network: keras.Model, manifest: Manifest, paths: list[str]) -> np.n
     return np.asarray(network(images, training=False))
 
 
-@pytest.mark.parametrize("runtime", EXTRACTORS)
+@pytest.mark.parametrize("runtime", RUNTIMES)
 def test_every_split_has_what_keras_computes(
     runtime: str, network: keras.Model, manifest: Manifest, recipe: Recipe, plain_cpu: None
 ) -> None:
@@ -57,10 +59,11 @@ def test_every_split_has_what_keras_computes(
     ):
         wanted = expected(network, manifest, rows[name]["path"].tolist())
         np.testing.assert_allclose(computed, wanted, rtol=0, atol=1e-5)
-    assert (found.arithmetic, found.cache) == ("float32", "miss")
+    about = found.extracted
+    assert (about.arithmetic, about.cache) == ("float32", "miss")
 
 
-@pytest.mark.parametrize("runtime", EXTRACTORS)
+@pytest.mark.parametrize("runtime", RUNTIMES)
 def test_only_test_images_are_exact_where_the_cpu_has_bfloat16(
     runtime: str,
     network: keras.Model,
@@ -68,10 +71,10 @@ def test_only_test_images_are_exact_where_the_cpu_has_bfloat16(
     recipe: Recipe,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(extractors, "has_bfloat16", lambda: True)
+    monkeypatch.setattr(runtimes, "has_bfloat16", lambda: True)
     splits = split_training(manifest, recipe)
     found = extract_splits(network, manifest, recipe, runtime, splits)
-    assert found.arithmetic == "bfloat16"
+    assert found.extracted.arithmetic == "bfloat16"
     wanted = expected(network, manifest, splits.train["path"].tolist())
     # oneDNN may keep so small a network in float32
     np.testing.assert_allclose(found.train[0], wanted, rtol=0, atol=0.05 * np.abs(wanted).max())
@@ -84,17 +87,17 @@ def test_a_second_time_nothing_is_computed(
 ) -> None:
     splits = split_training(manifest, recipe)
     first = extract_splits(network, manifest, recipe, "tensorflow", splits)
-    monkeypatch.setitem(EXTRACTORS, "tensorflow", None)
+    monkeypatch.setitem(RUNTIMES, "tensorflow", None)
     # other heads, losses and rates have the same features
     other = replace(recipe, head="flatten_dense512", learning_rate=0.1, epochs=1)
     again = extract_splits(network, manifest, other, "tensorflow", splits)
-    assert (again.cache, again.computed) == ("hit", 0)
+    assert (again.extracted.cache, again.extracted.computed) == ("hit", 0)
     for name in ("train", "validation", "test"):
         np.testing.assert_array_equal(getattr(again, name), getattr(first, name))
     # and so has another share of validation
     less = replace(recipe, validation_fraction=0.4)
     fewer = extract_splits(network, manifest, less, "tensorflow", split_training(manifest, less))
-    assert fewer.cache == "hit" and len(fewer.train[0]) < len(first.train[0])
+    assert fewer.extracted.cache == "hit" and len(fewer.train[0]) < len(first.train[0])
 
 
 def test_other_weights_are_other_features(
@@ -128,7 +131,7 @@ def test_views_are_augmented_each_its_own_way(
     np.testing.assert_allclose(found.validation, wanted, rtol=0, atol=1e-5)
 
 
-@pytest.mark.parametrize("runtime", EXTRACTORS)
+@pytest.mark.parametrize("runtime", RUNTIMES)
 @pytest.mark.parametrize("view", [None, 1])
 def test_interrupted_extraction_ends_as_an_uninterrupted_one(
     runtime: str,
@@ -140,51 +143,52 @@ def test_interrupted_extraction_ends_as_an_uninterrupted_one(
 ) -> None:
     recipe = tiny_recipe("v5", augmentation=AUGMENTED, feature_views=2)
     rows = manifest.rows("train")
-    monkeypatch.setitem(extractors.BATCH_SIZES, runtime, 4)
     monkeypatch.setattr(features, "READ_SIZE", 8)
-    whole = np.array(Extraction(network, manifest, recipe, runtime).features(rows, view=view))
+    monkeypatch.setattr(feature_cache, "SHARD_ROWS", 8)
+    whole = Extraction(network, manifest, recipe, runtime).features(rows, view=view)
 
     monkeypatch.setenv("HAR_CACHE", str(tmp_path))
-    monkeypatch.setattr(features, "CHUNK", 8)
-    monkeypatch.setattr(features, "SAVE_EVERY_S", 0)
     with monkeypatch.context() as patch:
-        # the first chunks, and no more
-        patch.setattr(features, "take_until", stop_after(features.take_until, chunks=2))
+        patch.setattr(Entry, "write", stop_after(Entry.write, shards=2))
         with pytest.raises(KeyboardInterrupt):
             Extraction(network, manifest, recipe, runtime).features(rows, view=view)
+    # and a shard in the middle may be damaged since
+    (entry,) = feature_cache.list_entries()
+    (entry.folder / "00000.npz").write_bytes(b"")
     again = Extraction(network, manifest, recipe, runtime)
     np.testing.assert_array_equal(again.features(rows, view=view), whole)
-    assert 0 < again.computed < again.needed == len(rows)
+    assert (again.computed, again.needed) == (len(rows) - 8, len(rows))
+    assert again.saved_s > 0
 
 
-def stop_after(until: object, chunks: int) -> object:
+def stop_after(write: Callable[..., None], shards: int) -> Callable[..., None]:
     calls = []
 
-    def stopping(*arguments: object) -> Iterator[object]:
+    def stopping(*arguments: Any) -> None:
         calls.append(1)
-        if len(calls) > chunks:
+        if len(calls) > shards:
             raise KeyboardInterrupt
-        return until(*arguments)  # type: ignore[operator]
+        write(*arguments)
 
     return stopping
 
 
-@pytest.mark.parametrize(("after_s", "kept"), [(0, [32, 64, 70]), (1e9, [32, 70])])
-def test_what_is_quick_is_kept_seldom(
-    after_s: float,
-    kept: list[int],
-    network: keras.Model,
-    manifest: Manifest,
-    recipe: Recipe,
-    monkeypatch: pytest.MonkeyPatch,
+@pytest.mark.parametrize("runtime", RUNTIMES)
+def test_features_of_a_middle_layer(
+    runtime: str, network: keras.Model, manifest: Manifest, recipe: Recipe, plain_cpu: None
 ) -> None:
-    monkeypatch.setattr(features, "CHUNK", 32)
-    monkeypatch.setattr(features, "SAVE_EVERY_S", after_s)
-    rows = manifest.table.sample(70, replace=True, random_state=0)
-    work = Extraction(network, manifest, recipe, "tensorflow")
-    array, found = np.empty((70, 8), np.float32), []
-    work.extract(rows, None, work.extractor("float32", rows), array, 0, found.append)
-    assert found == kept
+    rows = manifest.rows("train")
+    first = keras.Model(network.input, network.layers[-2].output)
+    found = Extraction(first, manifest, recipe, runtime).features(rows)
+    wanted = expected(first, manifest, rows["path"].tolist())
+    assert found.shape == (len(rows), 8, 8, 8)
+    np.testing.assert_allclose(found, wanted, rtol=0, atol=1e-5)
+    again = Extraction(first, manifest, recipe, runtime)
+    np.testing.assert_array_equal(again.features(rows), found)
+    assert again.computed == 0
+    # the whole backbone has the same weights, and is another entry
+    pooled = Extraction(network, manifest, recipe, runtime)
+    assert pooled.features(rows).shape == (len(rows), 8) and pooled.computed == len(rows)
 
 
 @pytest.mark.parametrize("wrong", [0.0, np.nan, 3.0])
@@ -195,24 +199,14 @@ def test_a_runtime_that_disagrees_with_keras_stops_it(
     recipe: Recipe,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    def run(batches, sink) -> None:
-        for start, images in batches:
-            sink(start, np.full((len(images), 8), wrong, np.float32))
-
-    monkeypatch.setitem(
-        EXTRACTORS,
-        "tensorflow",
-        lambda *_: Prepared(
-            compile=lambda arithmetic: Extractor(
-                runtime="tensorflow", arithmetic=arithmetic, batch_size=8, run=run
-            )
-        ),
-    )
+    broken = Compiled(run=lambda images: np.full((len(images), 8), wrong, np.float32))
+    runtime = replace(RUNTIMES["tensorflow"], compile=lambda *_: broken)
+    monkeypatch.setitem(RUNTIMES, "tensorflow", runtime)
     with pytest.raises(UserError, match="differs from Keras by"):
         Extraction(network, manifest, recipe, "tensorflow").features(manifest.rows("test"))
 
 
-def test_an_image_that_vanished_is_named_and_what_is_done_is_kept(
+def test_an_image_that_vanished_is_named_and_finished_shards_stay(
     network: keras.Model, raw: Path, tmp_path: Path, recipe: Recipe
 ) -> None:
     source = folder_source(raw, why="a test")
@@ -221,7 +215,7 @@ def test_an_image_that_vanished_is_named_and_what_is_done_is_kept(
     gone = manifest.root / rows["path"].iloc[-1]
     data = gone.read_bytes()
     gone.unlink()
-    with pytest.raises(UserError, match=f"{gone.name}.*what is done is kept"):
+    with pytest.raises(UserError, match=f"{gone.name}.*features computed so far are cached"):
         Extraction(network, manifest, recipe, "openvino").features(rows)
     gone.write_bytes(data)
     assert len(Extraction(network, manifest, recipe, "openvino").features(rows)) == len(rows)

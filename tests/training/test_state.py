@@ -6,13 +6,13 @@ import numpy as np
 import pytest
 
 from har.data.manifest import Manifest
-from har.inference import extractors
+from har.inference import runtimes
 from har.models.build import build_model
 from har.recipe import Recipe
-from har.training.state import State, capture_state, find_changing_variables, restore_state
+from har.training.state import capture_state, find_changing_variables, restore_state
 from har.training.train import Result, train
 from har.util.errors import UserError
-from tests.conftest import tiny_recipe
+from tests.conftest import RecordingBackup, tiny_job, tiny_recipe
 
 pytestmark = pytest.mark.usefixtures("tiny_backbone")
 
@@ -40,17 +40,19 @@ def numbers(result: Result) -> list[dict[str, float]]:
 
 @pytest.fixture(autouse=True)
 def float32(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(extractors, "has_bfloat16", lambda: False)
+    monkeypatch.setattr(runtimes, "has_bfloat16", lambda: False)
 
 
 @pytest.mark.parametrize("variant", RECIPES)
 def test_it_goes_on_to_the_same_numbers_and_weights(variant: str, manifest: Manifest) -> None:
-    recipe, states = recipe_of(variant), []
-    whole = train(recipe, manifest, on_state=lambda take, _: states.append(take()))
+    recipe = recipe_of(variant)
+    backup = RecordingBackup()
+    whole, states = train(tiny_job(recipe, manifest), backup=backup), backup.states
     assert len(states) == len(whole.history)
     for done, state in enumerate(states, start=1):
         told: dict[int, dict[str, float]] = {}
-        result = train(recipe, manifest, [told.__setitem__], resume_from=state)
+        backup = RecordingBackup(resume_from=state)
+        result = train(tiny_job(recipe, manifest), on_epoch=told.__setitem__, backup=backup)
         assert numbers(result) == numbers(whole)
         assert list(told) == list(range(done + 1, len(whole.history) + 1))
         assert result.best_epoch == whole.best_epoch
@@ -63,10 +65,10 @@ def test_it_goes_on_to_the_same_numbers_and_weights(variant: str, manifest: Mani
 def test_patience_is_remembered(manifest: Manifest) -> None:
     """A training that early stopping had ended is not trained on."""
     recipe = tiny_recipe("v3", epochs=9, patience=1, learning_rate=1e-9, strategy="one_device")
-    states: list[State] = []
-    whole = train(recipe, manifest, on_state=lambda take, _: states.append(take()))
+    backup = RecordingBackup()
+    whole, states = train(tiny_job(recipe, manifest), backup=backup), backup.states
     assert len(whole.history) < 9
-    result = train(recipe, manifest, resume_from=states[-1])
+    result = train(tiny_job(recipe, manifest), backup=RecordingBackup(resume_from=states[-1]))
     assert numbers(result) == numbers(whole)
     for weight, other in zip(result.model.get_weights(), whole.model.get_weights(), strict=True):
         np.testing.assert_array_equal(weight, other)

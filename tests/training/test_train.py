@@ -12,12 +12,13 @@ from har.data.manifest import Manifest
 from har.data.prepare import prepare
 from har.data.sources import folder_source
 from har.data.splits import Split
-from har.inference import extractors
+from har.inference import runtimes
 from har.models.backbones import FINE_TUNES, build_backbone
 from har.recipe import VARIANTS
-from har.training.train import Result, describe_epoch, train
+from har.training.epoch_report import describe_epoch
+from har.training.train import Result, train
 from har.util.errors import UserError
-from tests.conftest import tiny_recipe
+from tests.conftest import tiny_job, tiny_recipe
 
 pytestmark = pytest.mark.usefixtures("tiny_backbone")
 
@@ -29,7 +30,8 @@ ONE_DEVICE = {"strategy": "one_device"}
 def test_every_variant_trains(variant: str, manifest: Manifest) -> None:
     told = []
     recipe = tiny_recipe(variant)
-    result = train(recipe, manifest, [lambda epoch, metrics: told.append((epoch, metrics))])
+    job = tiny_job(recipe, manifest)
+    result = train(job, on_epoch=lambda epoch, metrics: told.append((epoch, metrics)))
     assert told == list(enumerate(result.history, start=1)) and len(told) == 2
     names = {"train_loss", "train_accuracy", "train_top_3_accuracy", "epoch_time_s"}
     names |= {"images_per_second"}
@@ -56,7 +58,8 @@ def losses(result: Result) -> list[float]:
 @pytest.mark.parametrize("variant", ["original", "v3", "v5"])
 def test_same_seed_same_numbers(variant: str, manifest: Manifest) -> None:
     first, again, other = (
-        losses(train(tiny_recipe(variant, **ONE_DEVICE, seed=seed), manifest)) for seed in (3, 3, 4)
+        losses(train(tiny_job(tiny_recipe(variant, **ONE_DEVICE, seed=seed), manifest)))
+        for seed in (3, 3, 4)
     )
     assert first == again != other
 
@@ -66,11 +69,12 @@ def test_a_head_trained_on_features_is_the_one_trained_on_images(
     validation_fraction: float, manifest: Manifest, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The same order, the same first weights, the same numbers: only the time differs."""
-    monkeypatch.setattr(extractors, "has_bfloat16", lambda: False)
+    monkeypatch.setattr(runtimes, "has_bfloat16", lambda: False)
     same = {"validation_fraction": validation_fraction, "epochs": 3, "seed": 5}
-    images = train(tiny_recipe("original", **same), manifest)
+    images = train(tiny_job(tiny_recipe("original", **same), manifest))
     for runtime in ("tensorflow", "openvino"):
-        features = train(tiny_recipe("original", **same, loader="features"), manifest, (), runtime)
+        recipe = tiny_recipe("original", **same, loader="features")
+        features = train(tiny_job(recipe, manifest, runtime))
         np.testing.assert_allclose(losses(features), losses(images), rtol=1e-4, atol=1e-5)
         pairs = zip(images.model.get_weights(), features.model.get_weights(), strict=True)
         for weight, other in pairs:
@@ -83,7 +87,8 @@ def test_views_are_drawn_anew_each_epoch(manifest: Manifest) -> None:
     """Eight views of an image teach something else than one; the same seed the same."""
     recipe = tiny_recipe("v5", augmentation="flip_rotate_zoom_contrast", head="flatten_dense512")
     one, eight, again = (
-        losses(train(replace(recipe, feature_views=views), manifest)) for views in (1, 8, 8)
+        losses(train(tiny_job(replace(recipe, feature_views=views), manifest)))
+        for views in (1, 8, 8)
     )
     assert one != eight == again
 
@@ -91,7 +96,7 @@ def test_views_are_drawn_anew_each_epoch(manifest: Manifest) -> None:
 def test_features_train_on_two_devices_as_on_one(manifest: Manifest) -> None:
     recipe = tiny_recipe("v5", head="flatten_dense512", validation_fraction=0.3, epochs=3)
     one, two = (
-        train(replace(recipe, strategy=strategy), manifest)
+        train(tiny_job(replace(recipe, strategy=strategy), manifest))
         for strategy in ("one_device", "mirrored")
     )
     np.testing.assert_allclose(losses(one), losses(two), rtol=1e-4, atol=1e-5)
@@ -103,8 +108,8 @@ def test_features_train_on_two_devices_as_on_one(manifest: Manifest) -> None:
 def test_two_devices_equal_one(fraction: float, last_batch: int, manifest: Manifest) -> None:
     """Also where the last validation batch is uneven, or has fewer images than devices."""
     same = {"head": "flatten_dense512", "validation_fraction": fraction, "epochs": 3}
-    one = train(tiny_recipe(**same, strategy="one_device"), manifest)
-    two = train(tiny_recipe(**same, strategy="mirrored"), manifest)
+    one = train(tiny_job(tiny_recipe(**same, strategy="one_device"), manifest))
+    two = train(tiny_job(tiny_recipe(**same, strategy="mirrored"), manifest))
     assert one.validation_images % 4 == last_batch
     np.testing.assert_allclose(losses(one), losses(two), rtol=1e-4, atol=1e-5)
     for weight, other in zip(one.model.get_weights(), two.model.get_weights(), strict=True):
@@ -115,7 +120,7 @@ def test_two_devices_equal_one(fraction: float, last_batch: int, manifest: Manif
 def test_mixed_precision_trains_and_leaves_a_float32_model(
     precision: str, manifest: Manifest
 ) -> None:
-    result = train(tiny_recipe("v4", precision=precision), manifest)
+    result = train(tiny_job(tiny_recipe("v4", precision=precision), manifest))
     assert np.isfinite(losses(result)).all()
     assert {weight.dtype for weight in result.model.get_weights()} == {np.dtype("float32")}
     assert {layer.compute_dtype for layer in result.model.layers} == {"float32"}
@@ -128,7 +133,11 @@ def test_backbone_moves_only_as_fine_tune_says(
 ) -> None:
     """However hard it is trained; batch normalisation moves neither weights nor statistics."""
     short, long = (
-        train(tiny_recipe(variant, fine_tune=fine_tune, epochs=n, checkpoint="last"), manifest)
+        train(
+            tiny_job(
+                tiny_recipe(variant, fine_tune=fine_tune, epochs=n, checkpoint="last"), manifest
+            )
+        )
         for n in (1, 3)
     )
     _, backbone, *_, output = short.model.layers
@@ -153,23 +162,23 @@ def test_fine_tune_top_is_the_last_fifth_of_the_convolutions() -> None:
 def test_patience_stops_and_best_weights_are_kept(manifest: Manifest) -> None:
     """A learning rate of 10 ruins the head, so the best epoch is an early one."""
     recipe = tiny_recipe(learning_rate=10.0, epochs=12, patience=2, **ONE_DEVICE)
-    stopped = train(recipe, manifest)
+    stopped = train(tiny_job(recipe, manifest))
     assert len(stopped.history) < 12
     assert len(stopped.history) == stopped.best_epoch + 2
     short = tiny_recipe(learning_rate=10.0, epochs=stopped.best_epoch, patience=2, **ONE_DEVICE)
-    best = train(short, manifest)
+    best = train(tiny_job(short, manifest))
     for weight, other in zip(best.model.get_weights(), stopped.model.get_weights(), strict=True):
         np.testing.assert_array_equal(weight, other)
 
 
 def test_patience_0_never_stops(manifest: Manifest) -> None:
     recipe = tiny_recipe(learning_rate=10.0, epochs=9, patience=0, **ONE_DEVICE)
-    assert len(train(recipe, manifest).history) == 9
+    assert len(train(tiny_job(recipe, manifest)).history) == 9
 
 
 def test_batch_must_divide_over_the_devices(manifest: Manifest) -> None:
     with pytest.raises(UserError, match="batch_size 5 does not divide evenly over 2 devices"):
-        train(tiny_recipe(batch_size=5), manifest)
+        train(tiny_job(tiny_recipe(batch_size=5), manifest))
 
 
 def test_epoch_lines_fit_80_columns() -> None:
@@ -207,7 +216,7 @@ def test_an_image_that_changes_while_training_is_named(
     if variant == "v5":
         spoil()
     with pytest.raises(UserError, match=image.name):
-        train(recipe, manifest, [spoil] if variant == "v3" else [])
+        train(tiny_job(recipe, manifest), on_epoch=spoil if variant == "v3" else None)
 
 
 def exhaust(*_: object, **options: object) -> None:
@@ -215,7 +224,7 @@ def exhaust(*_: object, **options: object) -> None:
 
 
 @pytest.mark.parametrize(("most", "said"), [(2, "--batch-size 2 fits"), (1, "--batch-size 1 fits"),
-    (0, "with any smaller: take a smaller --backbone or --image-size")])  # fmt: skip
+    (0, "with every smaller one: take a smaller --backbone or --image-size")])  # fmt: skip
 def test_too_little_memory_says_which_batch_fits(
     most: int, said: str, manifest: Manifest, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -228,7 +237,7 @@ def test_too_little_memory_says_which_batch_fits(
     monkeypatch.setattr(keras.Model, "fit", exhaust)
     monkeypatch.setattr(keras.Model, "train_on_batch", limited)
     with pytest.raises(UserError, match=f"batch_size 4 at 32 px.*{said}"):
-        train(tiny_recipe("v3", **ONE_DEVICE), manifest)
+        train(tiny_job(tiny_recipe("v3", **ONE_DEVICE), manifest))
 
 
 def test_after_xla_no_smaller_batch_is_tried(
@@ -242,4 +251,4 @@ def test_after_xla_no_smaller_batch_is_tried(
     monkeypatch.setattr(keras.Model, "fit", fit)
     monkeypatch.setattr(keras.Model, "train_on_batch", None)
     with pytest.raises(UserError, match="batch_size 4 at 32 px: try --batch-size 2"):
-        train(tiny_recipe("v3"), manifest)
+        train(tiny_job(tiny_recipe("v3"), manifest))
