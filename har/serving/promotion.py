@@ -34,10 +34,12 @@ from har.serving.selection import (
     select_candidate,
 )
 from har.tracking.query import (
-    find_current_experiment,
+    choose_experiment_to_read,
     find_experiment,
+    find_experiment_of,
     find_models,
     find_runs,
+    find_training,
     load_predictions,
 )
 from har.tracking.store import open_run, quiet_mlflow, set_description
@@ -46,7 +48,6 @@ from har.util.files import cache_folder
 from har.util.locks import acquire_lock
 from har.util.progress import quiet_loading, say, warn
 
-EXPERIMENT = "har"
 # Decisions taken anew when the champion changed meanwhile, by hand or on another machine.
 ATTEMPTS = 3
 
@@ -61,11 +62,14 @@ def promote(experiment: str | None, rules: Rules, dry_run: bool = False) -> str:
             same images, or a candidate whose model does not work.
     """
     quiet_mlflow()
-    if "MLFLOW_RUN_ID" not in os.environ:
-        return _text_or_refusal(_decide_and_promote(experiment or EXPERIMENT, rules, dry_run))
     # before the run is opened: MLflow then forgets which it was
-    name = experiment or find_current_experiment() or EXPERIMENT
-    with open_run(EXPERIMENT, {MLFLOW_RUN_NAME: "promote", "job": "promote"}):
+    if rules.run_id:
+        name = find_experiment_of(rules.run_id)
+    else:
+        name = choose_experiment_to_read(experiment)
+    if "MLFLOW_RUN_ID" not in os.environ:
+        return _text_or_refusal(_decide_and_promote(name, rules, dry_run))
+    with open_run(name, {MLFLOW_RUN_NAME: "promote", "job": "promote"}):
         decision = _decide_and_promote(name, rules, dry_run)
         candidate = decision.choice.candidate.run_id
         mlflow.set_tags({"decision": decision.outcome, "candidate": candidate})
@@ -87,7 +91,7 @@ def _decide_and_promote(experiment: str, rules: Rules, dry_run: bool) -> Decisio
     """
     with promotion_lock():
         for _ in range(ATTEMPTS):
-            candidates, champion = _load_candidates(experiment), _load_champion()
+            candidates, champion = _load_candidates(experiment, rules.run_id), _load_champion()
             before = None if rules.ignore_champion else champion
             choice = select_candidate(candidates, rules, before.test_digest if before else None)
             comparison = _compare_with_champion(choice.candidate, before)
@@ -126,13 +130,18 @@ def promotion_lock() -> Iterator[None]:
         lock.release()
 
 
-def _load_candidates(experiment: str) -> list[Candidate]:
-    """Every candidate of an experiment.
+def _load_candidates(experiment: str, run_id: str | None) -> list[Candidate]:
+    """Every candidate of an experiment, or the run named.
 
     Raises:
         UserError: the store cannot be used, no such experiment, or no candidate in it.
     """
     experiment_id = find_experiment(experiment)
+    if run_id:
+        run, models = find_training(run_id), find_models(experiment_id)
+        if why := _why_unfit(run, models):
+            raise UserError(f"run {run_id} cannot be promoted: it is {why}")
+        return [_read_candidate(run, models)]
     runs, models = find_runs("tags.job = 'train'", [experiment_id]), find_models(experiment_id)
     unfit = Counter(why for run in runs if (why := _why_unfit(run, models)))
     if not runs:
@@ -340,7 +349,9 @@ def describe_champion() -> str:
     quiet_mlflow()
     version, previous = _find_version(CHAMPION), _find_version(PREVIOUS)
     if version is None:
-        raise UserError("there is no champion yet: `har promote --experiment NAME` chooses one")
+        raise UserError(
+            f"there is no champion yet in {mlflow.get_registry_uri()}: `har promote` chooses one"
+        )
     tags, metrics = _read_version(version)
     accuracy, latency = "unknown", "unknown"
     if "accuracy" in metrics:

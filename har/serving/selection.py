@@ -14,20 +14,21 @@ from har.util.errors import UserError
 
 MODEL = "har"
 CHAMPION, PREVIOUS = "champion", "previous-champion"
-SelectedOn = Literal["validation", "test"]
+SelectedOn = Literal["validation", "test", "request"]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Rules:
     """By what a candidate is selected, among runs of which test digest (None: the champion's,
     else the newest run's), and below which p-value it is better than the champion; with
-    `ignore_champion` the champion counts for nothing.
+    `ignore_champion` the champion counts for nothing. `run_id` names the only candidate.
     """
 
     select_by: Literal["auto", "validation", "test"] = "auto"
     test_digest: str | None = None
     alpha: float = 0.05
     ignore_champion: bool = False
+    run_id: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -122,6 +123,10 @@ def select_candidate(
     Raises:
         UserError: no candidate is of the digest, or has the accuracy, that the rules ask for.
     """
+    if rules.run_id:
+        (named,) = candidates
+        note = f"candidate: {named.name}, run {named.run_id}, as requested"
+        return Selected(candidate=named, selection="request", notes=(note,))
     digest = _select_digest(candidates, rules.test_digest, champions)
     within = [each for each in candidates if each.test_digest == digest]
     validated = [each for each in within if each.val_accuracy is not None]
