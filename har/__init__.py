@@ -2,8 +2,12 @@
 
 import os
 
+from har.util.quiet import load_tensorflow_quietly
+
 __version__ = "0.1.0"
 
-# TensorFlow reads this once, while it loads. Its C++ side reports every library it did not
-# find as an error; what really goes wrong reaches us as an exception all the same.
+# TensorFlow reads this once, while it loads. Its C++ side reports every library that it does not
+# find as an error; real failures raise an exception all the same.
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+# Here, so that it holds in every command and in every process that a command starts.
+load_tensorflow_quietly()

@@ -1,22 +1,17 @@
-"""Commands about images and what is kept of them: variants, sample, prepare, cache."""
+"""Commands about images and cached features: variants, sample, prepare, cache."""
 
 from pathlib import Path
 from typing import Any
 
 import click
 
-from har.cli.options import (
-    data_options,
-    experiment_option,
-    typed_split,
-)
+from har.cli.options import data_options, experiment_option, pop_split
 from har.util.process import process_start
-from har.util.progress import quiet_loading
 
 
 @click.command()
 def variants() -> None:
-    """Print the variants: each notebook, and what it changes from the one before."""
+    """Print the variants: what each one changes from the one before, and which to use."""
     from har.notebooks import describe_variants
 
     click.echo(describe_variants())
@@ -29,7 +24,7 @@ def variants() -> None:
     type=click.IntRange(2),
     default=24,
     show_default=True,
-    help="Labelled images of each action.",
+    help="Labelled images for each action.",
 )
 @click.option(
     "--test-images",
@@ -38,7 +33,9 @@ def variants() -> None:
     show_default=True,
     help="Unlabelled images, as in Kaggle's test/.",
 )
-@click.option("--seed", type=click.IntRange(0), default=0, show_default=True)
+@click.option(
+    "--seed", type=click.IntRange(0), default=0, show_default=True, help="Decides what is drawn."
+)
 def sample(out: Path, per_class: int, test_images: int, seed: int) -> None:
     """Draw the built-in sample of 15 actions, in Kaggle's layout."""
     from har.data.sources import draw_sample
@@ -53,29 +50,29 @@ def sample(out: Path, per_class: int, test_images: int, seed: int) -> None:
     type=click.Path(path_type=Path),
     default=Path("prepared"),
     show_default=True,
-    help="Gets manifest.csv, dataset.json and report.html; images stay where they are.",
+    help="Folder for manifest.csv, dataset.json and report.html; images stay where they are.",
 )
 @experiment_option
 def prepare(data: str, image_root: Path | None, out: Path, experiment: str, **options: Any) -> None:
-    """Check every image, group copies, hold out the test split, and record what was found.
+    """Check every image, group copies, hold out the test split, and record the result.
 
-    A prepared folder with --image-root is written anew for images that were moved.
+    If you moved the images of a prepared folder, give it as --data and their new place as
+    --image-root.
     """
-    with quiet_loading():
-        from har.jobs.prepare import run_preparation
+    from har.jobs.prepare import run_preparation
 
-    run_preparation(data, typed_split(options), image_root, out, experiment, process_start())
+    run_preparation(data, pop_split(options), image_root, out, experiment, process_start())
     click.echo(out)
 
 
 @click.command()
-@click.option("--clear", is_flag=True, help="Delete every entry that no process is at work on.")
+@click.option("--clear", is_flag=True, help="Delete all features that no process is using.")
 def cache(clear: bool) -> None:
-    """List the features kept on disk, the last used first; or delete them.
+    """List or delete the cached features, most recently used first.
 
-    They lie in $HAR_CACHE/features (~/.cache/har) and take at most $HAR_CACHE_GB gigabytes (20);
-    what was not used for longest goes first. Backups of trainings that were cut short are listed
-    too; --clear leaves them.
+    They are in $HAR_CACHE/features (default ~/.cache/har) and take at most $HAR_CACHE_GB gigabytes
+    (default 20); the least recently used ones are deleted first. Backups of interrupted trainings
+    are listed too; --clear keeps them.
     """
     from har.training import feature_cache
     from har.training.backup import describe_backups

@@ -1,6 +1,6 @@
-"""The command `har`: its commands in one group, and how it ends.
+"""The command `har`: all its commands, and how each of them ends.
 
-Every heavy import is inside a command: `har --help` answers at once.
+Commands import heavy packages inside their functions, so that `har --help` answers at once.
 """
 
 import errno
@@ -17,24 +17,23 @@ from har.util.errors import UserError, first_line
 from har.util.progress import say
 from har.util.signals import handle_sigterm_as_ctrl_c
 
-# A network and its graph are hundreds of thousands of Python objects that live to the end. Looking
-# through them after every 700, as Python does, takes a quarter of the time they are made in.
+# A network and its graph are hundreds of thousands of Python objects that live to the end. Python
+# would scan them after every 700 new ones, which takes a quarter of the time to build them.
 OBJECTS_BETWEEN_COLLECTIONS = 50_000
-# What the system says of a full disk, a folder that may not be read or written, and too little
-# memory: no bug of ours wherever it is met.
+# A full disk, a folder without permission, too little memory: for the user to mend, not a bug.
 REFUSALS = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOMEM}
 
 
 class Commands(click.Group):
-    """A group that turns a user's mistake into one line and exit status 2."""
+    """A group that reports a user's mistake in one line and exits with 2."""
 
     def main(self, *args: Any, **options: Any) -> NoReturn:
-        """Run the command; a mistake needs no stack trace, anything else is our bug."""
+        """Run the command. Only bugs of ours end with a stack trace."""
         handle_sigterm_as_ctrl_c()
         gc.set_threshold(OBJECTS_BETWEEN_COLLECTIONS)
         status = 0
         try:
-            # --help and --version come back as a status, commands as None
+            # click returns a status for --help and --version, and None for a command
             status = super().main(*args, **{**options, "standalone_mode": False}) or 0
         except click.exceptions.NoArgsIsHelpError as error:
             click.echo(error.format_message())
@@ -58,12 +57,13 @@ class Commands(click.Group):
 @click.group(cls=Commands, context_settings={"token_normalize_func": with_dashes})
 @click.version_option(__version__, prog_name="har")
 def main() -> None:
-    """Human action recognition from still images, as one MLflow-tracked experiment.
+    """Recognise human actions in photographs: train, compare and serve, recorded in MLflow.
 
     \b
-    har run                    the whole job; without data of yours, on a drawn sample
-    har run --variant v4 --data DIR
-    har variants               what the variants are
+    har run                             train and evaluate on a drawn sample
+    har run --variant v5 --data DIR     the same on your images; v5 is the fastest without a GPU
+    har variants                        which variants there are
+    har COMMAND --help                  every option
     """
 
 

@@ -9,33 +9,53 @@ import click
 
 from har.cli.options import (
     Between,
+    Command,
     Spelled,
     data_options,
     experiment_option,
+    experiment_to_read_option,
     flag,
     model_option,
     offline_option,
-    typed_split,
+    pop_split,
 )
 from har.util.errors import UserError
-from har.util.progress import quiet_loading, warn
+from har.util.progress import warn
+
+
+def run_id_option(command: Command) -> Command:
+    """Add the run id as an argument, and as the option that `mlflow run` can give."""
+    option = click.option("--run-id", "run_id_option", help="The same as RUN_ID; for `mlflow run`.")
+    return click.argument("run_id", required=False)(option(command))
+
+
+def pick_run_id(argument: str | None, option: str | None) -> str | None:
+    """Return the run id that was given in either way.
+
+    Raises:
+        UserError: both were given.
+    """
+    if argument and option:
+        raise UserError(f"give the run once: received {argument} and --run-id {option}")
+    return argument or option
 
 
 @click.command()
-@click.option("--run-id", help="A finished training run.")
+@run_id_option
 @click.option("--model", help="A model URI such as models:/har@champion, or a folder.")
 @click.option(
     "--robustness-images",
     type=click.IntRange(0),
     default=1000,
     show_default=True,
-    help="At most so many test images are evaluated again shifted, mirrored, blurred and with"
+    help="How many test images, at most, to evaluate again shifted, mirrored, blurred and with"
     " stronger JPEG compression; 0: none.",
 )
 @data_options
 @experiment_option
 def evaluate(
     run_id: str | None,
+    run_id_option: str | None,
     model: str | None,
     data: str,
     image_root: Path | None,
@@ -43,21 +63,25 @@ def evaluate(
     robustness_images: int,
     **options: Any,
 ) -> None:
-    """Evaluate a trained model on the test split, and record that as a run of its own."""
-    if (run_id is None) == (model is None):
-        raise UserError("say which model: either --run-id ID or --model URI")
-    with quiet_loading():
-        from har.data.prepare import load_manifest
-        from har.evaluation.robustness import format_table
-        from har.jobs.evaluate import evaluate_logged_model
-        from har.serving.load import load_logged_model
-        from har.tracking.store import open_experiment
+    """Evaluate a trained model on the test split, and record that as a new run.
 
+    RUN_ID is a finished training, its whole id or the beginning.
+    """
+    run_id = pick_run_id(run_id, run_id_option)
+    if (run_id is None) == (model is None):
+        raise UserError("say which model: either RUN_ID or --model URI")
+
+    from har.data.prepare import load_manifest
+    from har.evaluation.robustness import format_table
+    from har.jobs.evaluate import evaluate_logged_model
+    from har.serving.load import load_logged_model
+    from har.tracking.query import complete_model_uri
+    from har.tracking.store import open_experiment
+
+    logged = load_logged_model(complete_model_uri(model or f"runs:/{run_id}/model"))
     open_experiment(experiment)
-    uri = model or f"runs:/{run_id}/model"
-    logged = load_logged_model(uri)
-    # the images that the model's own run held out, unless told otherwise
-    manifest = load_manifest(data, typed_split(options), logged.split, image_root)
+    # by default the images that the model's own run held out
+    manifest = load_manifest(data, pop_split(options), logged.split, image_root)
     evaluation, robustness = evaluate_logged_model(logged, manifest, experiment, robustness_images)
     click.echo(evaluation.per_class.to_string(index=False, float_format="{:.3f}".format))
     for name, value in evaluation.scores.items():
@@ -70,17 +94,18 @@ def evaluate(
 @click.argument("images", nargs=-1, required=True, type=click.Path(path_type=Path))
 @model_option
 @click.option("--url", help="Ask this running server instead, such as http://127.0.0.1:5001.")
-@click.option("--json", "as_json", is_flag=True, help="One JSON object a line, with top_3.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object a line, with top_3.")
 @offline_option
 def classify(images: tuple[Path, ...], model: str, url: str | None, as_json: bool) -> None:
-    """Say what people do in IMAGES: files, or folders of them."""
+    """Tell what people do in IMAGES, which are files or folders of them."""
     from har.inference.predict import classify_files, find_images, format_row
 
     paths = find_images(images)
     if url is None:
-        with quiet_loading():
-            from har.serving.load import load_logged_model
-        answer: Any = load_logged_model(model).classifier.classify
+        from har.serving.load import load_logged_model
+        from har.tracking.query import complete_model_uri
+
+        answer: Any = load_logged_model(complete_model_uri(model)).classifier.classify
     else:
         from har.serving.client import ask_server
 
@@ -95,24 +120,27 @@ def classify(images: tuple[Path, ...], model: str, url: str | None, as_json: boo
     type=click.Path(path_type=Path),
     required=True,
     metavar="DIR",
-    help="Kaggle's layout, of which test/ is scored, or a folder of images.",
+    help="A folder of images, or Kaggle's layout, of which test/ is classified.",
 )
 @click.option(
     "--out",
     type=click.Path(path_type=Path, dir_okay=False),
     default=Path("predictions.csv"),
     show_default=True,
-    help="A new .csv or .parquet file: filename, label, probability, error.",
+    help="A new .csv or .parquet file with the columns filename, label, probability, error.",
 )
 @model_option
 @offline_option
 def predict(data: Path, out: Path, model: str) -> None:
-    """Score many unlabelled images into a file; interrupted, the same command goes on."""
-    with quiet_loading():
-        from har.inference.predict import predict_to_file
-        from har.serving.load import load_logged_model
+    """Classify many unlabelled images into a file.
 
-    logged = load_logged_model(model)
+    If it was interrupted, give the same command again: it continues where it stopped.
+    """
+    from har.inference.predict import predict_to_file
+    from har.serving.load import load_logged_model
+    from har.tracking.query import complete_model_uri
+
+    logged = load_logged_model(complete_model_uri(model))
     bad = predict_to_file(data, out, logged.classifier.classify, logged.identity)
     if bad:
         warn(f"{bad} images have no label; the column error says why")
@@ -120,59 +148,67 @@ def predict(data: Path, out: Path, model: str) -> None:
 
 
 @click.command()
-@click.option(
-    "--experiment",
-    help="MLflow experiment whose trainings are the candidates.  [har; under `mlflow run` the"
-    " one that was given to mlflow]",
-)
+@run_id_option
 @click.option(
     "--select-by",
     type=Spelled(["auto", "validation", "test"]),
     default="auto",
     show_default=True,
-    help="Accuracy that selects the candidate; auto: validation where a run has one, else test.",
+    help="Accuracy that selects the best run. auto: validation accuracy if any run has one, else"
+    " test accuracy.",
 )
 @click.option(
     "--test-digest",
-    help="Only runs evaluated on these test images.  [the champion's, else the newest run's]",
+    help="Select among runs with this test_digest, that is, evaluated on these test images."
+    "  [the champion's; without a champion the newest run's]",
 )
 @click.option(
     "--alpha",
     type=Between(0, 1, min_open=True),
     default=0.05,
     show_default=True,
-    help="The candidate is better if McNemar's exact test gives a p-value below this.",
+    help="A run is better than the champion if the p-value of McNemar's exact test is below this.",
 )
 @flag(
     "--ignore-champion",
-    "For other images or labels than the champion's: the best run on the newest run's test images"
-    " takes its place without a comparison.",
+    "Replace the champion without a comparison; for when your test images or labels changed."
+    " Selects among the newest run's test images.",
 )
-@flag("--dry-run", "Only say what would be done; the model is tried all the same.")
-@offline_option
-def promote(experiment: str | None, dry_run: bool, **options: Any) -> None:
-    """Make the best run the champion, if it beats the present one on the same test images.
+@flag("--dry-run", "Say what would be done, and test the model, but change nothing.")
+@experiment_to_read_option
+def promote(
+    run_id: str | None,
+    run_id_option: str | None,
+    experiment: str | None,
+    dry_run: bool,
+    **options: Any,
+) -> None:
+    """Make the best run, or RUN_ID, the champion if it beats the present one on its test images.
 
-    Its model is then served and asked as models:/har@champion, and the one before it is
-    models:/har@previous-champion. A candidate that is not better, by a paired test, changes
-    nothing and is no error.
+    The champion is what models:/har@champion names; the one before is
+    models:/har@previous-champion. A run that is not significantly better changes nothing, and
+    that is no error.
     """
+    from har.tracking.query import check_readable_store, find_run_id
+
+    check_readable_store()
     from har.serving.promotion import promote
     from har.serving.selection import Rules
-    from har.tracking.store import check_store
 
-    check_store()
-    click.echo(promote(experiment, Rules(**options), dry_run))
+    named = pick_run_id(run_id, run_id_option)
+    rules = Rules(run_id=find_run_id(named) if named else None, **options)
+    click.echo(promote(experiment, rules, dry_run))
 
 
 @click.command()
 @offline_option
 def champion() -> None:
     """Show the present champion: its run, variant, hardware, accuracy and latency."""
-    from har.serving.promotion import describe_champion
-    from har.tracking.store import check_store
+    from har.tracking.query import check_readable_store
 
-    check_store()
+    check_readable_store()
+    from har.serving.promotion import describe_champion
+
     click.echo(describe_champion())
 
 

@@ -1,9 +1,9 @@
-"""The options of the commands. Those of a recipe are made from its fields."""
+"""Options that several commands share. Those of a recipe are made from its fields."""
 
 import math
 import os
 from collections.abc import Callable
-from dataclasses import fields
+from dataclasses import Field, fields
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin
 
@@ -18,18 +18,18 @@ SPLIT_OPTIONS = ("test_fraction", "split_seed", "duplicates", "test_file")
 
 
 class Spelled(click.Choice[str]):
-    """A choice whose values are spelled as they are, whatever happens to option names."""
+    """A choice whose values keep their underscores, while option names get dashes."""
 
     def normalize_choice(self, choice: Any, ctx: click.Context | None) -> str:
-        """The choice itself."""
+        """Return the choice unchanged."""
         return str(choice)
 
 
 class Between(click.FloatRange):
-    """A number between bounds; NaN is between none, whatever comparisons say."""
+    """A number within bounds. NaN is refused: it passes every comparison with a bound."""
 
     def convert(self, value: Any, param: Any, ctx: click.Context | None) -> float:
-        """The number."""
+        """Parse the number, or fail with the bounds in the message."""
         number = float(super().convert(value, param, ctx))
         if math.isnan(number):
             self.fail(f"{value} is no number between {self.min} and {self.max}.", param, ctx)
@@ -37,26 +37,35 @@ class Between(click.FloatRange):
 
 
 def with_dashes(name: str) -> str:
-    """`--batch_size` and `--batch-size` are one option."""
+    """Spell a name as options are spelled: `batch_size` as `batch-size`."""
     return name.replace("_", "-")
 
 
 def recipe_options(command: Command) -> Command:
-    """One option for each field of Recipe. Left out, it keeps the variant's value."""
+    """Add one option for each field of Recipe. Left out, it keeps the variant's value."""
     for each in reversed(fields(Recipe)):
         option = click.option(
             f"--{with_dashes(each.name)}",
             each.name,
-            type=option_type(each),
+            type=_option_type(each),
             default=None,
-            help=each.metadata["help"],
+            help=f"{each.metadata['help']}.  [{_describe_defaults(each)}]",
         )
         command = option(command)
     return command
 
 
-def option_type(each: Any) -> click.ParamType[Any]:
-    """The click type of a recipe field."""
+def _describe_defaults(each: Field[Any]) -> str:
+    """The value of each variant: `40` where all agree, else `original, v1: 0; v2, v3: 5`."""
+    variants: dict[Any, list[str]] = {}
+    for name, recipe in VARIANTS.items():
+        variants.setdefault(getattr(recipe, each.name), []).append(name)
+    if len(variants) == 1:
+        return str(next(iter(variants)))
+    return "; ".join(f"{', '.join(names)}: {value}" for value, names in variants.items())
+
+
+def _option_type(each: Field[Any]) -> click.ParamType[Any]:
     if get_origin(each.type) is Literal:
         return Spelled(get_args(each.type))
     if each.type is str:
@@ -66,44 +75,47 @@ def option_type(each: Any) -> click.ParamType[Any]:
 
 
 def data_options(command: Command) -> Command:
-    """Where the images come from, and how test images are held out."""
+    """Add options that say where the images come from and how test images are held out."""
     options = [
         click.option(
             "--data",
             default="auto",
             show_default=True,
             metavar="auto|sample|kaggle|DIR",
-            help="auto: $HAR_DATA, else Kaggle's input folder, else ./data, else the built-in"
-            " sample. DIR: Kaggle's layout, a folder of images for each label, or what"
-            " `har prepare` wrote.",
+            help="DIR: Kaggle's layout, a folder of images for each label, or a folder that `har"
+            " prepare` wrote. auto: the first of $HAR_DATA, Kaggle's input folder, ./data, and"
+            " the built-in sample.",
         ),
         click.option(
             "--image-root",
             type=click.Path(path_type=Path, file_okay=False),
             metavar="DIR",
-            help="Where the images of a prepared folder lie now, if they were moved.",
+            help="New place of the images of a prepared folder, if you moved them.",
         ),
         click.option(
             "--test-fraction",
             type=Between(0, 0.9),
-            help="Share of the images held out for test; 0: none, as in the notebooks.  [0.15]",
+            help="Share of the images held out for test; 0: no test split, as in the notebooks."
+            "  [0.15]",
         ),
         click.option(
             "--split-seed",
             type=click.IntRange(0, 2**31 - 1),
-            help="Which images are test and which validation; --seed is training's.  [0]",
+            help="Decides which images are for test and for validation; --seed is for training."
+            "  [0]",
         ),
         click.option(
             "--duplicates",
             type=Spelled(["near", "exact", "ignore"]),
-            help="Which copies no split parts: those that look alike, only byte-identical ones,"
-            " or none, as in the notebooks.  [near]",
+            help="Copies of one image stay on one side of every split. near: images that look"
+            " alike count as copies; exact: only byte-identical files; ignore: split copies"
+            " freely, as in the notebooks.  [near]",
         ),
         click.option(
             "--test-file",
             metavar="FILE",
-            help="CSV (filename,label) of labelled images in the data's folder test/: these are"
-            " the test split.  [none]",
+            help="CSV (filename,label) with labels for images in the data's folder test/; these"
+            " become the test split.  [none]",
         ),
     ]
     for option in reversed(options):
@@ -111,45 +123,56 @@ def data_options(command: Command) -> Command:
     return command
 
 
-def typed_split(options: dict[str, Any]) -> dict[str, Any]:
-    """Take the split's options out of `options`; those that were typed."""
+def pop_split(options: dict[str, Any]) -> dict[str, Any]:
+    """Take the options of the split out of `options`; return those that were given."""
     given = {name: options.pop(name) for name in SPLIT_OPTIONS}
     return {name: value for name, value in given.items() if value is not None}
 
 
 def experiment_option(command: Command) -> Command:
-    """Where a run is recorded."""
+    """Add options for where a run is recorded."""
     return click.option(
         "--experiment",
         default="har",
         show_default=True,
-        help="MLflow experiment; under `mlflow run` give --experiment-name to mlflow instead.",
+        help="MLflow experiment to record in. Under `mlflow run`, give --experiment-name to mlflow"
+        " instead.",
+    )(offline_option(command))
+
+
+def experiment_to_read_option(command: Command) -> Command:
+    """Add options for which trainings are read, by `promote` and `compare`."""
+    return click.option(
+        "--experiment",
+        help="MLflow experiment whose trainings are read.  [har; under `mlflow run` that run's]",
     )(offline_option(command))
 
 
 def offline_option(command: Command) -> Command:
-    """Which store is used."""
+    """Add the option for using the store of this folder."""
     return click.option(
         "--offline",
         is_flag=True,
         expose_value=False,
-        callback=record_here,
-        help=f"Use {LOCAL_STORE} in this folder, whatever MLFLOW_TRACKING_URI says; for what is"
-        " recorded there, give it to the commands that read it too.",
+        callback=_use_local_store,
+        help=f"Use {LOCAL_STORE} in this folder instead of MLFLOW_TRACKING_URI. Give it again to"
+        " commands that read these runs.",
     )(command)
 
 
-def record_here(ctx: click.Context, option: click.Parameter, offline: bool) -> None:
-    """Before MLflow is loaded: this process and those that it starts use the local store."""
+def _use_local_store(ctx: click.Context, option: click.Parameter, offline: bool) -> None:
+    """Set the store for this process and its children, before MLflow is loaded."""
     if not offline:
         return
     if "MLFLOW_RUN_ID" in os.environ:
-        raise UserError("--offline is not for `mlflow run`, which has opened its run already")
+        raise UserError(
+            "--offline does not work through `mlflow run`, which has opened its run already"
+        )
     os.environ["MLFLOW_TRACKING_URI"] = LOCAL_STORE
 
 
 def model_option(command: Command) -> Command:
-    """Which model answers."""
+    """Add the option for which model answers."""
     return click.option(
         "--model",
         default="models:/har@champion",
@@ -159,7 +182,7 @@ def model_option(command: Command) -> Command:
 
 
 def flag(name: str, help: str) -> Callable[[Command], Command]:
-    """One that `mlflow run` can give too: it can only write --name true."""
+    """Build a flag that also takes a value: `mlflow run` can only write `--name true`."""
     return click.option(
         name,
         type=click.BOOL,
@@ -172,26 +195,33 @@ def flag(name: str, help: str) -> Callable[[Command], Command]:
 
 
 def runtime_option(command: Command) -> Command:
-    """What computes forward passes."""
+    """Add the option for what computes forward passes."""
     return click.option(
         "--runtime",
         type=Spelled(["auto", "tensorflow", "openvino"]),
         default="auto",
         show_default=True,
-        help="What computes the logged model's forward pass, here and where it is served, and the"
-        " loader features'. openvino is faster on CPUs (pip install openvino). auto: tensorflow"
-        " serves; features are computed by openvino on a CPU where it is installed.",
+        help="Computes the forward passes of the logged model and of --loader features. openvino"
+        " is faster on CPUs (pip install openvino). auto: tensorflow for the model; for features"
+        " openvino on a CPU where it is installed.",
     )(command)
 
 
 def training_options(command: Command) -> Command:
-    """The options that `run` and `train` share."""
+    """Add the options of a training."""
     for decorate in (runtime_option, experiment_option, recipe_options, data_options):
         command = decorate(command)
+    command = click.option(
+        "--run-name",
+        metavar="NAME",
+        help="Name of the run in the MLflow UI.  [built from the variant, backbone, hardware, data"
+        " and your changes]",
+    )(command)
     return click.option(
         "--variant",
         type=Spelled(list(VARIANTS)),
         default="v3",
         show_default=True,
-        help="Which notebook's recipe; the options below change it.",
+        help="Recipe to train (`har variants` lists them). The options from --loader to --seed"
+        " change it.",
     )(command)

@@ -4,52 +4,48 @@ from pathlib import Path
 
 import click
 
-from har.cli.options import (
-    experiment_option,
-    offline_option,
-)
-from har.util.progress import quiet_loading
+from har.cli.options import experiment_option, experiment_to_read_option, offline_option
+from har.cli.tables import format_trainings
 
 
 @click.command()
 @click.argument("run_ids", nargs=-1)
-@click.option("--runs", default="", help="The same, with commas between, as `mlflow run` needs it.")
 @click.option(
-    "--experiment",
-    help="MLflow experiment: all its finished trainings, unless runs are named; the comparison is"
-    " recorded there.  [har; under `mlflow run` the one that was given to mlflow]",
+    "--runs", default="", help="The same as RUN_IDS, separated by commas; for `mlflow run`."
 )
 @click.option(
     "--out",
     type=click.Path(path_type=Path, file_okay=False),
     default=Path("comparison"),
     show_default=True,
-    help="Gets report.html, which needs nothing else, its tables as CSV and its figures.",
+    help="Folder for report.html, which needs no other file, and its tables and figures.",
 )
-@offline_option
+@experiment_to_read_option
 def compare(run_ids: tuple[str, ...], runs: str, experiment: str | None, out: Path) -> None:
     """Compare trainings: accuracy, time, recipes, and every pair on the same test images.
 
-    RUN_IDS are finished trainings, published ones too (`har import-notebooks`).
+    RUN_IDS are finished trainings, whole ids or their beginnings. Without them, all finished
+    trainings of the experiment are compared, published ones (`har import-notebooks`) included.
+    The comparison is recorded in the experiment.
     """
-    with quiet_loading():
-        from har.jobs.compare import run_comparison
-        from har.tracking.store import check_store
+    from har.tracking.query import check_readable_store
 
-    check_store()
+    check_readable_store()
+    from har.jobs.compare import run_comparison
+
     named = [*run_ids, *(each.strip() for each in runs.split(",") if each.strip())]
-    click.echo(run_comparison(named, experiment, out))
+    records, report = run_comparison(named, experiment, out)
+    click.echo(f"{format_trainings(records, short_ids=True)}\n{report}")
 
 
 @click.command()
 @experiment_option
 def import_notebooks(experiment: str) -> None:
-    """Record the five published notebook runs, to stand beside measured ones; once is enough.
+    """Record the five published notebook runs, to compare yours with; once is enough.
 
-    Their times are of other hardware and other images, their accuracy is of training images.
+    Their times are of other hardware and other images. Their accuracy is training accuracy.
     """
-    with quiet_loading():
-        from har.jobs.import_notebooks import import_notebooks
+    from har.jobs.import_notebooks import import_notebooks
 
     for variant, run_id in import_notebooks(experiment).items():
         click.echo(f"{variant:<10}{run_id}")
@@ -61,14 +57,14 @@ def import_notebooks(experiment: str) -> None:
 def twins(run_id: str) -> None:
     """Compare a training with those of the same recipe and data on other hardware.
 
-    Also links them to each other by tags, and removes the links to deleted ones.
+    Also links them to each other by tags, and removes the links to deleted runs.
     """
-    with quiet_loading():
-        from har.compare.twins import describe_twins
-        from har.tracking.store import check_store
+    from har.tracking.query import check_readable_store, find_run_id
 
-    check_store()
-    click.echo(describe_twins(run_id))
+    check_readable_store()
+    from har.compare.twins import describe_twins
+
+    click.echo(describe_twins(find_run_id(run_id)))
 
 
 COMMANDS = (compare, import_notebooks, twins)

@@ -289,8 +289,7 @@ def _describe_front(front: Sequence[Record]) -> str:
     if not front:
         return "No run has a wall time that can be compared."
     each = "; ".join(
-        f"{_format_run(record)}: {record.seconds:,.0f} s,"
-        f" {PERCENT(record.accuracy)}"
+        f"{_format_run(record)}: {record.seconds:,.0f} s, {PERCENT(record.accuracy)}"
         for record in front
     )
     return f"No run is both quicker and better than these: {each}."

@@ -69,14 +69,16 @@ def compare_twins(
     """Compare a twin with a training. `here` and `there` say of each test image, in one order,
     whether the training and the twin are right; None where that is not known.
     """
-    known = here is not None and there is not None and len(here) == len(there)
+    difference = None
+    if here is not None and there is not None and len(here) == len(there):
+        difference = paired_difference(here, there)
     # after a cache hit the wall time is not the whole job's
     whole = not (record.cache_hit or twin.cache_hit)
     return Comparison(
         twin=twin,
         time_ratio=_ratio(twin.seconds, record.seconds) if whole else None,
         speed_ratio=_ratio(twin.images_per_second, record.images_per_second),
-        difference=paired_difference(here, there) if known else None,
+        difference=difference,
     )
 
 

@@ -11,8 +11,15 @@ import mlflow
 from har.compare.report import build_comparison, write_comparison
 from har.data.report import REPORT_FILE
 from har.tracking.descriptions import describe_comparison
-from har.tracking.query import find_current_experiment, find_experiment, find_runs, find_training
-from har.tracking.records import load_records
+from har.tracking.query import (
+    choose_experiment_to_read,
+    find_current_experiment,
+    find_experiment,
+    find_run_id,
+    find_runs,
+    find_training,
+)
+from har.tracking.records import Record, load_records
 from har.tracking.store import DEFAULT_EXPERIMENT, open_run, quiet_mlflow
 from har.tracking.tags import comparison_tags
 from har.tracking.ui import describe_run_page
@@ -20,18 +27,28 @@ from har.util.errors import UserError, first_line
 from har.util.progress import say
 
 
-def run_comparison(run_ids: Sequence[str], experiment: str | None, out: Path) -> Path:
-    """Compare trainings, write the report with its tables and figures into `out`, and record that
-    as a run; the report's file.
+def run_comparison(
+    run_ids: Sequence[str], experiment: str | None, out: Path
+) -> tuple[list[Record], Path]:
+    """Compare trainings, write the report into `out`, and record it as a run; return the trainings
+    and the report's file.
 
-    Without ids, all finished trainings of the experiment; under `mlflow run` its own by default.
+    Without run ids, all finished trainings of the experiment. Run ids may be their beginnings.
 
     Raises:
-        UserError: a run that is no finished training, fewer than two, or `out` cannot be written.
+        UserError: a run is no finished training, there are fewer than two, or `out` cannot be
+            written.
     """
     quiet_mlflow()
-    name = experiment or find_current_experiment() or DEFAULT_EXPERIMENT
-    records = load_records(_find_trainings(run_ids, name))
+    if run_ids:
+        name = experiment or find_current_experiment() or DEFAULT_EXPERIMENT
+        found = dict.fromkeys(map(find_run_id, run_ids))
+        runs: list[Any] = [find_training(run_id) for run_id in found]
+    else:
+        name = choose_experiment_to_read(experiment)
+        finished = "tags.job = 'train' and attributes.status = 'FINISHED'"
+        runs = find_runs(finished, [find_experiment(name)])
+    records = load_records(runs)
     if len(records) < 2:
         where = "among those named" if run_ids else f"in experiment {name}"
         raise UserError(f"a comparison needs two finished trainings; {where}: {len(records)}")
@@ -48,14 +65,4 @@ def run_comparison(run_ids: Sequence[str], experiment: str | None, out: Path) ->
         except OSError as error:
             raise UserError(f"{out} cannot be written: {first_line(error)}") from error
     say(f"see it: {describe_run_page(run.id)}")
-    return out / REPORT_FILE
-
-
-def _find_trainings(run_ids: Sequence[str], experiment: str) -> list[Any]:
-    """The runs named, or all finished trainings of the experiment."""
-    if not run_ids:
-        experiment_ids = [find_experiment(experiment)]
-        runs = find_runs("tags.job = 'train' and attributes.status = 'FINISHED'", experiment_ids)
-    else:
-        runs = [find_training(run_id) for run_id in dict.fromkeys(run_ids)]
-    return runs
+    return records, out / REPORT_FILE

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from har.data.prepare import load_manifest
+from har.data.splits import Split
 from har.inference.runtimes import AUTO
 from har.jobs.train import run_training
 from har.recipe import Recipe, describe_changes
@@ -27,7 +28,14 @@ from har.util.progress import say, warn
 
 
 def reproduce_training(
-    run_id: str, data: str, image_root: Path | None, experiment: str, runtime: str, started: float
+    run_id: str,
+    *,
+    data: str,
+    image_root: Path | None,
+    experiment: str,
+    runtime: str,
+    run_name: str | None,
+    started: float,
 ) -> Record:
     """Train a recorded run's recipe again, on the same images, as a new run.
 
@@ -36,7 +44,7 @@ def reproduce_training(
     """
     open_experiment(experiment)
     record = load_recorded_training(run_id)
-    manifest = load_manifest(data, default=record.split, image_root=image_root)
+    manifest = load_manifest(data, default=record.split or Split(), image_root=image_root)
     check_same_data(record, manifest)
     feature_runtime = None
     # the same runtimes as before, unless the user names another
@@ -45,7 +53,7 @@ def reproduce_training(
     every_field = [each.name for each in fields(Recipe)]
     recipe = Recipe(**record.recipe)
     job = build_job(record.variant, recipe, every_field, manifest, runtime, feature_runtime)
-    return run_training(job, experiment, started)
+    return run_training(job, experiment, started, run_name=run_name)
 
 
 def resume_training(

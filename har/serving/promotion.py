@@ -31,14 +31,16 @@ from har.serving.selection import (
     select_candidate,
 )
 from har.tracking.query import (
-    find_current_experiment,
+    choose_experiment_to_read,
     find_experiment,
+    find_experiment_of,
     find_models,
     find_runs,
+    find_training,
     load_predictions,
 )
 from har.tracking.records import Record, read_record
-from har.tracking.store import DEFAULT_EXPERIMENT, open_run, quiet_mlflow
+from har.tracking.store import open_run, quiet_mlflow
 from har.util.errors import UserError, first_line
 from har.util.files import cache_folder
 from har.util.locks import file_lock
@@ -58,11 +60,14 @@ def promote(experiment: str | None, rules: Rules, dry_run: bool = False) -> str:
             same images, or a candidate whose model does not work.
     """
     quiet_mlflow()
-    if "MLFLOW_RUN_ID" not in os.environ:
-        decision = _decide_and_promote(experiment or DEFAULT_EXPERIMENT, rules, dry_run)
+    # before the run is opened: MLflow then forgets which it was
+    if rules.run_id:
+        name = find_experiment_of(rules.run_id)
     else:
-        # before the run is opened: MLflow then forgets which it was
-        name = experiment or find_current_experiment() or DEFAULT_EXPERIMENT
+        name = choose_experiment_to_read(experiment)
+    if "MLFLOW_RUN_ID" not in os.environ:
+        decision = _decide_and_promote(name, rules, dry_run)
+    else:
         with open_run(name, {MLFLOW_RUN_NAME: "promote", "job": "promote"}) as run:
             decision = _decide_and_promote(name, rules, dry_run)
             candidate = decision.selected.record.run_id
@@ -86,7 +91,7 @@ def _decide_and_promote(experiment: str, rules: Rules, dry_run: bool) -> Decisio
     with promotion_lock():
         for _ in range(ATTEMPTS):
             champion = _load_champion()
-            decision = _decide(_load_candidates(experiment), champion, rules)
+            decision = _decide(_load_candidates(experiment, rules.run_id), champion, rules)
             if decision.outcome == "would promote":
                 decision = refuse_broken_model(decision)
             if dry_run or decision.outcome != "would promote":
@@ -123,13 +128,19 @@ def promotion_lock() -> Iterator[None]:
         yield
 
 
-def _load_candidates(experiment: str) -> list[Record]:
-    """Load the finished trainings of an experiment that have a model and a test accuracy.
+def _load_candidates(experiment: str, run_id: str | None) -> list[Record]:
+    """Load the finished trainings of an experiment that have a model and a test accuracy, or only
+    the one that is named.
 
     Raises:
         UserError: the store cannot be used, no such experiment, or no candidate in it.
     """
     experiment_id = find_experiment(experiment)
+    if run_id:
+        run, models = find_training(run_id), find_models(experiment_id)
+        if why := _why_unfit(run, models):
+            raise UserError(f"run {run_id} cannot be promoted: it is {why}")
+        return [replace(read_record(run), model_uri=models[run_id])]
     runs, models = find_runs("tags.job = 'train'", [experiment_id]), find_models(experiment_id)
     if not runs:
         raise UserError(f"experiment {experiment} has no trainings: `har run` records one")
@@ -315,7 +326,9 @@ def describe_champion() -> str:
     quiet_mlflow()
     version, previous = _find_version(CHAMPION), _find_version(PREVIOUS)
     if version is None:
-        raise UserError("there is no champion yet: `har promote --experiment NAME` chooses one")
+        raise UserError(
+            f"there is no champion yet in {mlflow.get_registry_uri()}: `har promote` chooses one"
+        )
     tags, metrics = _read_version(version)
     accuracy, latency = "unknown", "unknown"
     if "accuracy" in metrics:

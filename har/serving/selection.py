@@ -15,21 +15,23 @@ from har.util.errors import UserError
 
 MODEL = "har"
 CHAMPION, PREVIOUS = "champion", "previous-champion"
-SelectedOn = Literal["validation", "test"]
+SelectedOn = Literal["validation", "test", "request"]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Rules:
     """How a candidate is selected, and when it replaces the champion.
 
-    Only runs with `test_digest` compete (None: the champion's, else the newest run's). The
-    candidate must beat the champion with a p-value below `alpha`, unless `ignore_champion`.
+    Only runs with `test_digest` compete (None: the champion's, else the newest run's); `run_id`
+    names the only candidate. The candidate must beat the champion with a p-value below `alpha`,
+    unless `ignore_champion`.
     """
 
     select_by: Literal["auto", "validation", "test"] = "auto"
     test_digest: str | None = None
     alpha: float = 0.05
     ignore_champion: bool = False
+    run_id: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,6 +91,10 @@ def select_candidate(records: Sequence[Record], rules: Rules, champions: str | N
     Raises:
         UserError: no record has the test digest or the accuracy that the rules ask for.
     """
+    if rules.run_id:
+        (named,) = records
+        note = f"candidate: {named.name}, run {named.run_id}, as requested"
+        return Selected(record=named, selection="request", notes=(note,))
     digest = _select_digest(records, rules.test_digest, champions)
     within = [each for each in records if each.test_digest == digest]
     validated = [each for each in within if each.val_accuracy is not None]
@@ -127,15 +133,16 @@ def _select_digest(records: Sequence[Record], wanted: str | None, champions: str
 
 def decide_without_test(selected: Selected, champion: Champion | None) -> Decision:
     """Decide where there is no champion to compare with, or it is the candidate or ignored."""
+    same = champion is not None and champion.run_id == selected.record.run_id
     if champion is None:
-        outcome, why = "would promote", "there is no champion yet"
-    elif champion.run_id == selected.record.run_id:
-        outcome = "kept"
+        why = "there is no champion yet"
+    elif same:
         why = f"the candidate is the present champion, version {champion.version}"
     else:
-        outcome = "would promote"
         why = f"not compared with the champion, version {champion.version}: --ignore-champion"
-    return Decision(outcome=outcome, why=why, selected=selected, champion=champion)
+    return Decision(
+        outcome="kept" if same else "would promote", why=why, selected=selected, champion=champion
+    )
 
 
 def decide(
@@ -162,7 +169,8 @@ def decide(
     before = (both["predicted_before"] == both["label"]).to_numpy()
     gained, lost, p_value = paired_test(before, after)
     better, significant = gained > lost, p_value < alpha
-    verdict = f"p = {p_value:.3g} (McNemar, exact) is {'' if significant else 'not '}below {alpha:g}"
+    below = "below" if significant else "not below"
+    verdict = f"p = {p_value:.3g} (McNemar, exact) is {below} {alpha:g}"
     why = (
         f"the candidate is right on {after.sum()} of {len(both)} test images ({after.mean():.1%}),"
         f" the champion, version {champion.version}, on {before.sum()} ({before.mean():.1%});"

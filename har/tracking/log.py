@@ -96,7 +96,11 @@ def open_epoch_log(run_id: str, backup: Backup) -> Iterator[OnEpoch]:
     with short_timeouts():
         logged = mlflow.MlflowClient().get_metric_history(run_id, "epoch_time_s")
         known = {each.step for each in logged}
-        with open_journal(lambda entry: log_epoch(run_id, *entry)) as add:
+
+        def send(entry: tuple[int, dict[str, float], int]) -> None:
+            log_epoch(run_id, *entry)
+
+        with open_journal(send) as add:
 
             def log_once(epoch: int, metrics: dict[str, float]) -> None:
                 if epoch not in known:
@@ -134,7 +138,7 @@ def log_result(run: Run, job: TrainingJob, result: Result) -> None:
 def log_evaluation(
     run: Run, evaluation: Evaluation, latency: Latency, manifest: Manifest, model_id: str | None
 ) -> None:
-    """Log test scores and latency, linked to the model and the data set, with tables and figures."""
+    """Log test scores, latency, tables and figures; scores are linked to the model and the data."""
     dataset = _build_dataset(manifest)
     run.log_metrics(evaluation.scores | asdict(latency), model_id=model_id, dataset=dataset)
     tables = {

@@ -1,15 +1,116 @@
 """Finds runs, models and experiments in the MLflow store."""
 
 import os
+import re
+import shlex
+from collections import Counter
+from collections.abc import Mapping
 from io import StringIO
+from pathlib import Path
 from typing import Any
 
 import mlflow
 import pandas as pd
 from mlflow.exceptions import MlflowException
 
-from har.tracking.store import explain_store_errors
+from har.tracking.store import DEFAULT_EXPERIMENT, check_store, explain_store_errors
 from har.util.errors import UserError, first_line
+from har.util.progress import say
+
+WHOLE_RUN_ID = re.compile("[0-9a-f]{32}")
+# Runs named in the message about an ambiguous prefix.
+MAX_LISTED = 5
+
+
+def check_readable_store() -> None:
+    """Raise a UserError unless the tracking store exists and answers within 20 seconds.
+
+    For commands that read: MLflow itself creates an empty store where it finds none.
+    """
+    uri = mlflow.get_tracking_uri()
+    if uri.startswith("sqlite:///"):
+        file = Path(uri.removeprefix("sqlite:///").partition("?")[0]).absolute()
+        if not file.is_file():
+            raise UserError(
+                f"no runs are recorded here: there is no {file}; cd to the folder that holds your"
+                " mlflow.db, or set MLFLOW_TRACKING_URI"
+            )
+    check_store()
+
+
+def find_run_id(prefix: str) -> str:
+    """Find the id of the run that `prefix` begins; a whole id is returned as it is.
+
+    Raises:
+        UserError: no run of this store, or more than one, begins with it.
+    """
+    if WHOLE_RUN_ID.fullmatch(prefix):
+        return prefix
+    if not re.fullmatch("[0-9a-f]+", prefix):
+        raise UserError(f"{prefix!r} is no run id, nor its beginning: those are of 0-9 and a-f")
+    found = find_runs(f"attributes.run_id LIKE '{prefix}%'")
+    names = {str(run.info.run_id): f" ({run.info.run_name})" for run in found}
+    run_id = pick_by_prefix(prefix, names)
+    if run_id is None:
+        raise UserError(f"no run id in {mlflow.get_tracking_uri()} begins with {prefix}")
+    return run_id
+
+
+def pick_by_prefix(prefix: str, names: Mapping[str, str]) -> str | None:
+    """Pick the run id that begins with `prefix`, None if there is none; `names` is by run id.
+
+    Raises:
+        UserError: several begin with it.
+    """
+    found = [run_id for run_id in names if run_id.startswith(prefix)]
+    if len(found) > 1:
+        listed = ", ".join(f"{run_id}{names[run_id]}" for run_id in found[:MAX_LISTED])
+        more = f" and {len(found) - MAX_LISTED} more" if len(found) > MAX_LISTED else ""
+        raise UserError(f"{len(found)} run ids begin with {prefix}: {listed}{more}")
+    return found[0] if found else None
+
+
+def complete_model_uri(uri: str) -> str:
+    """Replace the beginning of a run id in `runs:/ID/model` by the whole id.
+
+    Raises:
+        UserError: the store that the URI needs does not exist, or has no such run.
+    """
+    if uri.startswith("models:/") and mlflow.get_registry_uri() == mlflow.get_tracking_uri():
+        check_readable_store()
+    if not uri.startswith("runs:/"):
+        return uri
+    check_readable_store()
+    run_id, slash, path = uri.removeprefix("runs:/").partition("/")
+    return f"runs:/{find_run_id(run_id)}{slash}{path}"
+
+
+def choose_experiment_to_read(experiment: str | None) -> str:
+    """Return the experiment whose trainings are read: by default the one of `mlflow run`, else har.
+
+    By default, say which other experiments have finished trainings: those are left out.
+    """
+    if experiment is not None:
+        return experiment
+    name = find_current_experiment() or DEFAULT_EXPERIMENT
+    if elsewhere := _count_trainings_elsewhere(name):
+        counts = ", ".join(f"{count} in {other}" for other, count in elsewhere.items())
+        say(
+            f"left out: finished trainings of other experiments than {name}: {counts};"
+            f" --experiment {shlex.quote(next(iter(elsewhere)))} uses those"
+        )
+    return name
+
+
+def _count_trainings_elsewhere(experiment: str) -> dict[str, int]:
+    """Experiment name to its number of finished trainings, the published ones not counted."""
+    # published ones have no digest
+    measured = "tags.job = 'train' and tags.recipe_digest != ''"
+    runs = find_runs(f"{measured} and attributes.status = 'FINISHED'")
+    counts = Counter(run.info.experiment_id for run in runs)
+    with explain_store_errors():
+        names = {each.experiment_id: each.name for each in mlflow.search_experiments()}
+    return {names[each]: count for each, count in counts.most_common() if names[each] != experiment}
 
 
 def find_runs(condition: str, experiment_ids: list[str] | None = None) -> list[Any]:
@@ -43,24 +144,20 @@ def find_experiment(name: str) -> str:
     with explain_store_errors():
         known = {each.name: each.experiment_id for each in mlflow.search_experiments()}
     if name not in known:
-        raise UserError(f"no such experiment: {name}; there are: {', '.join(known)}")
+        there = f"{', '.join(known)} (in {mlflow.get_tracking_uri()})"
+        raise UserError(f"no such experiment: {name}; there are: {there}")
     return str(known[name])
 
 
 def find_training(run_id: str) -> Any:
-    """A finished training, measured or published.
+    """The MLflow run of a finished training.
 
     Raises:
-        UserError: there is no such run, or it is something else.
+        UserError: the store has no such run, it was deleted, or it is something else.
     """
-    try:
-        run = mlflow.get_run(run_id)
-    except (MlflowException, OSError) as error:
-        raise UserError(f"run {run_id} cannot be read: {first_line(error)}") from error
-    if run.info.lifecycle_stage != "active":
-        raise UserError(f"run {run_id} was deleted")
+    run = _load_run(run_id)
     if run.info.status != "FINISHED" or run.data.tags.get("job") != "train":
-        job = run.data.tags.get("job", "none of this project's")
+        job = run.data.tags.get("job", "none of this project")
         raise UserError(
             f"run {run_id} is no finished training: its job is {job}, its status {run.info.status}"
         )
@@ -68,18 +165,33 @@ def find_training(run_id: str) -> Any:
 
 
 def has_finished(run_id: str) -> bool:
-    """Whether a run ended well.
+    """Whether a run has ended well.
 
     Raises:
-        UserError: there is no such run, or it was deleted.
+        UserError: the store has no such run, or it was deleted.
     """
+    return str(_load_run(run_id).info.status) == "FINISHED"
+
+
+def find_experiment_of(run_id: str) -> str:
+    """The name of a run's experiment.
+
+    Raises:
+        UserError: the store has no such run, or it was deleted.
+    """
+    return str(mlflow.get_experiment(_load_run(run_id).info.experiment_id).name)
+
+
+def _load_run(run_id: str) -> Any:
     try:
         run = mlflow.get_run(run_id)
     except (MlflowException, OSError) as error:
         raise UserError(f"run {run_id} cannot be read: {first_line(error)}") from error
     if run.info.lifecycle_stage != "active":
-        raise UserError(f"cannot resume run {run_id}: it is deleted")
-    return str(run.info.status) == "FINISHED"
+        raise UserError(
+            f"run {run_id} was deleted; `mlflow runs restore --run-id {run_id}` brings it back"
+        )
+    return run
 
 
 def delete_models(run_id: str) -> None:

@@ -33,7 +33,7 @@ def read_tags(run: mlflow.entities.Run) -> dict[str, str]:
 
 
 def training_params(job: TrainingJob) -> dict[str, Any]:
-    """Return what was requested (plain and `recipe.*`), what runs (`used.*`), and what was found."""
+    """Return what was requested (plain and `recipe.*`), what runs (`used.*`) and what was found."""
     used, hardware = job.used, job.hardware
     return {
         "variant": job.variant,

@@ -12,6 +12,8 @@ from har.training.backup import Backup
 from har.training.state import State, Stopping, capture_state
 from har.util.progress import progress, say
 
+# The first steps are slow, and a short training needs no estimate.
+ESTIMATE_AFTER_S = 15.0
 # Called after each epoch with its number, from 1, and its metrics by logged name.
 OnEpoch = Callable[[int, dict[str, float]], None]
 
@@ -43,6 +45,7 @@ class EpochReport(keras.callbacks.Callback):
         # earlier processes' training counts too
         self.train_started = started - (resume_from.train_time_s if resume_from else 0.0)
         self.bar = ExitStack()
+        self.estimated = False
 
     @property
     def train_time_s(self) -> float:
@@ -61,6 +64,17 @@ class EpochReport(keras.callbacks.Callback):
         self.advance(batch + 1 - self.done)
         self.done = batch + 1
         self.checkpoint()
+        if not self.estimated and time.monotonic() - self.started > ESTIMATE_AFTER_S:
+            self._say_estimate()
+
+    def _say_estimate(self) -> None:
+        """Say once how long the epochs that are left will take."""
+        self.estimated = True
+        step_s = (time.monotonic() - self.started) / self.done
+        epochs = self.recipe.epochs - len(self.history)
+        minutes = step_s * self.steps * epochs / 60
+        sooner = ", sooner with early stopping" if self.recipe.patience else ""
+        say(f"about {minutes:,.0f} min for {epochs} epochs{sooner}")
 
     def on_test_batch_end(self, batch: int, logs: Any = None) -> None:
         """Let Ctrl-C stop validation too."""

@@ -1,5 +1,6 @@
 """Twins across hardware: who is one, what is said of them, and who writes it."""
 
+import re
 import sys
 import threading
 from collections.abc import Iterator
@@ -13,21 +14,19 @@ import numpy as np
 import pytest
 import tensorflow as tf
 from mlflow import MlflowClient
-from mlflow.utils.mlflow_tags import MLFLOW_RUN_NOTE
 
 from har.compare.twins import (
-    HEADING,
     compare_twins,
-    describe_link,
-    describe_twins,
     find_twins,
+    format_comparisons,
     link_twins,
-    with_links,
+    name_tag,
 )
 from har.data.manifest import Manifest
 from har.jobs.import_notebooks import import_notebooks
-from har.jobs.train import build_job, run_training
+from har.jobs.train import run_training
 from har.models.devices import STRATEGIES
+from har.training.job import build_job
 from tests.compare.conftest import HERE
 from tests.conftest import free_port, serving, tiny_recipe
 
@@ -63,43 +62,31 @@ def test_twins_share_recipe_data_and_test_images_on_other_hardware() -> None:
     assert find_twins(HERE, [HERE]) == []
 
 
-def test_a_link_says_ratios_and_the_paired_difference() -> None:
-    hits = {"here": np.array([1, 1, 0, 0], bool), "there": np.array([1, 1, 1, 0], bool)}
-    link = compare_twins(HERE, THERE, hits)
-    assert (link.time_ratio, link.speed_ratio) == (0.5, 1.5)
-    assert link.difference is not None and link.difference[0] == 0.25
-    line = describe_link(link)
-    assert "(#/experiments/1/runs/there)" in line and "100 s, 0.50 times this run's" in line
-    assert "1.50 times its images/s" in line and "accuracy +25.0 (" in line
-    table = describe_twins(HERE, [link])
+def test_a_comparison_has_ratios_and_the_paired_difference() -> None:
+    here, there = np.array([1, 1, 0, 0], bool), np.array([1, 1, 1, 0], bool)
+    found = compare_twins(HERE, THERE, here, there)
+    assert (found.time_ratio, found.speed_ratio) == (0.5, 1.5)
+    assert found.difference is not None and found.difference[0] == 0.25
+    table = format_comparisons(HERE, [found])
     assert "2xT4" in table and "0.50" in table and "+25.0 (" in table
 
 
-def test_what_is_not_known_is_not_said() -> None:
-    link = compare_twins(replace(HERE, images_per_second=None), replace(NOTEBOOK, seconds=None), {})
-    assert (link.time_ratio, link.speed_ratio, link.difference) == (None, None, None)
-    assert "wall time not known" in describe_link(link) and "published" in describe_link(link)
-    assert "no twins" in describe_twins(HERE, [])
+def test_what_is_not_known_is_a_dash() -> None:
+    unknown = replace(HERE, images_per_second=None)
+    found = compare_twins(unknown, replace(NOTEBOOK, seconds=None))
+    assert (found.time_ratio, found.speed_ratio, found.difference) == (None, None, None)
+    assert "1xP100 (published)" in format_comparisons(HERE, [found])
+    assert "no twins" in format_comparisons(HERE, [])
     warm = replace(THERE, cache_hit=True)
-    assert "cache hit" in describe_link(compare_twins(HERE, warm, {}))
+    assert "2xT4 (cache hit)" in format_comparisons(HERE, [compare_twins(HERE, warm)])
     # its wall time is not the whole job's, on whichever side it stands
-    assert (
-        compare_twins(HERE, warm, {}).time_ratio is compare_twins(warm, HERE, {}).time_ratio is None
-    )
+    assert compare_twins(HERE, warm).time_ratio is compare_twins(warm, HERE).time_ratio is None
 
 
-def test_lines_replace_lines() -> None:
-    link = compare_twins(HERE, THERE, {})
-    once = with_links("mine", [link])
-    assert once.startswith(f"mine{HEADING}  \n[") and with_links(once, [link]) == once
-    assert with_links(once, []) == "mine"
-
-
-def test_keys_are_tags_that_mlflow_takes(store: str) -> None:
-    mixed = compare_twins(HERE, replace(THERE, hardware="1xP100+1xT4"), {})
+def test_tags_are_those_that_mlflow_takes(store: str) -> None:
     with mlflow.start_run(experiment_id="0"):
-        mlflow.set_tag(mixed.key, "x")
-    assert compare_twins(HERE, NOTEBOOK, {}).key == "twin.notebook"
+        mlflow.set_tag(name_tag(replace(THERE, hardware="1xP100+1xT4")), "x")
+    assert name_tag(NOTEBOOK) == "twin.notebook"
 
 
 @pytest.fixture
@@ -122,20 +109,19 @@ def test_two_trainings_find_each_other(two_runs: list[str], cli) -> None:
     both, one = (mlflow.get_run(run_id) for run_id in two_runs)
     assert both.data.tags["twin.1xCPU"] == one.info.run_id
     assert one.data.tags["twin.2xCPU"] == both.info.run_id
-    for run, twin in ((both, one), (one, both)):
-        own, _, lines = run.data.tags[MLFLOW_RUN_NOTE].partition(HEADING)
-        assert "v3" in own and twin.info.run_id in lines and "points" in lines
     published = import_notebooks("twins")["v3"]
     result = cli("twins", two_runs[0])
     assert result.exit_code == 0
     assert "1xCPU" in result.output and "1xP100 (published)" in result.output
+    # both were evaluated on the same images
+    assert re.search(r"[+-]\d+\.\d \(", result.output)
     assert MlflowClient().get_run(two_runs[0]).data.tags["twin.notebook"] == published
 
     # deleted twins are forgotten
     MlflowClient().delete_run(two_runs[1])
     assert "1xCPU" not in cli("twins", two_runs[0]).output
     tags = MlflowClient().get_run(two_runs[0]).data.tags
-    assert "twin.1xCPU" not in tags and two_runs[1] not in tags[MLFLOW_RUN_NOTE]
+    assert "twin.1xCPU" not in tags
     MlflowClient().restore_run(two_runs[1])
 
 
@@ -183,7 +169,6 @@ def test_two_that_end_at_once_on_a_shared_server(store: str, tmp_path: Path) -> 
             tags = MlflowClient().get_run(run_id).data.tags
             linked = {value for name, value in tags.items() if name.startswith("twin.")}
             assert linked == set(runs) - {run_id}
-            assert all(other in tags[MLFLOW_RUN_NOTE] for other in linked)
 
 
 @pytest.mark.parametrize("status", ["missing", "RUNNING", "untrained"])

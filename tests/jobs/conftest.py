@@ -4,18 +4,20 @@ import mlflow
 import pytest
 
 from har.data.manifest import Manifest
-from har.jobs.train import Outcome, build_job, run_training
+from har.jobs.train import run_training
 from har.recipe import Recipe
+from har.tracking.records import Record
+from har.training.job import build_job
 from tests.conftest import tiny_recipe
 
 
-def run_tiny(recipe: Recipe, manifest: Manifest, variant: str = "v3") -> Outcome:
+def run_tiny(recipe: Recipe, manifest: Manifest, variant: str = "v3") -> Record:
     job = build_job(variant, recipe, ("backbone", "epochs"), manifest)
     return run_training(job, "har-tests", started=0.0)
 
 
 @pytest.fixture(scope="module")
-def finished(manifest: Manifest, store_uri: str) -> Outcome:
+def finished(manifest: Manifest, store_uri: str) -> Record:
     """One finished run of v3 that the tests below look at."""
     from har.models import backbones
     from har.models.backbones import Backbone
@@ -28,5 +30,5 @@ def finished(manifest: Manifest, store_uri: str) -> Outcome:
 
 
 @pytest.fixture
-def run(finished: Outcome, store: str) -> mlflow.entities.Run:
+def run(finished: Record, store: str) -> mlflow.entities.Run:
     return mlflow.get_run(finished.run_id)

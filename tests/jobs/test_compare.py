@@ -9,7 +9,8 @@ import pytest
 
 @pytest.fixture
 def trained(manifest: Any, store: str, tiny_backbone: None) -> list[str]:
-    from har.jobs.train import build_job, run_training
+    from har.jobs.train import run_training
+    from har.training.job import build_job
     from tests.conftest import tiny_recipe
 
     recipes = (tiny_recipe(), tiny_recipe(seed=1))

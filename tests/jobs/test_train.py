@@ -44,7 +44,7 @@ TEST_METRICS = FINAL_METRICS - {
 
 def test_run_ends_finished(run: mlflow.entities.Run) -> None:
     assert run.info.status == "FINISHED"
-    assert run.info.run_name == "v3 · lite0 · 2xCPU"
+    assert run.info.run_name == "v3 · lite0 · 2xCPU · images · epochs=2"
 
 
 def test_the_ui_shows_a_training_experiment_and_a_view(run: mlflow.entities.Run) -> None:
@@ -160,7 +160,7 @@ def test_a_model_trained_on_features_answers_images_as_was_logged(
     before = pd.read_csv(StringIO(text))
     assert found.predictions["predicted"].tolist() == before["predicted"].tolist()
     np.testing.assert_allclose(found.predictions["probability"], before["probability"], atol=1e-5)
-    assert found.scores["accuracy"] == outcome.scores["accuracy"]
+    assert found.scores["accuracy"] == outcome.accuracy
 
 
 def test_a_model_that_disagrees_with_the_features_is_not_evaluated(
@@ -194,7 +194,7 @@ def test_no_test_split_no_accuracy(tiny_backbone: None, manifest: Manifest, stor
     untested = replace(manifest, table=manifest.table.assign(split="train"))
     outcome = run_tiny(tiny_recipe("original"), untested, "original")
     metrics = mlflow.get_run(outcome.run_id).data.metrics
-    assert outcome.scores is None and "train_accuracy" in metrics
+    assert outcome.test_metrics == {} and "train_accuracy" in metrics
     assert not TEST_METRICS & set(metrics) and "best_epoch" not in metrics
 
 
@@ -213,9 +213,9 @@ def test_exploration_is_logged(
 def test_interrupted_runs_keep_what_was_logged(
     error: BaseException, status: str, store: str
 ) -> None:
-    with pytest.raises(type(error)), open_run("har-tests", {}) as run_id:
+    with pytest.raises(type(error)), open_run("har-tests", {}) as run:
         mlflow.log_metric("val_accuracy", 0.5, step=1)
         raise error
-    found = mlflow.get_run(run_id)
+    found = mlflow.get_run(run.id)
     assert found.info.status == status and found.data.metrics["val_accuracy"] == 0.5
     assert mlflow.active_run() is None

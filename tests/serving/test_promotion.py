@@ -104,7 +104,14 @@ class Lab:
 
     @contextmanager
     def log(self, job: str, hits: str, digest: str, **tags: str) -> Iterator[str]:
-        tags = {"variant": "v3", "hardware": "1xCPU", "test_digest": digest, "job": job, **tags}
+        tags = {
+            "variant": "v3",
+            "differs_from_variant": "none",
+            "hardware": "1xCPU",
+            "test_digest": digest,
+            "job": job,
+            **tags,
+        }
         with mlflow.start_run(
             experiment_id=self.experiment_id, run_name=f"{job} · {hits}", tags=tags
         ) as run:
@@ -183,8 +190,8 @@ def test_the_first_champion(lab: Lab, cli) -> None:
     assert result.exit_code == 0 and result.stderr == "", result.output
     assert result.stdout.splitlines() == [
         "candidates with test digest d1: 2",
-        f"candidate: train · 11110, run {run_id}, selected on test (accuracy 80.0%, which"
-        " flatters it)",
+        f"candidate: train · 11110, run {run_id}, selected on test (accuracy 80.0%, too high"
+        " since selected by it)",
         "promoted: there is no champion yet",
         "models:/har@champion is now version 1",
     ]
@@ -249,8 +256,8 @@ def test_a_champion_of_other_images_is_evaluated_first(lab: Lab, cli) -> None:
     refused = cli("promote", "--test-digest", "d2")
     assert refused.exit_code == 2 and len(refused.stderr.splitlines()) == 1
     assert (
-        "`har evaluate --model models:/har/1 --data DIR --split-seed 5 --duplicates near`"
-        in refused.stderr
+        "`har evaluate --model models:/har/1 --data DIR --test-fraction 0.15 --split-seed 5"
+        " --duplicates near --test-file none`" in refused.stderr
     )
     # of the same images, but another model's, or under other paths
     lab.evaluate("00000000", "d2", trained_by="another", evaluated_model="models:/har@champion")
@@ -381,7 +388,7 @@ def test_a_champion_that_moved_meanwhile_is_decided_on_anew(
     monkeypatch.setattr(promotion, "refuse_broken_model", move)
     result = cli("promote", "--alpha", "0.1")
     assert result.exit_code == 0, result.output
-    assert "the champion was changed meanwhile: deciding anew" in result.stderr
+    assert "the champion was changed meanwhile: deciding again" in result.stderr
     assert [each.version for each in moves] == ["1", "2"]
     # the one before is the rival, and what was right about it is in the text
     assert "the champion, version 2, on 2 (28.6%)" in result.stdout

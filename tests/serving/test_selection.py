@@ -7,67 +7,64 @@ import pandas as pd
 import pytest
 
 from har.serving.selection import (
-    Candidate,
     Champion,
-    Comparison,
     Decision,
     Rules,
     Selected,
-    compare_predictions,
     decide,
+    decide_without_test,
     select_candidate,
 )
+from har.tracking.records import Record
 from har.util.errors import UserError
+from tests.compare.conftest import HERE
 
-FIRST = Candidate(
+FIRST = replace(
+    HERE,
     run_id="a",
     name="v3 · lite0 · 1xCPU",
-    variant="v3",
     hardware="1xCPU",
-    started=1,
-    test_digest="d1",
-    split_options="--split-seed 0",
-    accuracy=0.5,
-    val_accuracy=None,
-    model_uri="models:/m-a",
+    digests=("r", "d", "d1"),
+    test_metrics={"accuracy": 0.5},
 )
 
 
 CHAMPION = Champion(version="3", run_id="c", test_digest="d1", uris=("models:/har/3",))
 
 
-def candidate(run_id: str, **fields: Any) -> Candidate:
-    return replace(FIRST, run_id=run_id, **fields)
+def candidate(run_id: str, accuracy: float = 0.5, test_digest: str = "d1", **fields: Any) -> Record:
+    digests, metrics = ("r", "d", test_digest), {"accuracy": accuracy}
+    return replace(FIRST, run_id=run_id, digests=digests, test_metrics=metrics, **fields)
 
 
-def chosen(candidates: list[Candidate], champions: str | None = None, **rules: Any) -> Selected:
+def chosen(candidates: list[Record], champions: str | None = None, **rules: Any) -> Selected:
     return select_candidate(candidates, Rules(**rules), champions)
 
 
 def test_validation_accuracy_selects_where_a_run_has_one() -> None:
     best = candidate("b", val_accuracy=0.8, accuracy=0.6, started=2)
     runs = [
-        candidate("tested only", accuracy=0.9),
+        candidate("tested only", 0.9),
         candidate("younger", val_accuracy=0.8, accuracy=0.9, started=3),
         best,
         candidate("worse", val_accuracy=0.7, accuracy=0.9),
         candidate("elsewhere", val_accuracy=0.9, accuracy=0.9, test_digest="d2"),
     ]
     choice = chosen(runs, "d1")
-    assert (choice.candidate, choice.selection) == (best, "validation")
+    assert (choice.record, choice.selection) == (best, "validation")
     assert choice.notes == (
         "candidates with test digest d1: 4",
         "left out, with other test digests: 1 (--ignore-champion, --test-digest)",
         "not considered, without validation accuracy: tested only",
         "candidate: v3 · lite0 · 1xCPU, run b, selected on validation (validation accuracy 80.0%)",
     )
-    assert chosen(runs, "d1", select_by="test").candidate.run_id == "tested only"
+    assert chosen(runs, "d1", select_by="test").record.run_id == "tested only"
 
 
 def test_test_accuracy_selects_where_no_run_has_another_and_says_so() -> None:
     runs = [FIRST, candidate("b", accuracy=0.7, started=9), candidate("c", accuracy=0.7, started=8)]
     choice = chosen(runs)
-    assert (choice.candidate.run_id, choice.selection) == ("c", "test")
+    assert (choice.record.run_id, choice.selection) == ("c", "test")
     assert "selected on test (accuracy 70.0%" in choice.notes[-1]
     with pytest.raises(UserError, match=r"none of the 3 .* d1 has a validation accuracy"):
         chosen(runs, select_by="validation")
@@ -75,9 +72,9 @@ def test_test_accuracy_selects_where_no_run_has_another_and_says_so() -> None:
 
 def test_digest_is_the_one_asked_for_else_the_champions_else_the_newest() -> None:
     runs = [FIRST, candidate("b", test_digest="d2", started=2), candidate("c", test_digest="d3")]
-    assert chosen(runs, "d1", test_digest="d3").candidate.test_digest == "d3"
-    assert chosen(runs, "d1").candidate.test_digest == "d1"
-    assert chosen(runs, "gone").candidate.test_digest == "d2"
+    assert chosen(runs, "d1", test_digest="d3").record.test_digest == "d3"
+    assert chosen(runs, "d1").record.test_digest == "d1"
+    assert chosen(runs, "gone").record.test_digest == "d2"
     with pytest.raises(UserError, match=r"test digest d9; there are: d1 \(1\), d2 \(1\), d3 \(1\)"):
         chosen(runs, test_digest="d9")
 
@@ -88,29 +85,24 @@ def predictions(hits: str) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=["path", "label", "predicted"])
 
 
+def decided(hits: str, before: str, alpha: float = 0.05) -> Decision:
+    # rows in any order
+    champions = predictions(before)[::-1]
+    return decide(chosen([FIRST]), CHAMPION, predictions(hits), champions, alpha)
+
+
 def test_predictions_are_joined_by_path() -> None:
-    found = compare_predictions(predictions("1111100"), predictions("0001110")[::-1])
     # only the candidate on 3, only the champion on 1: 2 (C(4,0) + C(4,1)) / 2^4
-    assert found == Comparison(
-        images=7,
-        candidate_right=5,
-        champion_right=3,
-        only_candidate=3,
-        only_champion=1,
-        p_value=pytest.approx(0.625),
-    )
+    found = decided("1111100", "0001110")
+    assert "only the candidate on 3, only the champion on 1" in found.why
+    assert found.p_value == pytest.approx(0.625)
 
 
 def test_other_labels_are_not_compared() -> None:
     other = predictions("111")
     other.loc[1:, "label"] = "other"
     with pytest.raises(UserError, match=r"1\.jpg and 1 more images have another label"):
-        compare_predictions(predictions("111"), other)
-
-
-def decided(hits: str, before: str, level: float = 0.05) -> Decision:
-    comparison = compare_predictions(predictions(hits), predictions(before))
-    return decide(chosen([FIRST]), CHAMPION, comparison, level)
+        decide(chosen([FIRST]), CHAMPION, predictions("111"), other, 0.05)
 
 
 @pytest.mark.parametrize(
@@ -145,8 +137,8 @@ def test_why_has_all_the_numbers() -> None:
 
 
 def test_the_first_is_promoted_and_the_champion_not_again() -> None:
-    first = decide(chosen([FIRST]), None, None, 0.05)
+    first = decide_without_test(chosen([FIRST]), None)
     assert (first.outcome, first.why) == ("would promote", "there is no champion yet")
-    again = decide(chosen([candidate("c")]), CHAMPION, None, 0.05)
+    again = decide_without_test(chosen([candidate("c")]), CHAMPION)
     assert again.outcome == "kept"
     assert again.why == "the candidate is the present champion, version 3"

@@ -19,7 +19,8 @@ from har.data.manifest import read_manifest, write_manifest
 from har.data.prepare import prepare
 from har.data.sources import folder_source
 from har.data.splits import Split
-from har.jobs.train import build_job, run_training
+from har.jobs.train import run_training
+from har.training.job import build_job
 from har.util.errors import UserError
 from tests.conftest import read_csv, tiny_recipe, write_csv, write_images
 from tests.data.test_images import png_of

@@ -13,13 +13,12 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from har.data.manifest import read_manifest
 from har.training.backup import (
     JOB_FILE,
     STATE_FILE,
     backup_folder,
+    load_job,
     open_backup,
-    read_job,
     training_lock,
 )
 from tests.conftest import CLASSES, write_images
@@ -131,7 +130,7 @@ def test_killed_it_goes_on_in_the_same_run(
     run = only_run("killed")
     assert run.info.status == "RUNNING"
     assert (backup_folder(run.info.run_id) / STATE_FILE).is_file()
-    assert f"cut short; to resume: har train --resume {run.info.run_id}" in cli("cache").output
+    assert f"interrupted; to resume: har train --resume {run.info.run_id}" in cli("cache").output
     # it may be killed while it goes on, too
     resume = ["train", "--resume", run.info.run_id]
     start_and_stop(resume, signal.SIGKILL, epochs=7, later_s=0.0)
@@ -161,8 +160,7 @@ def test_an_end_that_was_not_recorded_is_recorded_once(
     assert done.returncode == 2 and "cannot be used: away" in done.stderr, done.stderr
     assert "to resume this training" in done.stderr
     run_id = only_run("end").info.run_id
-    job, prepared = read_job(run_id)
-    manifest = read_manifest(prepared)
+    job = load_job(run_id)
     went_on = har("train", "--resume", run_id, check=False)
     assert went_on.returncode == 0, went_on.stderr
     assert "  loss " not in went_on.stderr
@@ -171,7 +169,7 @@ def test_an_end_that_was_not_recorded_is_recorded_once(
     for name in ("train_time_s", "wall_time_s", "latency_ms", "best_epoch"):
         assert len(history(run, name)) == 1
     # killed before it could delete its backup
-    with pytest.raises(KeyboardInterrupt), open_backup(run_id, job, manifest, 0.0):
+    with pytest.raises(KeyboardInterrupt), open_backup(run_id, job, 0.0):
         raise KeyboardInterrupt
     assert cli("sync").exit_code == 0
     assert not backup_folder(run_id).exists()
@@ -186,11 +184,11 @@ def test_other_weights_are_not_gone_on_with(data: Path, store: str, cli) -> None
     result = cli("train", "--resume", run_id)
     assert result.exit_code == 2 and "holds other weights now" in result.output
     job.write_text(job.read_text().replace("0" * len(digest), digest))
-    with training_lock(backup_folder(run_id)):
+    with training_lock(run_id):
         # who holds the lock may enter again: ask in a process of its own
         said = har("sync").stderr
     assert f"run {run_id} is being trained by another process" in said
-    assert f"har train --resume {run_id}" in har("sync").stderr
+    assert f"run {run_id} has epochs left: har train --resume {run_id}" in har("sync").stderr
 
 
 def test_a_mistake_leaves_no_backup(data: Path, store: str, cli) -> None:

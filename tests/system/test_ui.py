@@ -17,11 +17,12 @@ from har.data.manifest import Manifest
 from har.jobs.compare import run_comparison
 from har.jobs.import_notebooks import import_notebooks
 from har.jobs.prepare import run_preparation
-from har.jobs.train import build_job, run_training
+from har.jobs.train import run_training
 from har.models import backbones
 from har.models.backbones import Backbone
 from har.notebooks import NOTEBOOKS
 from har.tracking.ui import VIEW
+from har.training.job import build_job
 from tests.conftest import build_tiny, free_port, serving, tiny_recipe
 
 pytestmark = pytest.mark.browser

@@ -35,7 +35,7 @@ def test_nobody_waits_and_everything_arrives_later(capsys: pytest.CaptureFixture
         away.clear()
         add(5)
     assert got == list(range(6))
-    assert capsys.readouterr().err.count("training goes on") == 1
+    assert capsys.readouterr().err.count("training continues") == 1
 
 
 def test_what_never_arrives_is_said(monkeypatch: pytest.MonkeyPatch) -> None:

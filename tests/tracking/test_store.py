@@ -11,7 +11,7 @@ import mlflow
 import pytest
 from mlflow import MlflowClient
 
-from har.tracking.store import log_missing_params, open_run
+from har.tracking.store import check_store, open_experiment, open_run
 from har.util.errors import UserError
 
 
@@ -22,9 +22,9 @@ def test_system_metrics_never_stop_a_run(store: str, monkeypatch: pytest.MonkeyP
         raise RuntimeError("no such sensor")
 
     monkeypatch.setattr(system_metrics_monitor, "CPUMonitor", fail)
-    with open_run("har-tests", {}) as run_id:
+    with open_run("har-tests", {}) as run:
         mlflow.log_metric("accuracy", 0.5)
-    assert mlflow.get_run(run_id).info.status == "FINISHED"
+    assert mlflow.get_run(run.id).info.status == "FINISHED"
 
 
 def test_joins_the_run_that_mlflow_run_opened(store: str, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -33,11 +33,62 @@ def test_joins_the_run_that_mlflow_run_opened(store: str, monkeypatch: pytest.Mo
     outside = client.create_run(experiment.experiment_id)
     client.log_param(outside.info.run_id, "precision", "Float32")
     monkeypatch.setenv("MLFLOW_RUN_ID", outside.info.run_id)
-    with open_run("ignored", {"variant": "v3"}) as run_id:
-        log_missing_params({"precision": "float32", "strategy": "mirrored"})
-    assert run_id == outside.info.run_id
-    params = client.get_run(run_id).data.params
+    with open_run("ignored", {"variant": "v3"}) as run:
+        run.log_params({"precision": "float32", "strategy": "mirrored"})
+    assert run.id == outside.info.run_id
+    params = client.get_run(run.id).data.params
     assert params == {"precision": "Float32", "strategy": "mirrored"}
+
+
+def test_what_is_logged_already_stays(store: str) -> None:
+    """A resumed training computes it again, in other times."""
+    with open_run("har-tests", {}) as run:
+        run.log_metrics({"accuracy": 0.5, "train_time_s": 10.0})
+        run.log_metrics({"accuracy": 0.5, "train_time_s": 0.1, "wall_time_s": 20.0})
+        run.log_params({"backbone": "efficientnet-lite0"})
+        run.log_params({"backbone": "another", "strategy": "mirrored"})
+    found = mlflow.get_run(run.id).data
+    wanted = {"accuracy": 0.5, "train_time_s": 10.0, "wall_time_s": 20.0}
+    assert {name: found.metrics[name] for name in wanted} == wanted
+    assert found.params == {"backbone": "efficientnet-lite0", "strategy": "mirrored"}
+    assert len(MlflowClient().get_metric_history(run.id, "accuracy")) == 1
+
+
+def test_a_run_that_was_finished_stays_finished(store: str) -> None:
+    with pytest.raises(RuntimeError), open_run("har-tests", {}) as run:
+        run.finish()
+        assert mlflow.get_run(run.id).info.status == "FINISHED"
+        raise RuntimeError("afterwards")
+    assert mlflow.get_run(run.id).info.status == "FINISHED"
+
+
+@pytest.mark.parametrize(
+    ("given", "kept"), [("bold-fox-123", "v3 · lite0"), ("my run", "my run"), ("", "v3 · lite0")]
+)
+def test_a_name_given_to_mlflow_run_stays(
+    given: str, kept: str, store: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    experiment = mlflow.set_experiment("har-tests")
+    outside = MlflowClient().create_run(experiment.experiment_id, run_name=given or None)
+    monkeypatch.setenv("MLFLOW_RUN_ID", outside.info.run_id)
+    with open_run("ignored", {"mlflow.runName": "v3 · lite0"}) as run:
+        pass
+    assert mlflow.get_run(run.id).info.run_name == kept
+
+
+def test_checking_a_store_changes_nothing(tmp_path: Path) -> None:
+    uri = f"sqlite:///{tmp_path}/mlflow.db"
+    before = mlflow.get_tracking_uri()
+    mlflow.set_tracking_uri(uri)
+    try:
+        check_store()
+        assert [each.name for each in mlflow.search_experiments()] == ["Default"]
+        (default,) = mlflow.search_experiments()
+        assert not [name for name in default.tags if name.startswith("har")]
+        experiment_id = open_experiment("mine")
+        assert mlflow.get_experiment_by_name("mine").experiment_id == experiment_id
+    finally:
+        mlflow.set_tracking_uri(before)
 
 
 def test_a_store_that_cannot_be_used_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -86,4 +137,4 @@ def test_offline_records_here(tmp_path: Path) -> None:
     assert {run.info.run_id for run in runs} == set(done.stdout.split()[1::2]) and len(runs) == 5
     under_mlflow = {**away, "MLFLOW_RUN_ID": "0" * 32}
     refused = subprocess.run(words, env=under_mlflow, capture_output=True, text=True, check=False)
-    assert refused.returncode == 2 and "--offline is not for `mlflow run`" in refused.stderr
+    assert refused.returncode == 2 and "--offline does not work through `mlflow run`" in refused.stderr

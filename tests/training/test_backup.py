@@ -3,28 +3,31 @@
 import json
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
-from har.data.manifest import Manifest, read_manifest
+from har.data.manifest import Manifest
 from har.training import backup
 from har.training.backup import (
     JOB_FILE,
     STATE_FILE,
     Backup,
-    Job,
     backup_folder,
+    is_trained,
+    load_job,
     open_backup,
-    read_job,
     read_state,
     write_state,
 )
+from har.training.job import TrainingJob
 from har.training.state import State
+from har.util import files
 from har.util.errors import UserError
-from tests.conftest import tiny_recipe
+from tests.conftest import tiny_job, tiny_recipe
 
 STATE = State(
     history=[{"train_loss": 1.5, "epoch_time_s": 2.0}],
@@ -34,22 +37,9 @@ STATE = State(
 )
 
 
-JOB = Job(
-    variant="v3",
-    requested=tiny_recipe("v3"),
-    used=tiny_recipe("v3", strategy="one_device"),
-    overridden=("epochs",),
-    runtime="auto",
-    feature_runtime="tensorflow",
-    recipe_digest="1234",
-)
-
-
 @pytest.fixture
-def always(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A backup after every epoch, however short it is."""
-    monkeypatch.setattr(backup, "MAX_TIME_SHARE", 1e9)
-    monkeypatch.setattr(backup, "FIRST_AFTER_S", 0.0)
+def job(manifest: Manifest, tiny_backbone: None) -> TrainingJob:
+    return tiny_job(tiny_recipe("v3", strategy="one_device"), manifest)
 
 
 def test_a_state_is_read_as_it_was_written(tmp_path: Path) -> None:
@@ -89,31 +79,31 @@ def test_a_damaged_state_is_refused(damage: Any, tmp_path: Path) -> None:
         read_state(tmp_path)
 
 
-def test_it_is_gone_when_all_went_well_and_stays_when_not(manifest: Manifest) -> None:
-    with pytest.raises(KeyboardInterrupt), open_backup("one", JOB, manifest, 0.0) as kept:
+def same(one: TrainingJob, other: TrainingJob) -> bool:
+    digests = {each.manifest.dataset_digest for each in (one, other)}
+    return len(digests) == 1 and replace(one, manifest=other.manifest) == other
+
+
+def test_it_is_gone_when_all_went_well_and_stays_when_not(job: TrainingJob) -> None:
+    with pytest.raises(KeyboardInterrupt), open_backup("one", job, 0.0) as kept:
         write_state(kept.folder, STATE, 100.0)
         raise KeyboardInterrupt
-    job, data = read_job("one")
-    assert job == JOB
-    assert read_manifest(data).dataset_digest == manifest.dataset_digest
-    with open_backup("one", JOB, manifest, 1000.0) as kept:
+    assert same(load_job("one"), job)
+    with open_backup("one", job, 1000.0) as kept:
         assert kept.state is not None and kept.state.history == STATE.history
         # the clock goes on from where it stood
         assert kept.started == 900.0
     assert list(backup_folder("one").parent.iterdir()) == []
 
 
-def test_only_one_process_trains_a_run(manifest: Manifest) -> None:
-    with open_backup("one", JOB, manifest, 0.0):
-        script = (
-            "from har.training.backup import backup_folder, training_lock\n"
-            "with training_lock(backup_folder('one')): pass"
-        )
+def test_only_one_process_trains_a_run(job: TrainingJob) -> None:
+    with open_backup("one", job, 0.0):
+        script = "from har.training.backup import training_lock\nwith training_lock('one'): pass"
         other = subprocess.run(
             [sys.executable, "-c", script], capture_output=True, text=True, check=False
         )
         assert "being trained by another process" in other.stderr
-    with open_backup("one", JOB, manifest, 0.0):
+    with open_backup("one", job, 0.0):
         pass
 
 
@@ -122,68 +112,75 @@ def test_backups_take_no_more_than_their_share(
 ) -> None:
     clock = [0.0]
     monkeypatch.setattr(backup.time, "monotonic", lambda: clock[0])
-    monkeypatch.setattr(backup, "write_state", lambda *_: 1)
-    taken = []
+    saved = []
 
-    def take() -> State:
-        taken.append(clock[0])
+    def write(*_: object) -> int:
+        saved.append(clock[0])
         clock[0] += 0.5  # what it costs
-        return STATE
+        return 1
 
+    monkeypatch.setattr(backup, "write_state", write)
     kept = Backup(folder=tmp_path, started=0.0, saved=0.0)
     for _ in range(1000):
         clock[0] += 0.3
-        kept.save(take, last=False)
-    assert 5.0 < taken[0] < 5.5
-    assert 0.5 * len(taken) / clock[0] <= 0.02
-    assert len(taken) > 8
+        if kept.is_due(last=False):
+            kept.save(STATE)
+    assert 5.0 < saved[0] < 5.5
+    assert 0.5 * len(saved) / clock[0] <= 0.02
+    assert len(saved) > 8
+    assert kept.is_due(last=True)
 
 
-@pytest.mark.usefixtures("always")
 def test_a_full_disk_ends_no_training(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     kept = Backup(folder=tmp_path, started=0.0)
-    kept.save(lambda: STATE, last=False)
+    kept.save(STATE)
 
     def full(*_: Any) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(backup.os, "fsync", full)
-    kept.save(lambda: State(**{**vars(STATE), "history": []}), last=False)
+    monkeypatch.setattr(files.os, "fsync", full)
+    kept.save(replace(STATE, history=[]))
     assert "No space left" in capsys.readouterr().err
     found, _ = read_state(tmp_path)
     assert found is not None and found.history == STATE.history
 
 
-def test_no_backup_names_those_that_are_there(manifest: Manifest) -> None:
+def test_no_backup_names_those_that_are_there(job: TrainingJob) -> None:
     with pytest.raises(UserError, match="There are backups of: none"):
-        read_job("gone")
-    with pytest.raises(RuntimeError), open_backup("here", JOB, manifest, 0.0):
+        load_job("gone")
+    with pytest.raises(RuntimeError), open_backup("here", job, 0.0):
         raise RuntimeError
     with pytest.raises(UserError, match="There are backups of: here"):
-        read_job("gone")
+        load_job("gone")
     (backup_folder("here") / JOB_FILE).write_text(json.dumps({"variant": "v3"}))
     with pytest.raises(UserError, match="cannot be read"):
-        read_job("here")
+        load_job("here")
 
 
-def test_the_last_state_is_written_only_if_what_follows_goes_wrong(manifest: Manifest) -> None:
-    with open_backup("well", JOB, manifest, 0.0) as kept:
-        kept.save(lambda: STATE, last=True)
-        assert not (kept.folder / STATE_FILE).exists()
-    with pytest.raises(UserError), open_backup("badly", JOB, manifest, 0.0) as kept:
-        kept.save(lambda: STATE, last=True)
-        raise UserError("the store is away")
-    state, _ = read_state(backup_folder("badly"))
-    assert state is not None and state.history == STATE.history
+def test_a_mistake_before_the_first_state_leaves_no_backup(job: TrainingJob) -> None:
+    for run_id, state in (("early", None), ("late", STATE)):
+        with pytest.raises(UserError), open_backup(run_id, job, 0.0) as kept:
+            if state:
+                kept.save(state)
+            raise UserError("no such weights")
+        assert backup_folder(run_id).exists() is (state is not None)
 
 
-def test_a_job_of_an_older_version_is_read(manifest: Manifest) -> None:
-    with pytest.raises(KeyboardInterrupt), open_backup("one", JOB, manifest, 0.0):
+def test_all_epochs_done_is_told_from_the_backup_alone(job: TrainingJob) -> None:
+    for run_id, epochs in (("half", 1), ("whole", job.used.epochs)):
+        with pytest.raises(KeyboardInterrupt), open_backup(run_id, job, 0.0) as kept:
+            kept.save(replace(STATE, history=STATE.history * epochs))
+            raise KeyboardInterrupt
+        assert is_trained(run_id) is (epochs == job.used.epochs)
+
+
+def test_a_job_of_an_older_version_is_read(job: TrainingJob) -> None:
+    with pytest.raises(KeyboardInterrupt), open_backup("one", job, 0.0):
         raise KeyboardInterrupt
     file = backup_folder("one") / "job.json"
     text = json.loads(file.read_text())
     text["typed"] = text.pop("overridden")
     file.write_text(json.dumps(text))
-    assert read_job("one")[0] == JOB
+    assert same(load_job("one"), job)
