@@ -142,12 +142,13 @@ def test_effects_compare_with_and_without() -> None:
 def test_cost_of_trainings() -> None:
     def record(seconds: float, right: str) -> Record:
         table = pd.DataFrame({"path": ["b", "a"], "label": ["x", "x"], "predicted": list(right)})
-        return Record(
-            training=replace(HERE, seconds=100.0, train_images=70),
+        return replace(
+            HERE,
+            seconds=100.0,
+            train_images=70,
             recipe=asdict(ORIGINAL),
             history=[{"epoch_time_s": seconds}, {"epoch_time_s": 3 * seconds}],
             predictions=table,
-            root=None,
         )
 
     cost = measure_cost([record(4.0, "xy"), record(8.0, "xx"), record(6.0, "yy")])

@@ -27,7 +27,7 @@ def test_evaluate_gives_the_numbers_that_training_logged(
         output_format="list",
     )
     assert {k: latest.data.metrics[k] for k in TEST_METRICS} == logged
-    assert latest.info.run_name == "evaluate · v3 · lite0 · 2xCPU"
+    assert latest.info.run_name == f"evaluate · {run.info.run_name}"
     assert latest.data.tags["trained_by"] == run.info.run_id
     uri = f"runs:/{latest.info.run_id}/evaluation/robustness.csv"
     assert mlflow.artifacts.load_text(uri) == robustness.to_csv(index=False)
