@@ -1,33 +1,17 @@
 """Which image carries which label: Kaggle's CSV, a test file like it, or class folders."""
 
 import warnings
-from dataclasses import dataclass
 from pathlib import Path, PureWindowsPath
 
 import pandas as pd
 from pandas.errors import ParserWarning
 
 from har.data.sources import LABELS_FILE, TEST_FOLDER, TRAIN_FOLDER, Source, is_image_name
+from har.data.summary import BadImage
 from har.util.errors import UserError, first_line
 from har.util.files import NOT_UTF8, printable
 
 COLUMNS = ("part", "path", "label", "file", "row")
-
-
-@dataclass(frozen=True)
-class BadImage:
-    """An image that cannot be used. `file` is the CSV that names it and `row` counts from 1
-    below its header; "" and 0 in class folders.
-    """
-
-    file: str
-    row: int
-    filename: str
-    reason: str
-
-    def __str__(self) -> str:
-        place = f"row {self.row} of {self.file}, " if self.file else ""
-        return f"{place}{self.filename!r}: {self.reason}"
 
 
 def read_labels(source: Source, test_file: str = "none") -> pd.DataFrame:

@@ -24,6 +24,7 @@ from typing import Any
 import pandas as pd
 from filelock import FileLock
 
+from har.data.summary import DataSummary
 from har.util.errors import ChangedError, UserError
 from har.util.files import digest_bytes, digest_file, replace_text
 
@@ -41,41 +42,22 @@ COLUMNS = {
     "split": str,
 }
 TABLE_FILE = "manifest.csv"
-SUMMARY_FIELDS = (
-    "test_fraction",
-    "split_seed",
-    "duplicates",
-    "test_file",
-    "images",
-    "images_by_split",
-    "images_by_label",
-    "duplicate_groups",
-    "near_duplicate_groups",
-    "largest_duplicate_group",
-    "conflicting_groups",
-    "test_folder_images",
-    "leaks",
-    "dropped",
-    "strays",
-)
 SUMMARY_FILE = "dataset.json"
 # Of the table's file, in dataset.json: the other digests do not see every column.
 TABLE_DIGEST = "table_sha256"
-DIGESTS = ("dataset_digest", "test_digest", TABLE_DIGEST)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Manifest:
     """A prepared data set.
 
-    `table` has the columns above; `root` is the folder that `path` starts from; `summary`
-    is what dataset.json says beside the digests (counts, what was dropped and why, seeds).
+    `table` has the columns above; `root` is the folder that `path` starts from.
     """
 
     name: str
     root: Path
     table: pd.DataFrame
-    summary: dict[str, Any]
+    summary: DataSummary
 
     @property
     def class_names(self) -> tuple[str, ...]:
@@ -96,7 +78,7 @@ class Manifest:
             "class_names": list(self.class_names),
             "dataset_digest": self.dataset_digest,
             "test_digest": self.test_digest,
-            **self.summary,
+            **self.summary.to_json(),
         }
 
     @property
@@ -159,9 +141,7 @@ def read_manifest(folder: Path, image_root: Path | None = None) -> Manifest:
             since it was written, or the images are gone or others.
     """
     try:
-        summary = json.loads((folder / SUMMARY_FILE).read_text(encoding="utf-8"))
-        digests = {name: summary.pop(name) for name in DIGESTS}
-        del summary["class_names"]
+        stored = json.loads((folder / SUMMARY_FILE).read_text(encoding="utf-8"))
         data = (folder / TABLE_FILE).read_bytes()
         # a label or a file may be called "NA": text columns are read as they stand
         table = pd.read_csv(
@@ -170,17 +150,23 @@ def read_manifest(folder: Path, image_root: Path | None = None) -> Manifest:
             keep_default_na=False,
         )
         manifest = Manifest(
-            name=summary.pop("name"),
-            root=Path(summary.pop("root")),
+            name=stored["name"],
+            root=Path(stored["root"]),
             table=table[list(COLUMNS)],
-            summary={name: summary[name] for name in SUMMARY_FIELDS},
+            summary=DataSummary.from_json(stored),
         )
+        digests = {
+            "dataset_digest": (stored["dataset_digest"], manifest.dataset_digest),
+            "test_digest": (stored["test_digest"], manifest.test_digest),
+        }
+        # the first versions did not store a digest of the whole table
+        if TABLE_DIGEST in stored:
+            digests[TABLE_DIGEST] = (stored[TABLE_DIGEST], digest_bytes(data))
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(
             f"{folder} is no readable prepared folder: {error!r}; prepare it again"
         ) from error
-    for name, written in digests.items():
-        found = digest_bytes(data) if name == TABLE_DIGEST else getattr(manifest, name)
+    for name, (written, found) in digests.items():
         if written != found:
             raise UserError(
                 f"{folder / TABLE_FILE} was changed after it was prepared"

@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from dataclasses import asdict, replace
+from dataclasses import replace
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -17,10 +17,11 @@ import pandas as pd
 
 from har.data.duplicates import DUPLICATES, describe_groups, find_copies, perceptual_hash
 from har.data.images import ImageError, is_plain_jpeg, open_image, read_image, to_rgb
-from har.data.labels import BadImage, build_bad_image, check_rows, find_test_file, read_labels
+from har.data.labels import build_bad_image, check_rows, find_test_file, read_labels
 from har.data.manifest import COLUMNS, Manifest, read_manifest, write_manifest
 from har.data.sources import LABELS_FILE, TEST_FOLDER, Source, find_source, is_image_name
 from har.data.splits import Split, assign_splits
+from har.data.summary import BadImage, DataSummary, Leak
 from har.util.errors import UserError
 from har.util.files import cache_folder, printable
 from har.util.hardware import available_cpus
@@ -87,9 +88,10 @@ def choose_split(overrides: Mapping[str, Any], default: Split = Split()) -> Spli
 def _check_split(found: Manifest, overrides: Mapping[str, Any]) -> None:
     """Raise a UserError if a prepared folder was split in another way than asked for."""
     for name, value in overrides.items():
-        if value != found.summary[name]:
+        prepared_with = getattr(found.summary.split, name)
+        if value != prepared_with:
             raise UserError(
-                f"the data was prepared with {name}={found.summary[name]}; received {value}."
+                f"the data was prepared with {name}={prepared_with}; received {value}."
                 " Leave the option out, or prepare the images anew"
             )
 
@@ -129,17 +131,17 @@ def prepare(source: Source, out: Path, split: Split = Split()) -> Manifest:
     table = build_table(rows, images)
     table["duplicate_group"] = DUPLICATES[split.duplicates](table)
     table["split"] = assign_splits(table, split)
+    test_folder_images, leaks = _find_leaks(source, table)
+    summary = DataSummary(
+        split=split,
+        **_count(table),
+        test_folder_images=test_folder_images,
+        leaks=leaks,
+        dropped=tuple(sorted(bad, key=lambda b: (b.file, b.row))),
+        strays=_find_strays(source, rows, split),
+    )
     found = Manifest(
-        name=source.name,
-        root=source.root,
-        table=table[list(COLUMNS)],
-        summary={
-            **asdict(split),
-            **_summarise(table),
-            **_compare_test_folder(source, table),
-            "dropped": [vars(each) for each in sorted(bad, key=lambda b: (b.file, b.row))],
-            "strays": _find_strays(source, rows, split),
-        },
+        name=source.name, root=source.root, table=table[list(COLUMNS)], summary=summary
     )
     write_manifest(found, out)
     return _announce(found, source.why)
@@ -153,15 +155,15 @@ def _announce(found: Manifest, why: str) -> Manifest:
         f" {len(found.class_names)} classes, {counts.get('test', 0):,} held out for test;"
         f" digest {found.dataset_digest}"
     )
-    if facts["duplicate_groups"]:
+    if facts.duplicate_groups:
         say(
-            f"data: {facts['duplicate_groups']} groups of copies kept together"
-            f" ({facts['near_duplicate_groups']} of them near), {facts['conflicting_groups']} with"
+            f"data: {facts.duplicate_groups} groups of copies kept together"
+            f" ({facts.near_duplicate_groups} of them near), {facts.conflicting_groups} with"
             " conflicting labels"
         )
     if unused := counts.get("unused", 0):
         say(f"data: {unused} images unused: a test image has a copy in train, or another label")
-    if dropped := len(facts["dropped"]):
+    if dropped := len(facts.dropped):
         say(f"data: {dropped} rows dropped; dataset.json says which and why")
     return found
 
@@ -233,7 +235,7 @@ def build_table(rows: pd.DataFrame, images: pd.DataFrame) -> pd.DataFrame:
     return table
 
 
-def _summarise(table: pd.DataFrame) -> dict[str, Any]:
+def _count(table: pd.DataFrame) -> dict[str, Any]:
     """Counts of images and of groups of copies."""
     groups = describe_groups(table).drop_duplicates("duplicate_group")
     return {
@@ -247,22 +249,21 @@ def _summarise(table: pd.DataFrame) -> dict[str, Any]:
     }
 
 
-def _compare_test_folder(source: Source, table: pd.DataFrame) -> dict[str, Any]:
-    """How many images lie in Kaggle's own test/, labelled or not, and which of them are copies
-    of training images: `leaks`, a dict of test, train and kind (exact or near) for each pair.
+def _find_leaks(source: Source, table: pd.DataFrame) -> tuple[int, tuple[Leak, ...]]:
+    """Count the images in Kaggle's own test/ folder, and find those that are copies of training
+    images.
     """
     folder = source.root / TEST_FOLDER
     if source.layout != "kaggle" or not folder.is_dir():
-        return {"test_folder_images": 0, "leaks": []}
+        return 0, ()
     files = [path for path in sorted(folder.rglob("*")) if is_image_name(path)]
     paths = pd.Series([path.relative_to(source.root).as_posix() for path in files], dtype=str)
     images, _ = _inspect_images(source.root, paths)
     pairs = find_copies(images, table[table["part"] == "train"])
-    leaks = [{"test": test, "train": train, "kind": kind} for test, train, kind in pairs]
-    return {"test_folder_images": len(images), "leaks": leaks}
+    return len(images), tuple(Leak(*pair) for pair in pairs)
 
 
-def _find_strays(source: Source, rows: pd.DataFrame, split: Split) -> list[str]:
+def _find_strays(source: Source, rows: pd.DataFrame, split: Split) -> tuple[str, ...]:
     """Files in the folders of labelled images that no label is for; the path from the root."""
     folders = source.image_folders
     if source.layout == "kaggle" and split.test_file == "none":
@@ -271,4 +272,4 @@ def _find_strays(source: Source, rows: pd.DataFrame, split: Split) -> list[str]:
     files = (path for folder in folders for path in folder.rglob("*") if path.is_file())
     named = set(rows["path"])
     found = {path.relative_to(source.root).as_posix() for path in files} - named
-    return sorted(printable(name) for name in found)
+    return tuple(sorted(printable(name) for name in found))

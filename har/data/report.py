@@ -78,10 +78,13 @@ def render_report(manifest: Manifest) -> str:
         groups=[_describe_group(manifest, rows) for _, rows in shown],
         leaks=[
             {
-                "kind": leak["kind"],
-                "images": [_picture_of(manifest, leak[part], part) for part in ("test", "train")],
+                "kind": leak.kind,
+                "images": [
+                    _picture_of(manifest, leak.test, "test"),
+                    _picture_of(manifest, leak.train, "train"),
+                ],
             }
-            for leak in manifest.summary["leaks"][:MAX_GROUPS]
+            for leak in manifest.summary.leaks[:MAX_GROUPS]
         ],
     )
 

@@ -98,6 +98,14 @@ def test_missing_summary_field_is_named(folder: Path) -> None:
         read_manifest(folder)
 
 
+def test_a_folder_of_an_older_version_is_read(manifest: Manifest, folder: Path) -> None:
+    stored = json.loads((folder / "dataset.json").read_text())
+    for later in ("near_duplicate_groups", "test_folder_images", "leaks", "table_sha256"):
+        del stored[later]
+    (folder / "dataset.json").write_text(json.dumps({**stored, "of_a_newer_version": 1}))
+    assert read_manifest(folder).summary == manifest.summary
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [(lambda p: p.unlink(), "is gone"), (lambda p: p.write_bytes(b"x"), "was changed after")],

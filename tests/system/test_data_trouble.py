@@ -94,10 +94,10 @@ def test_while_preparing(tmp_path: Path, damage: Callable[[Path], object], reaso
     raw = write_images(tmp_path / "raw", per_class=18)  # one of 54 is less than 2 %
     damage(raw / "train" / NAME)
     found = prepare(folder_source(raw, "a test"), tmp_path / "out", Split(test_fraction=0.25))
-    dropped = [(each["filename"], each["row"]) for each in found.summary["dropped"]]
+    dropped = [(each.filename, each.row) for each in found.summary.dropped]
     assert dropped == ([(NAME, 3)] if reason else [])
     assert len(found.table) == 54 - len(dropped)
-    assert reason in "".join(each["reason"] for each in found.summary["dropped"])
+    assert reason in "".join(each.reason for each in found.summary.dropped)
     assert read_manifest(tmp_path / "out").dataset_digest == found.dataset_digest
 
 
