@@ -86,7 +86,7 @@ def test_missing_images_folder_is_named(folder: Path) -> None:
 @pytest.mark.parametrize("damage", ["", "{}", "[]", "null", '{"name": 1}'])
 def test_damaged_summary_is_named(folder: Path, damage: str) -> None:
     (folder / "dataset.json").write_text(damage)
-    with pytest.raises(UserError, match="no readable prepared folder"):
+    with pytest.raises(UserError, match="not a readable prepared folder"):
         read_manifest(folder)
 
 
@@ -141,7 +141,7 @@ def moved(raw: Path) -> Path:
 
 def test_moved_images_are_found_by_option(raw: Path) -> None:
     images = moved(raw)
-    with pytest.raises(UserError, match="say with --image-root where they lie now"):
+    with pytest.raises(UserError, match="add --image-root DIR"):
         read_manifest(raw.parent / "out")
     found = read_manifest(raw.parent / "out", images)
     assert found.root == images
