@@ -112,7 +112,7 @@ def test_empty_csv(raw: Path) -> None:
 
 def test_one_constant_label(raw: Path) -> None:
     write_csv(raw, [(name, "calling") for name, _ in read_csv(raw)])
-    with pytest.raises(UserError, match="every row is labelled 'calling'"):
+    with pytest.raises(UserError, match="every row has the label 'calling'"):
         prepared(raw)
 
 
