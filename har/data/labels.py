@@ -33,10 +33,10 @@ def read_labels(source: Source, test_file: str = "none") -> pd.DataFrame:
                 f" received {test_file!r} for the class folders of {source.root}"
             )
         return _read_class_folders(source)
-    rows = _read_csv(source.root / LABELS_FILE, TRAIN_FOLDER)
+    rows = read_csv(source.root / LABELS_FILE, TRAIN_FOLDER)
     if test_file == "none":
         return rows
-    test = _read_csv(find_test_file(source, test_file), TEST_FOLDER)
+    test = read_csv(find_test_file(source, test_file), TEST_FOLDER)
     if unknown := sorted(set(test["label"]) - set(rows["label"]) - {""}):
         raise UserError(
             f"{test_file} has labels that {LABELS_FILE} does not have: {', '.join(unknown)}"
@@ -66,8 +66,12 @@ def _read_class_folders(source: Source) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=COLUMNS)
 
 
-def _read_csv(csv: Path, folder: str) -> pd.DataFrame:
-    """Rows of a CSV with the columns filename and label, whose images are in `folder`."""
+def read_csv(csv: Path, folder: str) -> pd.DataFrame:
+    """Read a CSV with the columns filename and label, whose images are in `folder`.
+
+    Raises:
+        UserError: as in `read_labels`.
+    """
     try:
         with warnings.catch_warnings():
             # pandas only warns about rows longer than the header, and shifts or cuts them
