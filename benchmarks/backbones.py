@@ -145,7 +145,9 @@ def probe(manifest: Any, recipe: Recipe) -> Probe:
 
 def choose_regularisation(manifest: Any, features: Any, label_ids: Any) -> float:
     """The strength that is best on a fifth of the training images, no copy on both sides."""
-    held_out = hold_out(manifest.rows("train"), 0.2, manifest.summary["split_seed"], "validation")
+    held_out = hold_out(
+        manifest.rows("train"), 0.2, manifest.summary.split.split_seed, "validation"
+    )
     accuracies = [
         build_classifier(strength)
         .fit(features[~held_out], label_ids[~held_out])

@@ -274,7 +274,7 @@ def inject_bad_files(data: Path, scratch: Path, number: int, chance: random.Rand
         if har("prepare", "--data", str(folder), "--out", str(out)).returncode:
             continue
         found = read_manifest(out)
-        named = {Path(each["filename"]).name for each in found.summary["dropped"]}
+        named = {Path(each.filename).name for each in found.summary.dropped}
         kept = Counter(Path(path).name for path in found.table["path"])
         count.survived += len(named & {file.name for file in chosen})
         count.lost += len(files) - len(chosen) - len(kept)

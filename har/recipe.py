@@ -1,7 +1,7 @@
-"""How a classifier is trained, as a frozen value, and the five notebooks as such values.
+"""`Recipe`, a frozen value that says how a classifier is trained, and the variants.
 
-A recipe never says where the data lies, which machine runs it, or who watches.
-The difference between two recipes is computed (`changes`), never narrated.
+A recipe does not say where the images are, which machine trains, or who watches. The
+difference between two recipes is computed (`changes`), not written down.
 """
 
 import hashlib
@@ -45,110 +45,112 @@ def axis(
     our_choice: str = "",
     added: bool = False,
 ) -> Any:
-    """A recipe field with its one description; `low` and `high` bound numbers, inclusive.
+    """Define a recipe field: its default, its help text, and the inclusive bounds of a number.
 
-    `our_choice` says what we decided where the notebooks leave a value open. `added`: runs were
-    recorded before this field existed, as if it had its default, so that the default must change
-    nothing: at its default the field is no part of the digest.
+    `our_choice` says what this project chose where the notebooks do not state a value. `added`
+    marks a field that older runs do not have. Its default must not change how they trained: the
+    digest leaves the field out while it has its default.
     """
     metadata = {"help": help, "low": low, "high": high, "our_choice": our_choice, "added": added}
     return field(default=default, metadata=metadata)
 
 
 def field_values(recipe: "Recipe") -> list[tuple[Field[Any], Any]]:
-    """Every field with its value, in field order."""
+    """Return every field with its value, in the order of definition."""
     return [(each, getattr(recipe, each.name)) for each in fields(recipe)]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Recipe:
-    """Every way in which one training can differ from another. Defaults: the original.
+    """Every setting in which one training can differ from another. The defaults are `original`.
 
     Raises:
-        UserError: a value is not among the allowed ones, or two values exclude each other.
+        UserError: a value is not allowed, or two values exclude each other.
     """
 
     loader: Loader = axis(
         "memory",
-        "memory: decode every image into one array first; stream: decode during training; features:"
-        " run the frozen backbone once, keep its output, and train the head on that",
-        our_choice="v2 to v4 name no shuffle: shuffled anew each epoch, as Keras did the arrays",
+        "memory: decode all images once into one array; stream: decode images during training;"
+        " features: run the frozen backbone once, cache its output, and train only the head",
+        our_choice="v2 to v4 do not state the shuffling: all training images, again in each epoch",
     )
     resize: Resize = axis(
         "bicubic",
-        "bicubic: as Pillow's Image.resize, antialiased; bilinear: as tf.image.resize, not",
+        "bicubic: antialiased, as Pillow's Image.resize; bilinear: not antialiased, as"
+        " tf.image.resize",
     )
     image_size: int = axis(
-        160, "height and width of the network's input, in pixels", low=32, high=1024
+        160, "Height and width of the network's input, in pixels", low=32, high=1024
     )
     validation_fraction: float = axis(
         0.0,
-        "share of the non-test images kept for validation, stratified; 0: none",
-        low=0.0,
+        "Share of the images outside the test split to validate on, stratified; 0: no validation",
         high=0.9,
     )
     augmentation: Augmentation = axis(
         "none",
-        "random changes to the training images",
+        "Random changes to the training images",
         our_choice="flip left-right, rotation +-0.1 turns, zoom +-10 %, contrast +-10 %",
     )
     feature_views: int = axis(
         1,
-        "loader features with augmentation: how many augmented views of each training image to"
-        " run the backbone on; each epoch draws one of them",
+        "For loader features with augmentation: number of augmented copies of each training image"
+        " to compute features of; each epoch draws one of them",
         low=1,
         high=1000,
     )
-    backbone: Backbone = axis("efficientnetb7", "the feature extractor")
-    weights: str = axis("imagenet", "the backbone's weights: imagenet, random, or a file")
+    backbone: Backbone = axis("efficientnetb7", "The network that turns an image into features")
+    weights: str = axis("imagenet", "The backbone's weights: imagenet, random, or a file")
     fine_tune: FineTune = axis(
         "frozen",
-        "which convolutions of the backbone are trained: none, the last fifth, or all; batch"
-        " normalisation stays frozen",
+        "Convolutions of the backbone to train: frozen: none; top: the last fifth; all. Batch"
+        " normalisation always stays frozen",
     )
     head: Head = axis(
         "flatten_dense512",
-        "flatten_dense512: Dense(512, relu) before the output; gap_dropout: Dropout(0.2)",
+        "Layers before the output; flatten_dense512: Dense(512, relu); gap_dropout: Dropout(0.2)",
     )
-    loss: Loss = axis("categorical_crossentropy", "sparse: on label ids instead of one-hot rows")
+    loss: Loss = axis(
+        "categorical_crossentropy",
+        "categorical_crossentropy: from one-hot labels; sparse_categorical_crossentropy: from"
+        " label ids",
+    )
     batch_size: int = axis(
         32,
-        "images a step, over all devices together",
+        "Images in a training step, over all devices together",
         low=1,
         high=65536,
-        our_choice="v2 to v4 do not state it: 32, Keras' default in the original",
+        our_choice="v2 to v4 do not state it: 32, Keras' default, as in the original",
     )
-    learning_rate: float = axis(1e-3, "of Adam; Keras' default", low=1e-9, high=10.0)
+    learning_rate: float = axis(1e-3, "Learning rate of Adam", low=1e-9, high=10.0)
     epochs: int = axis(
         40,
-        "passes over the training images, at most",
+        "Maximum number of epochs",
         low=1,
         high=100_000,
         our_choice="v2 to v4 do not state it: 40, as in the original",
     )
     patience: int = axis(
         0,
-        "stop after so many epochs without a better validation accuracy; 0: never",
-        low=0,
+        "Early stopping: stop after this many epochs without a better validation accuracy; 0: off",
         high=100_000,
-        our_choice="v2 to v4 do not state it: 5, watching validation accuracy",
+        our_choice="v2 to v4 do not state it: 5 epochs, on validation accuracy",
     )
     checkpoint: Checkpoint = axis(
         "last",
-        "which epoch's weights to keep; best: by validation accuracy",
-        our_choice="v2 to v4 do not state by what: validation accuracy",
+        "Epoch whose weights to keep: the last, or the one with the best validation accuracy",
+        our_choice="v2 to v4 do not state the metric: validation accuracy",
     )
-    precision: Precision = axis("float32", "Keras' dtype policy; the output stays float32")
+    precision: Precision = axis("float32", "Keras' dtype policy; the output layer stays float32")
     strategy: Strategy = axis(
         "one_device", "mirrored: tf.distribute.MirroredStrategy over every visible GPU"
     )
     diagnostics: Diagnostics = axis(
-        "none", "explore: print the labels, their mapping and the devices before training"
+        "none", "explore: print the labels, their ids and the devices before training"
     )
     seed: int = axis(
         0,
-        "of initial weights, shuffling, augmentation, dropout",
-        low=0,
+        "Seed of initial weights, shuffling, augmentation and dropout",
         high=2**31 - 1,
         our_choice="no notebook sets one: 0",
     )
@@ -156,38 +158,27 @@ class Recipe:
     def __post_init__(self) -> None:
         for each, value in field_values(self):
             _check_value(each, value)
-        self.check_validation()
-        self.check_features()
-
-    def check_validation(self) -> None:
-        """Raise a UserError where something watches validation and there is none."""
-        needs_validation = {
-            "patience": self.patience > 0,
-            "checkpoint": self.checkpoint == "best",
-        }
-        for name, needed in needs_validation.items():
-            if needed and self.validation_fraction == 0:
+        watching = {"patience": self.patience > 0, "checkpoint": self.checkpoint == "best"}
+        for name, watches in watching.items():
+            if watches and self.validation_fraction == 0:
                 raise UserError(
                     f"{name}={getattr(self, name)} watches validation accuracy, but"
-                    " validation_fraction is 0: raise it, or set patience=0 and checkpoint=last"
+                    " validation_fraction is 0: use --validation-fraction 0.2, or --patience 0"
+                    " --checkpoint last"
                 )
-
-    def check_features(self) -> None:
-        """Raise a UserError where features of the backbone would not be what is trained on."""
         if self.loader == "features" and self.fine_tune != "frozen":
             raise UserError(
                 f"loader=features computes the backbone once, but fine_tune={self.fine_tune}"
-                " changes it: set fine_tune=frozen, or another loader"
+                " changes it: use --fine-tune frozen, or another --loader"
             )
         if self.feature_views > 1 and (self.loader != "features" or self.augmentation == "none"):
             raise UserError(
-                f"feature_views={self.feature_views} are augmented views for loader=features:"
-                f" with loader={self.loader} and augmentation={self.augmentation} set it to 1"
+                f"feature_views={self.feature_views} are augmented views for loader=features: with"
+                f" loader={self.loader} and augmentation={self.augmentation} set it to 1"
             )
 
 
 def _check_value(each: Field[Any], value: Any) -> None:
-    """Raise a UserError that names the field, the allowed values and the received one."""
     if get_origin(each.type) is Literal:
         allowed = get_args(each.type)
         if value not in allowed:
@@ -198,13 +189,17 @@ def _check_value(each: Field[Any], value: Any) -> None:
     else:
         kind = int if each.type is int else (int, float)
         low, high = each.metadata["low"], each.metadata["high"]
-        # bool is an int to isinstance, and NaN compares false to any bound
+        # isinstance takes a bool for an int, and every comparison with NaN is false
         fits = isinstance(value, kind) and not isinstance(value, bool) and low <= value <= high
         if not fits:
-            whole = "a whole number" if each.type is int else "a number"
-            raise UserError(f"{each.name} must be {whole} from {low} to {high}; received {value!r}")
+            number = "a whole number" if each.type is int else "a number"
+            raise UserError(
+                f"{each.name} must be {number} from {low} to {high}; received {value!r}"
+            )
 
 
+# The five notebooks, and v5. `har variants` prints the differences, and docs/experiment.md has
+# the measured accuracies and times, with the commands.
 ORIGINAL = Recipe()
 V1 = replace(ORIGINAL, diagnostics="explore")
 V2 = replace(
@@ -220,11 +215,12 @@ V2 = replace(
     strategy="mirrored",
     diagnostics="none",
 )
-# v3 is v2's code on one P100: MirroredStrategy over one GPU. One recipe, two machines.
+# The notebook of v3 runs v2's code on other hardware: one GPU instead of two.
 V3 = V2
 V4 = replace(V3, precision="mixed_float16")
-# Ours, no notebook's: the frozen backbone runs once over the images instead of once an epoch. Each
-# augmented view would cost one more pass, and eight of them gained nothing (docs/experiment.md).
+# Not a notebook. The frozen backbone runs once over the images, not once in each epoch. It does
+# not augment: each augmented view would cost one more pass over the images, and eight views did
+# not raise the accuracy (docs/experiment.md).
 V5 = replace(V4, loader="features", augmentation="none")
 VARIANTS: dict[str, Recipe] = {
     "original": ORIGINAL,
@@ -237,33 +233,30 @@ VARIANTS: dict[str, Recipe] = {
 
 
 def parent_of(variant: str) -> str | None:
-    """The variant that `variant` was made from; None for the first."""
+    """Return the variant that `variant` was derived from; None for the first."""
     names = list(VARIANTS)
     index = names.index(variant)
     return names[index - 1] if index else None
 
 
 def changes(old: Recipe, new: Recipe) -> dict[str, tuple[Any, Any]]:
-    """Field name to (old value, new value), for the fields that differ, in field order."""
-    return {
-        each.name: (getattr(old, each.name), getattr(new, each.name))
-        for each in fields(Recipe)
-        if getattr(old, each.name) != getattr(new, each.name)
-    }
+    """Map each field that differs to (old value, new value), in the order of definition."""
+    pairs = {each.name: (getattr(old, each.name), value) for each, value in field_values(new)}
+    return {name: pair for name, pair in pairs.items() if pair[0] != pair[1]}
 
 
 def describe_changes(old: Recipe, new: Recipe) -> str:
-    """`field=value, ...` for what `new` changes from `old`; empty where nothing does."""
+    """Format what `new` changes as `field=value, ...`; "" for equal recipes."""
     return ", ".join(f"{name}={value}" for name, (_, value) in changes(old, new).items())
 
 
 def digest_recipe(recipe: Recipe) -> str:
-    """16 hexadecimal digits, equal for equal recipes, with nothing of the hardware in them.
+    """Return 16 hexadecimal digits that are the same for equal recipes on any hardware.
 
-    An `added` field at its default changes no digest: older runs stay twins of newer ones.
+    An `added` field with its default is left out, so that recipes of older runs keep their digest.
     """
     values = {
-        # 1 and 1.0 are one learning rate, but two JSON texts
+        # 1 and 1.0 are the same learning rate, but different JSON
         each.name: each.type(value) if each.type in (int, float) else value
         for each, value in field_values(recipe)
         if not (each.metadata["added"] and value == each.default)

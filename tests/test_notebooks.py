@@ -22,5 +22,6 @@ def test_description_names_file_minutes_hardware_and_change() -> None:
     for each in NOTEBOOKS.values():
         assert f"{each.minutes} min on {each.hardware}, {each.file}" in text
     assert "v3 with precision=mixed_float16" in text
+    assert "Without a GPU use v5" in text
     assert "the same recipe as v2, on other hardware" in text
     assert max(map(len, text.splitlines())) <= 88

@@ -115,7 +115,7 @@ def test_watching_validation_needs_validation(name: str, value: object) -> None:
 
 
 def test_features_are_of_a_backbone_that_stays_as_it_is() -> None:
-    with pytest.raises(UserError, match="fine_tune=top changes it: set fine_tune=frozen"):
+    with pytest.raises(UserError, match="fine_tune=top changes it: use --fine-tune frozen"):
         replace(V4, loader="features", fine_tune="top")
     for refused in (
         {"loader": "stream", "feature_views": 2},

@@ -24,7 +24,7 @@ from har.compare.tables import (
     tabulate_recalls,
     tabulate_runs,
 )
-from har.data.pictures import draw_png, jpeg_uri, png_uri, thumbnail
+from har.data.pictures import draw_png, png_uri, thumbnail_uri
 from har.data.report import REPORT_FILE
 from har.evaluation.metrics import TEST_METRICS
 from har.tracking.records import Record
@@ -332,5 +332,4 @@ def picture_uri(root: str | None, path: Path) -> str:
     """The image as a thumbnail; "" where it is not on this machine, or not inside `root`."""
     if root is None or path.is_absolute() or ".." in path.parts:
         return ""
-    picture = thumbnail(Path(root) / path)
-    return jpeg_uri(picture) if picture else ""
+    return thumbnail_uri(Path(root) / path)

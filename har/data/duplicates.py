@@ -1,9 +1,9 @@
-"""Copies of one picture: byte-identical files, and files that look alike.
+"""Copies of one image: byte-identical files, and images that look alike.
 
-Two perceptual hashes of 64 bits each must agree: a difference hash (is a pixel brighter than
-its neighbour) and a DCT hash (the signs of low frequencies), both by ImageHash. Mirror images
-count as copies, since training flips images. A picture with another watermark, size or
-compression is found; a crop or another shot of the same scene mostly is not.
+Images look alike if two perceptual hashes of 64 bits agree, both by ImageHash: a difference hash
+(is a pixel brighter than its neighbour) and a DCT hash (the signs of low frequencies). Mirror
+images count as copies, because training flips images. The hashes find an image with another
+watermark, size or compression. They miss most crops and other shots of the same scene.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -16,33 +16,33 @@ from PIL import Image, ImageOps
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
-# Differing bits of 64. Chosen by eye on 6,000 Kaggle images: within these limits every pair is
-# one picture or (once) two of a series; from phash 20 on, 5 of 7 pairs are unrelated, and from
-# dhash 7 on nearly all are.
+# Differing bits of 64. Chosen by eye on 6,000 Kaggle images: within these limits, every pair was
+# one image or (once) two images of a series. From phash 20 on, 5 of 7 pairs were unrelated, and
+# from dhash 7 on, nearly all.
 MAX_DHASH_DISTANCE = 6
 MAX_PHASH_DISTANCE = 16
-# The hashes, and the (width, height) in greys that each looks at.
+# Each hash, and the (width, height) in grey levels that it works on.
 HASHES = {imagehash.dhash: (9, 8), imagehash.phash: (32, 32)}
-# Rows compared at once: bounds the memory to a few MB whatever the number of images.
+# Rows compared at once: limits the memory to a few MB for any number of images.
 BLOCK = 256
 Ints = npt.NDArray[np.int64]
 
 
 def perceptual_hash(image: Image.Image) -> str:
-    """Four hashes as 64 hexadecimal digits: dhash and phash of an RGB image, then both of its
-    mirror image.
+    """Return four hashes of an RGB image as 64 hexadecimal digits: dhash and phash of the image,
+    then of its mirror image.
     """
     grey = image.convert("L")
-    # They find these small already: the large one is read twice, not four times.
-    plain = [(hashed, grey.resize(HASHES[hashed], Image.Resampling.LANCZOS)) for hashed in HASHES]
-    mirrored = [(hashed, ImageOps.mirror(picture)) for hashed, picture in plain]
-    bits = [hashed(picture).hash for hashed, picture in plain + mirrored]
-    # ImageHash's own digits, without going over the bits in Python one by one
+    # resized here, once for the image and its mirror image: ImageHash keeps images of this size
+    small = [(each, grey.resize(size, Image.Resampling.LANCZOS)) for each, size in HASHES.items()]
+    mirrored = [(hashed, ImageOps.mirror(picture)) for hashed, picture in small]
+    bits = [hashed(picture).hash for hashed, picture in small + mirrored]
+    # the digits that ImageHash prints, without its Python loop over the bits
     return np.packbits(bits).tobytes().hex()
 
 
 def find_near(first: Sequence[str], second: Sequence[str]) -> tuple[Ints, Ints]:
-    """Positions (pairs,) in `first` and in `second` of images that look alike."""
+    """Return the positions (pairs,) in `first` and in `second` of hashes that are alike."""
     ours, theirs = _parse_hashes(first), _parse_hashes(second)
     found = [np.empty((0, 2), np.int64)]
     for start in range(0, len(ours), BLOCK):
@@ -54,7 +54,7 @@ def find_near(first: Sequence[str], second: Sequence[str]) -> tuple[Ints, Ints]:
 
 
 def _parse_hashes(hashes: Sequence[str]) -> npt.NDArray[np.uint64]:
-    """(images, 4) from what `perceptual_hash` gives."""
+    """(images, 4) integers from the digits of `perceptual_hash`."""
     words = [int(text[at : at + 16], 16) for text in hashes for at in range(0, 64, 16)]
     return np.array(words, np.uint64).reshape(-1, 4)
 
@@ -62,18 +62,18 @@ def _parse_hashes(hashes: Sequence[str]) -> npt.NDArray[np.uint64]:
 def _look_alike(
     first: npt.NDArray[np.uint64], second: npt.NDArray[np.uint64]
 ) -> npt.NDArray[np.bool_]:
-    """(first, second) whether dhash, in column 0, and phash, in column 1, are both close."""
-    near: npt.NDArray[np.bool_] = np.bitwise_count(first[:, None, 0] ^ second[:, 0]) <= (
-        MAX_DHASH_DISTANCE
+    """(first, second) True where both dhash (column 0) and phash (column 1) are close."""
+    dhash_distance, phash_distance = (
+        np.bitwise_count(first[:, None, column] ^ second[:, column]) for column in (0, 1)
     )
-    near &= np.bitwise_count(first[:, None, 1] ^ second[:, 1]) <= MAX_PHASH_DISTANCE
-    return near
+    near: npt.NDArray[np.bool_] = dhash_distance <= MAX_DHASH_DISTANCE
+    return near & (phash_distance <= MAX_PHASH_DISTANCE)
 
 
 def group_near(table: pd.DataFrame) -> Ints:
-    """Groups by bytes or looks; whatever is linked by a chain of copies is one group."""
+    """Group images with equal bytes or similar looks; a chain of copies is one group."""
     exact = group_exact(table)
-    # one of each set of byte-identical files stands for it
+    # compare one image of each set of byte-identical files
     firsts = np.unique(exact, return_index=True)[1]
     hashes = table["perceptual_hash"].to_numpy()[firsts].tolist()
     one, other = find_near(hashes, hashes)
@@ -83,17 +83,16 @@ def group_near(table: pd.DataFrame) -> Ints:
 
 
 def group_exact(table: pd.DataFrame) -> Ints:
-    """Groups by the files' bytes."""
+    """Group images with equal bytes."""
     return _renumber(table["sha256"].to_numpy())
 
 
 def _renumber(groups: npt.NDArray[np.generic]) -> Ints:
-    """Integers from 0 in order of first appearance."""
+    """Integers from 0, in order of first appearance."""
     return pd.factorize(groups)[0].astype(np.int64)
 
 
-# What counts as one group that no split parts: (images,) integers from a table with the
-# columns sha256 and perceptual_hash.
+# Functions from a table (columns sha256, perceptual_hash) to (images,) group numbers.
 DUPLICATES: dict[str, Callable[[pd.DataFrame], Ints]] = {
     "near": group_near,
     "exact": group_exact,
@@ -102,8 +101,10 @@ DUPLICATES: dict[str, Callable[[pd.DataFrame], Ints]] = {
 
 
 def describe_groups(table: pd.DataFrame) -> pd.DataFrame:
-    """The images that have a copy, a row each, conflicting groups first: duplicate_group, kind
-    (exact or near), conflicting (whether labels differ in the group), label, split, path.
+    """Return one row for each image that has a copy, groups with different labels first.
+
+    The columns are duplicate_group, kind (exact or near), conflicting (True if the labels in the
+    group differ), label, split, path.
     """
     by_group = table.groupby("duplicate_group")
     facts = table.assign(
@@ -119,20 +120,20 @@ def describe_groups(table: pd.DataFrame) -> pd.DataFrame:
 
 
 def find_copies(images: pd.DataFrame, among: pd.DataFrame) -> Iterator[tuple[str, str, str]]:
-    """(path in `images`, path in `among`, exact or near) for each pair of copies.
+    """Yield (path in `images`, path in `among`, "exact" or "near") for each pair of copies.
 
-    Both have the columns path, sha256 and perceptual_hash.
+    Both tables have the columns path, sha256 and perceptual_hash.
     """
-    hashes = [each["perceptual_hash"].tolist() for each in (images, among)]
-    for one, other in zip(*find_near(*hashes), strict=True):
+    for one, other in zip(*_find_pairs(images, among), strict=True):
         left, right = images.iloc[one], among.iloc[other]
         kind = "exact" if left["sha256"] == right["sha256"] else "near"
         yield left["path"], right["path"], kind
 
 
 def has_copy(images: pd.DataFrame, among: pd.DataFrame) -> npt.NDArray[np.bool_]:
-    """(images,) whether an image has a copy, exact or near, `among` others."""
-    hashes = [each["perceptual_hash"].tolist() for each in (images, among)]
-    found = np.zeros(len(images), dtype=bool)
-    found[find_near(*hashes)[0]] = True
-    return found
+    """Return (images,) True for each image that has a copy, exact or near, in `among`."""
+    return np.isin(np.arange(len(images)), _find_pairs(images, among)[0])
+
+
+def _find_pairs(images: pd.DataFrame, among: pd.DataFrame) -> tuple[Ints, Ints]:
+    return find_near(images["perceptual_hash"].tolist(), among["perceptual_hash"].tolist())

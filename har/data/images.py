@@ -1,15 +1,15 @@
-"""Bytes to pixels: the only decoding code, for every loader and for serving.
+"""Bytes to pixels: the only code that decodes images, for every loader and for serving.
 
-An image is (height, width, 3) uint8, 0..255, RGB. Decoding is always Pillow's; the
-recipe's `resize` axis decides only how the decoded image becomes a square:
+An image is (height, width, 3) uint8, 0..255, RGB. Images decode as in Pillow. The recipe's
+`resize` decides only how the decoded image becomes a square:
 
-- bicubic: Pillow's `Image.resize` default, which averages over the source pixels
-  (antialiased), as the original notebook and v1 did;
-- bilinear: `tf.image.resize` default, which reads the four nearest source pixels, as v2
-  to v4 did, rounded to whole levels.
+- bicubic: the default of Pillow's `Image.resize`, which averages over the source pixels
+  (antialiased), as in the original notebook and v1;
+- bilinear: the default of `tf.image.resize`, which reads the four nearest source pixels, as in
+  v2 to v4, rounded to whole levels.
 
-TensorFlow's own JPEG decoder returns the same pixels as Pillow's when told to use the
-accurate DCT. `decode_in_graph` uses it where it can, because it needs no Python per image.
+TensorFlow's JPEG decoder returns the same pixels as Pillow's if it uses the accurate DCT.
+`decode_in_graph` uses it where possible, because it needs no Python code for each image.
 """
 
 import io
@@ -24,27 +24,27 @@ from PIL import ExifTags, Image, ImageOps
 from har.util.errors import UserError, first_line
 
 Pixels = npt.NDArray[np.uint8]
-# What one image may cost. A 25-megapixel phone photograph is some 10 MB, and 75 MB decoded;
-# nothing in this field needs more.
+# Limits of one image. A 25-megapixel photo of a phone has about 10 MB, decoded 75 MB.
 MAX_BYTES = 25_000_000
 MAX_PIXELS = 50_000_000
-# JPEG's own limit; a picture of millions by one takes seconds and gigabytes to resize.
+# The limit of JPEG. An image of one pixel by millions takes seconds and gigabytes to resize.
 MAX_SIDE = 65_535
-# A progressive JPEG has about ten. Each goes over all pixels again, for as little as 75 bytes.
+# A progressive JPEG has about ten scans. A scan of 75 bytes can make the decoder go over all
+# pixels again.
 MAX_SCANS = 100
 START_OF_SCAN = b"\xff\xda"
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP")
 
 
 class ImageError(UserError):
-    """Bytes that are no image this project accepts; the message says why, in a few words."""
+    """Bytes that are not an accepted image; the message gives the reason in a few words."""
 
 
 def read_image(path: Path) -> bytes:
-    """A file's bytes, if an image may have so many.
+    """Read the bytes of an image file.
 
     Raises:
-        ImageError: there is none, it is a folder or a pipe, it is too large, or may not be read.
+        ImageError: the file is missing, too large, not a regular file, or cannot be read.
     """
     try:
         if not path.is_file():
@@ -57,10 +57,10 @@ def read_image(path: Path) -> bytes:
 
 
 def open_image(data: bytes) -> Image.Image:
-    """The image's header, pixels not yet decoded.
+    """Read an image's header, without decoding its pixels.
 
     Raises:
-        ImageError: not one of `FORMATS`, or beyond one of the limits above.
+        ImageError: the format is not one of `FORMATS`, or the image exceeds a limit above.
     """
     if not data:
         raise ImageError("empty: 0 bytes")
@@ -70,50 +70,50 @@ def open_image(data: bytes) -> Image.Image:
         image = Image.open(io.BytesIO(data), formats=FORMATS)
     except Image.DecompressionBombError as error:
         raise ImageError(f"more than {MAX_PIXELS:,} pixels") from error
-    # Pillow raises many kinds on hostile bytes (struct.error, SyntaxError, its own bomb error)
+    # Pillow raises errors of many types on hostile bytes, such as struct.error and SyntaxError
     except Exception as error:
         raise ImageError(f"not an image of the kinds {', '.join(FORMATS)}") from error
-    _refuse_bomb(image, data)
+    _check_limits(image, data)
     return image
 
 
-def _refuse_bomb(image: Image.Image, data: bytes) -> None:
-    """Raise an ImageError if the header announces far more work than a photograph is."""
+def _check_limits(image: Image.Image, data: bytes) -> None:
     size = f"{image.width}x{image.height} pixels"
     if image.width * image.height > MAX_PIXELS:
         raise ImageError(f"{size}, more than {MAX_PIXELS:,}")
     if max(image.size) > MAX_SIDE:
         raise ImageError(f"{size}, a side longer than {MAX_SIDE:,}")
-    # MPO: several JPEGs in one file, of which the first is read
+    # an MPO file holds several JPEGs; the first one is read
     if image.format in ("JPEG", "MPO") and data.count(START_OF_SCAN) > MAX_SCANS:
         raise ImageError(f"a JPEG of more than {MAX_SCANS} scans")
 
 
 def decode_rgb(data: bytes) -> Pixels:
-    """(height, width, 3) uint8: first frame, upright by its EXIF tag, transparency on white.
+    """Decode image bytes to (height, width, 3) uint8, as `open_image` and `to_rgb` do.
 
     Raises:
-        ImageError: as `open_image` and `to_rgb`.
+        ImageError: as in `open_image` and `to_rgb`.
     """
     return np.asarray(to_rgb(open_image(data)))
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
-    """Of one that is open: its first frame, upright, transparency on white; itself or a copy.
+    """Decode the first frame of an open image, turn it upright by its EXIF tag, and put
+    transparent pixels on white. The image itself may change.
 
     Raises:
-        ImageError: truncated or corrupt pixel data.
+        ImageError: the pixel data is truncated or corrupt.
     """
     try:
         ImageOps.exif_transpose(image, in_place=True)
         if image.mode.startswith("I;16"):
-            # Pillow's own conversion cuts off at 255 instead of scaling 65535 to it
+            # Pillow would clip 16-bit values at 255 instead of scaling them
             image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
         if image.has_transparency_data:
             image = image.convert("RGBA")
             image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
         image = image if image.mode == "RGB" else image.convert("RGB")
-        # only now are the pixels sure to be read
+        # Pillow reads pixels lazily: make sure that errors appear here
         image.load()
         return image
     except Exception as error:
@@ -121,9 +121,8 @@ def to_rgb(image: Image.Image) -> Image.Image:
 
 
 def is_plain_jpeg(image: Image.Image) -> bool:
-    """Whether TensorFlow's decoder sees in this file just what Pillow sees.
-
-    It knows neither CMYK nor the EXIF orientation.
+    """Return True if TensorFlow decodes this file like Pillow: it knows neither CMYK nor the
+    EXIF orientation.
     """
     if image.format != "JPEG" or image.mode not in ("RGB", "L"):
         return False
@@ -131,16 +130,16 @@ def is_plain_jpeg(image: Image.Image) -> bool:
 
 
 def resize_bicubic(image: Pixels, size: int) -> Pixels:
-    """(h, w, 3) to (size, size, 3) as Pillow's default filter does."""
+    """Resize (height, width, 3) to (size, size, 3) with Pillow's default filter."""
     return np.asarray(Image.fromarray(image).resize((size, size), Image.Resampling.BICUBIC))
 
 
 def resize_bilinear(image: Pixels, size: int) -> Pixels:
-    """(h, w, 3) to (size, size, 3) as `tf.image.resize` does, rounded."""
+    """Resize (height, width, 3) to (size, size, 3) like `tf.image.resize`, rounded."""
     import tensorflow as tf
 
-    # What tf.image.resize calls, without its checks, which take longer. On the CPU, where
-    # `bilinear_in_graph` runs too: a GPU need not give the same bits.
+    # tf.image.resize calls this operation, after checks that take longer. On the CPU, as
+    # `bilinear_in_graph`: the bits of a GPU may differ.
     with tf.device("CPU"):
         resized = tf.raw_ops.ResizeBilinear(
             images=image[None], size=(size, size), half_pixel_centers=True
@@ -149,7 +148,7 @@ def resize_bilinear(image: Pixels, size: int) -> Pixels:
 
 
 def bilinear_in_graph(image: Any, size: int) -> Any:
-    """The same on a tensor inside a tf.data pipeline."""
+    """Do the same as `resize_bilinear` with a tensor in a tf.data pipeline."""
     import tensorflow as tf
 
     return tf.cast(tf.round(tf.image.resize(image, (size, size))), tf.uint8)
@@ -162,10 +161,10 @@ RESIZERS: dict[str, Callable[[Pixels, int], Pixels]] = {
 
 
 def decode(data: bytes, resize: str, size: int) -> Pixels:
-    """Bytes to (size, size, 3) uint8, `resize` being the recipe's axis.
+    """Decode bytes to (size, size, 3) uint8; `resize` is a key of RESIZERS.
 
     Raises:
-        ImageError: as `decode_rgb`, or it cannot be resized (no memory).
+        ImageError: as in `decode_rgb`, or there is too little memory to resize.
     """
     image = decode_rgb(data)
     try:
@@ -175,15 +174,17 @@ def decode(data: bytes, resize: str, size: int) -> Pixels:
 
 
 def decode_in_graph(path: Any, plain_jpeg: Any, resize: str, size: int) -> Any:
-    """`decode` of a file inside a tf.data pipeline: scalar string and bool tensors to
-    (size, size, 3) uint8, equal to `decode` to the bit.
+    """Do the same as `decode` with a file in a tf.data pipeline, to the same bits.
+
+    `path` is a scalar string tensor; `plain_jpeg` is a scalar bool tensor, or True if all images
+    of the pipeline are plain JPEGs.
     """
     import tensorflow as tf
 
     data = tf.io.read_file(path)
 
     def in_python() -> Any:
-        # stateless: TensorFlow may run it in parallel and still promise the same order
+        # stateful=False lets TensorFlow run this in parallel and keep the order
         return tf.numpy_function(
             lambda b: decode(b, resize, size), [data], tf.uint8, stateful=False
         )
@@ -192,8 +193,11 @@ def decode_in_graph(path: Any, plain_jpeg: Any, resize: str, size: int) -> Any:
         image = tf.io.decode_jpeg(data, channels=3, dct_method="INTEGER_ACCURATE")
         return bilinear_in_graph(image, size)
 
-    if resize == "bilinear" and plain_jpeg is True:
-        # nothing to choose for each image: an eighth of the pipeline's time
-        return tf.ensure_shape(in_tensorflow(), (size, size, 3))
-    fast = plain_jpeg if resize == "bilinear" else tf.constant(False)
-    return tf.ensure_shape(tf.cond(fast, in_tensorflow, in_python), (size, size, 3))
+    if resize != "bilinear":
+        image = in_python()
+    elif plain_jpeg is True:
+        # without a tf.cond, the pipeline takes an eighth less time
+        image = in_tensorflow()
+    else:
+        image = tf.cond(plain_jpeg, in_tensorflow, in_python)
+    return tf.ensure_shape(image, (size, size, 3))

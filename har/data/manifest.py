@@ -1,17 +1,17 @@
-"""The table of images: what it holds, how it is written, read, checked and digested.
+"""The table of images: its columns, digests, checks, and the two files that store it.
 
-Columns, one row an image:
-    path             relative to the data folder, with forward slashes
+One row for each image, with these columns:
+    path             from the data folder, with forward slashes
     label            the class name
     label_id         its integer, in order of first appearance in the source's CSV
     width, height    in pixels, as stored
-    bytes            of the file
-    plain_jpeg       whether the fast decoder may be used (see har.data.images)
+    bytes            size of the file
+    plain_jpeg       True if TensorFlow decodes it like Pillow (see har.data.images)
     sha256           of the file's bytes, hexadecimal
-    perceptual_hash  what the image looks like (see har.data.duplicates), hexadecimal
-    duplicate_group  integer; images of one group never straddle a split
-    split            "train", "test", or "unused" (see har.data.splits); validation is carved out of
-                     train by the recipe
+    perceptual_hash  hexadecimal; images that look alike have similar ones (see har.data.duplicates)
+    duplicate_group  integer; copies of one image share it and stay on one side of a split
+    split            "train", "test" or "unused" (see har.data.splits); the recipe takes
+                     validation images out of train
 """
 
 import hashlib
@@ -19,11 +19,11 @@ import json
 from dataclasses import dataclass, replace
 from io import BytesIO
 from pathlib import Path
-from typing import Any
 
 import pandas as pd
 from filelock import FileLock
 
+from har.data.summary import DataSummary
 from har.util.errors import ChangedError, UserError
 from har.util.files import digest_bytes, digest_file, replace_text
 
@@ -41,72 +41,38 @@ COLUMNS = {
     "split": str,
 }
 TABLE_FILE = "manifest.csv"
-SUMMARY_FIELDS = (
-    "test_fraction",
-    "split_seed",
-    "duplicates",
-    "test_file",
-    "images",
-    "images_by_split",
-    "images_by_label",
-    "duplicate_groups",
-    "near_duplicate_groups",
-    "largest_duplicate_group",
-    "conflicting_groups",
-    "test_folder_images",
-    "leaks",
-    "dropped",
-    "strays",
-)
 SUMMARY_FILE = "dataset.json"
-# Of the table's file, in dataset.json: the other digests do not see every column.
+# Digest of TABLE_FILE, stored in SUMMARY_FILE: the other digests do not cover every column.
 TABLE_DIGEST = "table_sha256"
-DIGESTS = ("dataset_digest", "test_digest", TABLE_DIGEST)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Manifest:
-    """A prepared data set.
-
-    `table` has the columns above; `root` is the folder that `path` starts from; `summary`
-    is what dataset.json says beside the digests (counts, what was dropped and why, seeds).
-    """
+    """A prepared data set. `table` has the columns above; its paths start from `root`."""
 
     name: str
     root: Path
     table: pd.DataFrame
-    summary: dict[str, Any]
+    summary: DataSummary
 
     @property
     def class_names(self) -> tuple[str, ...]:
-        """Label by label id."""
+        """Labels, in the order of their ids."""
         by_id = self.table.drop_duplicates("label_id").sort_values("label_id")
         return tuple(by_id["label"])
 
     def rows(self, split: str) -> pd.DataFrame:
-        """The rows of one split, numbered from 0."""
+        """Return the rows of one split, numbered from 0."""
         return self.table[self.table["split"] == split].reset_index(drop=True)
 
     @property
-    def described(self) -> dict[str, Any]:
-        """What dataset.json holds."""
-        return {
-            "name": self.name,
-            "root": str(self.root),
-            "class_names": list(self.class_names),
-            "dataset_digest": self.dataset_digest,
-            "test_digest": self.test_digest,
-            **self.summary,
-        }
-
-    @property
     def dataset_digest(self) -> str:
-        """Of every file's path, bytes and label, and of the order of the classes."""
+        """Digest of the path, bytes and label of every file, and of the order of the classes."""
         return _digest_rows(self.table, ["path", "sha256", "label", "label_id"])
 
     @property
     def test_digest(self) -> str:
-        """Of the test images and their labels alone, wherever they lie; `none` for none."""
+        """Digest of the test images and their labels, whatever their paths; `none` without any."""
         test = self.rows("test")
         return "none" if test.empty else _digest_rows(test, ["sha256", "label"])
 
@@ -118,21 +84,29 @@ def _digest_rows(table: pd.DataFrame, columns: list[str]) -> str:
 
 
 def format_manifest_files(manifest: Manifest) -> dict[str, str]:
-    """What both files of a prepared folder hold, by their names."""
+    """Map the name of each file of a prepared folder to its text."""
     table = manifest.table.to_csv(index=False, lineterminator="\n")
-    described = manifest.described | {TABLE_DIGEST: digest_bytes(table.encode())}
-    return {TABLE_FILE: table, SUMMARY_FILE: json.dumps(described, indent=2, ensure_ascii=False)}
+    stored = {
+        "name": manifest.name,
+        "root": str(manifest.root),
+        "class_names": list(manifest.class_names),
+        "dataset_digest": manifest.dataset_digest,
+        "test_digest": manifest.test_digest,
+        **manifest.summary.to_json(),
+        TABLE_DIGEST: digest_bytes(table.encode()),
+    }
+    return {TABLE_FILE: table, SUMMARY_FILE: json.dumps(stored, indent=2, ensure_ascii=False)}
 
 
 def write_manifest(manifest: Manifest, out: Path) -> None:
-    """Write both files into `out`, each whole or not at all; dataset.json comes last.
+    """Write both files of a prepared folder atomically, dataset.json last.
 
     Raises:
         UserError: the folder cannot be written.
     """
     try:
         out.mkdir(parents=True, exist_ok=True)
-        # or another process' table could come to lie beside this summary
+        # two processes at once could leave the table of one beside the summary of the other
         with FileLock(lock := out / ".lock"):
             try:
                 for name, text in format_manifest_files(manifest).items():
@@ -144,68 +118,77 @@ def write_manifest(manifest: Manifest, out: Path) -> None:
 
 
 def is_prepared(folder: Path) -> bool:
-    """Whether `folder` is what `write` left behind."""
+    """Return True if `write_manifest` wrote to this folder."""
     return (folder / SUMMARY_FILE).is_file() and (folder / TABLE_FILE).is_file()
 
 
 def read_manifest(folder: Path, image_root: Path | None = None) -> Manifest:
-    """The manifest in a prepared folder, checked against its own digests.
+    """Read the manifest in a prepared folder, and check it and the image files.
 
-    `image_root` is where its images lie now, if they were moved; then every one is read and
-    compared with its digest.
+    The images' names and sizes are checked. With `image_root`, the new folder of images that were
+    moved, their bytes are checked too.
 
     Raises:
-        UserError: a file is missing or damaged, a column is missing, the table was edited
-            since it was written, or the images are gone or others.
+        UserError: a file is missing or damaged, the table was edited after it was written, or an
+            image is missing or changed.
     """
+    manifest = _load(folder)
+    if image_root is None:
+        _check_files(manifest)
+    else:
+        manifest = replace(manifest, root=image_root.resolve())
+        check_images(manifest)
+    return manifest
+
+
+def _load(folder: Path) -> Manifest:
     try:
-        summary = json.loads((folder / SUMMARY_FILE).read_text(encoding="utf-8"))
-        digests = {name: summary.pop(name) for name in DIGESTS}
-        del summary["class_names"]
+        stored = json.loads((folder / SUMMARY_FILE).read_text(encoding="utf-8"))
         data = (folder / TABLE_FILE).read_bytes()
-        # a label or a file may be called "NA": text columns are read as they stand
         table = pd.read_csv(
             BytesIO(data),
             dtype=COLUMNS,  # type: ignore[arg-type]
-            keep_default_na=False,
+            keep_default_na=False,  # "NA" may be a label or a file name
         )
         manifest = Manifest(
-            name=summary.pop("name"),
-            root=Path(summary.pop("root")),
+            name=stored["name"],
+            root=Path(stored["root"]),
             table=table[list(COLUMNS)],
-            summary={name: summary[name] for name in SUMMARY_FIELDS},
+            summary=DataSummary.from_json(stored),
         )
+        found = {
+            "dataset_digest": manifest.dataset_digest,
+            "test_digest": manifest.test_digest,
+            TABLE_DIGEST: digest_bytes(data),
+        }
+        # the first versions did not store the digest of the table
+        written = {TABLE_DIGEST: found[TABLE_DIGEST], **stored}
+        changed = [name for name in found if written[name] != found[name]]
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(
-            f"{folder} is no readable prepared folder: {error!r}; prepare it again"
+            f"{folder} is not a readable prepared folder: {error!r}; run `har prepare` again"
         ) from error
-    for name, written in digests.items():
-        found = digest_bytes(data) if name == TABLE_DIGEST else getattr(manifest, name)
-        if written != found:
-            raise UserError(
-                f"{folder / TABLE_FILE} was changed after it was prepared"
-                f" ({name} is {found}, {SUMMARY_FILE} says {written}): prepare it again"
-            )
-    if image_root is not None:
-        manifest = replace(manifest, root=image_root.resolve())
-    _check_files(manifest)
-    if image_root is not None:
-        check_bytes(manifest, manifest.table)
+    if changed:
+        name = changed[0]
+        raise UserError(
+            f"{folder / TABLE_FILE} was changed after it was prepared ({name} is {found[name]},"
+            f" {SUMMARY_FILE} says {written[name]}): run `har prepare` again"
+        )
     return manifest
 
 
 def check_images(manifest: Manifest) -> None:
-    """Raise a UserError that names an image which is gone or not what was prepared; reads all."""
+    """Raise a UserError if an image is missing or changed; this reads every image."""
     _check_files(manifest)
     check_bytes(manifest, manifest.table)
 
 
 def _check_files(manifest: Manifest) -> None:
-    """Raise a UserError unless every image is in the folder with its size; reads none."""
+    """Raise a UserError if an image is missing or its size has changed; this reads no image."""
     if not manifest.root.is_dir():
         raise UserError(
-            f"the images are gone: there is no folder {manifest.root}; say with --image-root where"
-            " they lie now"
+            f"the images are gone: there is no folder {manifest.root}; if you moved them, add"
+            " --image-root DIR"
         )
     for path, size in zip(manifest.table["path"], manifest.table["bytes"], strict=True):
         if Path(path).is_absolute() or ".." in Path(path).parts:
@@ -217,16 +200,19 @@ def _check_files(manifest: Manifest) -> None:
         if found != size:
             raise UserError(
                 f"{manifest.root / path} was changed after it was prepared ({found} bytes,"
-                f" {TABLE_FILE} says {size}): prepare the images again"
+                f" {TABLE_FILE} says {size}): run `har prepare` again"
             )
 
 
 def check_bytes(manifest: Manifest, rows: pd.DataFrame) -> None:
-    """Raise a UserError unless the image of every row has its digest; reads them all."""
+    """Raise a UserError if an image of these rows has changed; this reads their files."""
     for path, digest in zip(rows["path"], rows["sha256"], strict=True):
         try:
             found = digest_file(manifest.root / path)
         except OSError as error:
             raise UserError(f"{manifest.root / path} cannot be read: {error.strerror}") from error
         if found != digest:
-            raise ChangedError(f"{manifest.root / path} is not the image that was prepared")
+            raise ChangedError(
+                f"{manifest.root / path} is not the image that was prepared: run `har prepare`"
+                " again"
+            )

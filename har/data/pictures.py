@@ -1,4 +1,4 @@
-"""Pictures inside a page: thumbnails, figures, and the text beside them."""
+"""Thumbnails and figures inside an HTML page, and labels inside a figure."""
 
 import base64
 import io
@@ -13,7 +13,7 @@ THUMBNAIL_PX = 112
 
 
 def thumbnail(path: Path) -> Image.Image | None:
-    """The image within THUMBNAIL_PX, unstretched; None if it cannot be read."""
+    """Shrink an image file to THUMBNAIL_PX, keeping its proportions; None if it is unreadable."""
     try:
         pixels = decode_rgb(path.read_bytes())
     except (OSError, ImageError):
@@ -21,31 +21,29 @@ def thumbnail(path: Path) -> Image.Image | None:
     return ImageOps.contain(Image.fromarray(pixels), (THUMBNAIL_PX, THUMBNAIL_PX))
 
 
-def jpeg_uri(picture: Image.Image) -> str:
-    """The picture inside the page."""
+def thumbnail_uri(path: Path) -> str:
+    """Return the thumbnail of an image file as a data URI; "" if it is unreadable."""
+    picture = thumbnail(path)
+    if picture is None:
+        return ""
     buffer = io.BytesIO()
     picture.save(buffer, "JPEG", quality=80)
     return f"data:image/jpeg;base64,{base64.b64encode(buffer.getvalue()).decode()}"
 
 
-def figure_uri(figure: Figure) -> str:
-    """The figure inside the page."""
-    return png_uri(draw_png(figure))
-
-
 def draw_png(figure: Figure) -> bytes:
-    """The figure as a PNG file."""
+    """Draw a figure as a PNG file."""
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=110)
     return buffer.getvalue()
 
 
 def png_uri(png: bytes) -> str:
-    """The file inside the page."""
+    """Return a PNG file as a data URI."""
     return f"data:image/png;base64,{base64.b64encode(png).decode()}"
 
 
 def one_line(text: str, width: int = 24) -> str:
-    """A label fit to be drawn: one line of at most `width` characters that can be printed."""
+    """Shorten a label to one line of at most `width` printable characters."""
     line = " ".join("".join(c if c.isprintable() else " " for c in text).split())
     return line if len(line) <= width else f"{line[: width - 1]}…"

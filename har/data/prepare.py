@@ -1,14 +1,13 @@
-"""From a folder of images to a checked manifest: every file opened, duplicates grouped,
-test images held out.
+"""From a folder of images to a checked manifest: every file is opened, copies are grouped, and
+test images are held out.
 """
 
-import hashlib
 import os
 from collections import Counter
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from dataclasses import asdict, replace
+from dataclasses import replace
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -17,21 +16,22 @@ import pandas as pd
 
 from har.data.duplicates import DUPLICATES, describe_groups, find_copies, perceptual_hash
 from har.data.images import ImageError, is_plain_jpeg, open_image, read_image, to_rgb
-from har.data.labels import BadImage, build_bad_image, check_rows, find_test_file, read_labels
+from har.data.labels import build_bad_image, check_rows, find_test_file, read_labels
 from har.data.manifest import COLUMNS, Manifest, read_manifest, write_manifest
 from har.data.sources import LABELS_FILE, TEST_FOLDER, Source, find_source, is_image_name
 from har.data.splits import Split, assign_splits
+from har.data.summary import BadImage, DataSummary, Leak
 from har.util.errors import UserError
-from har.util.files import cache_folder, printable
+from har.util.files import cache_folder, digest_bytes, printable
 from har.util.hardware import available_cpus
 from har.util.progress import progress, say
 
-# More bad rows than this share are a broken download, not a few broken files.
+# A larger share of bad rows means a broken download, not a few broken files.
 MAX_BAD_SHARE = 0.02
-# Part of the cache's key: raise it when a manifest would come out different.
+# Part of the cache key: increase it when the same files would give another manifest.
 PREPARE_VERSION = 3
-# Handing them out one by one takes a tenth of the time.
-FILES_AT_ONCE = 16
+# Files that one task of the thread pool inspects: single files would take a tenth more time.
+FILES_PER_TASK = 16
 
 
 def load_manifest(
@@ -40,36 +40,36 @@ def load_manifest(
     default: Split = Split(),
     image_root: Path | None = None,
 ) -> Manifest:
-    """The manifest for `--data`: a prepared folder is read; anything else is prepared into
-    the cache, or taken from there if its files have not changed since.
+    """Return the manifest for `--data`: read a prepared folder; prepare anything else in the
+    cache, or read it from there if its files have not changed.
 
-    `overrides` are the fields of Split that the user asked for; `default` has the others.
-    `image_root` is where the images of a prepared folder lie now, if they were moved.
+    `overrides` are the fields of Split that the user gave; the others come from `default`.
+    `image_root` is the new folder of the images of a prepared folder, if they were moved.
 
     Raises:
-        UserError: as `prepare` and `manifest.read`; or the folder was prepared with another
-            split than the one asked for.
+        UserError: as in `prepare` and `read_manifest`; or the folder was prepared with another
+            split than `overrides` ask for.
     """
     source = find_source(data)
     if source.layout == "prepared":
-        found = read_manifest(source.root, image_root)
-        _check_split(found, overrides)
-        return _announce(found, source.why)
+        manifest = read_manifest(source.root, image_root)
+        _check_split(manifest, overrides)
+        return _announce(manifest, source.why)
     if image_root is not None:
         raise UserError(
-            f"--image-root says where the images of a prepared folder lie now; {source.root} is not"
-            " prepared: give the images' folder as --data"
+            f"--image-root is only for a prepared folder, and {source.root} is not prepared: give"
+            " the images' folder as --data"
         )
     split = choose_split(overrides, default)
-    kept = cache_folder() / "prepared" / _fingerprint(source, split)
-    # a damaged entry of our own cache is no business of the user's: it is made again
+    cached = cache_folder() / "prepared" / _fingerprint(source, split)
+    # prepare again if the cached folder is missing or damaged
     with suppress(UserError):
-        return _announce(read_manifest(kept), source.why)
-    return prepare(source, kept, split)
+        return _announce(read_manifest(cached), source.why)
+    return prepare(source, cached, split)
 
 
 def choose_split(overrides: Mapping[str, Any], default: Split = Split()) -> Split:
-    """`default` with what was overrides.
+    """Return `default` changed by `overrides`; a test file sets the test fraction to 0.
 
     Raises:
         UserError: a test fraction together with a test file.
@@ -79,23 +79,24 @@ def choose_split(overrides: Mapping[str, Any], default: Split = Split()) -> Spli
         return split
     if overrides.get("test_fraction"):
         raise UserError(
-            f"--test-file {split.test_file} says which images are test: leave --test-fraction out"
+            f"--test-file {split.test_file} already lists the test images: leave --test-fraction"
+            " out"
         )
     return replace(split, test_fraction=0.0)
 
 
-def _check_split(found: Manifest, overrides: Mapping[str, Any]) -> None:
-    """Raise a UserError if a prepared folder was split in another way than asked for."""
+def _check_split(manifest: Manifest, overrides: Mapping[str, Any]) -> None:
     for name, value in overrides.items():
-        if value != found.summary[name]:
+        prepared_with = getattr(manifest.summary.split, name)
+        if value != prepared_with:
             raise UserError(
-                f"the data was prepared with {name}={found.summary[name]}; received {value}."
-                " Leave the option out, or prepare the images anew"
+                f"the data was prepared with {name}={prepared_with}; received {value}. Leave"
+                f" --{name.replace('_', '-')} out, or run `har prepare` again with it"
             )
 
 
 def _fingerprint(source: Source, split: Split) -> str:
-    """Changes when a file of the source does: by name, size and time, without reading images."""
+    """Digest of the names, sizes and times of the source's files; it reads no image."""
     parts = [source.name, str(source.root), source.layout, str(PREPARE_VERSION), str(split)]
     files = [path for folder in source.image_folders for path in sorted(folder.rglob("*"))]
     if source.layout == "kaggle":
@@ -103,23 +104,23 @@ def _fingerprint(source: Source, split: Split) -> str:
     if split.test_file != "none":
         files.append(find_test_file(source, split.test_file))
     for path in files:
-        with suppress(FileNotFoundError):  # gone since it was listed
+        with suppress(FileNotFoundError):  # it was deleted after it was listed
             stat = path.lstat()
             parts.append(f"{path} {stat.st_size} {stat.st_mtime_ns}")
-    return hashlib.sha256(os.fsencode("\n".join(parts))).hexdigest()[:16]
+    return digest_bytes(os.fsencode("\n".join(parts)))[:16]
 
 
 def prepare(source: Source, out: Path, split: Split = Split()) -> Manifest:
-    """Check every labelled image, group duplicates, hold out test, write `out`.
+    """Check every labelled image, group copies, hold out the test images, and write `out`.
 
     Raises:
-        UserError: as `read_labels`; too few images, or more than 2 % of the rows without a
-            readable image.
+        UserError: as in `read_labels`; too few images; or more than 2 % of the labelled images
+            cannot be used.
     """
     if source.layout == "prepared":
         raise UserError(
-            f"{source.root} is prepared already: give the folder of its images, or say with"
-            " --image-root where they lie now"
+            f"{source.root} is prepared already: give the folder of its images as --data, or add"
+            " --image-root DIR if you moved the images"
         )
     rows = read_labels(source, split.test_file)
     usable, bad = check_rows(rows)
@@ -129,59 +130,51 @@ def prepare(source: Source, out: Path, split: Split = Split()) -> Manifest:
     table = build_table(rows, images)
     table["duplicate_group"] = DUPLICATES[split.duplicates](table)
     table["split"] = assign_splits(table, split)
-    found = Manifest(
+    manifest = Manifest(
         name=source.name,
         root=source.root,
         table=table[list(COLUMNS)],
-        summary={
-            **asdict(split),
-            **_summarise(table),
-            **_compare_test_folder(source, table),
-            "dropped": [vars(each) for each in sorted(bad, key=lambda b: (b.file, b.row))],
-            "strays": _find_strays(source, rows, split),
-        },
+        summary=_summarise(source, rows, table, split, bad),
     )
-    write_manifest(found, out)
-    return _announce(found, source.why)
+    write_manifest(manifest, out)
+    return _announce(manifest, source.why)
 
 
-def _announce(found: Manifest, why: str) -> Manifest:
-    """Say in a few lines what was found and where, and hand it on."""
-    counts, facts = found.table["split"].value_counts(), found.summary
+def _announce(manifest: Manifest, why: str) -> Manifest:
+    """Print what was found, and return the manifest."""
+    summary, counts = manifest.summary, manifest.table["split"].value_counts()
     say(
-        f"data: {found.name} ({why}): {len(found.table):,} images of"
-        f" {len(found.class_names)} classes, {counts.get('test', 0):,} held out for test;"
-        f" digest {found.dataset_digest}"
+        f"data: {manifest.name} ({why}): {len(manifest.table):,} images of"
+        f" {len(manifest.class_names)} classes, {counts.get('test', 0):,} held out for test;"
+        f" digest {manifest.dataset_digest}"
     )
-    if facts["duplicate_groups"]:
+    if summary.duplicate_groups:
         say(
-            f"data: {facts['duplicate_groups']} groups of copies kept together"
-            f" ({facts['near_duplicate_groups']} of them near), {facts['conflicting_groups']} with"
+            f"data: {summary.duplicate_groups} groups of copies, each kept on one side of a split;"
+            f" {summary.near_duplicate_groups} with near copies, {summary.conflicting_groups} with"
             " conflicting labels"
         )
     if unused := counts.get("unused", 0):
-        say(f"data: {unused} images unused: a test image has a copy in train, or another label")
-    if dropped := len(facts["dropped"]):
-        say(f"data: {dropped} rows dropped; dataset.json says which and why")
-    return found
+        say(f"data: {unused} images unused: copies of test images, or with conflicting labels")
+    if summary.dropped:
+        say(f"data: {len(summary.dropped)} images dropped; dataset.json lists them with reasons")
+    return manifest
 
 
 def _inspect_images(root: Path, paths: "pd.Series[str]") -> tuple[pd.DataFrame, dict[Any, str]]:
-    """Open and decode every image; facts of the good ones, and why the others are bad, both by
+    """Decode every image; return facts of the good ones, and reasons for the bad ones, both by
     the index of `paths`.
     """
     good: dict[Any, dict[str, Any]] = {}
     bad: dict[Any, str] = {}
-    # more threads than processors only wait for each other: half as fast with six on two
+    files = [root / path for path in paths]
+    tasks = [files[i : i + FILES_PER_TASK] for i in range(0, len(files), FILES_PER_TASK)]
+    # more threads than CPUs are slower: six threads on two CPUs take twice as long
     with (
         ThreadPoolExecutor(available_cpus()) as pool,
         progress("checking images", len(paths)) as advance,
     ):
-        files = [root / path for path in paths]
-        parts = [
-            files[start : start + FILES_AT_ONCE] for start in range(0, len(files), FILES_AT_ONCE)
-        ]
-        found = chain.from_iterable(pool.map(lambda part: [*map(_inspect_image, part)], parts))
+        found = chain.from_iterable(pool.map(lambda task: [*map(_inspect_image, task)], tasks))
         for (index, path), facts in zip(paths.items(), found, strict=True):
             if isinstance(facts, str):
                 bad[index] = facts
@@ -193,11 +186,11 @@ def _inspect_images(root: Path, paths: "pd.Series[str]") -> tuple[pd.DataFrame, 
 
 
 def _inspect_image(path: Path) -> dict[str, Any] | str:
-    """Size, digests and kind of one image file, or why it cannot be used."""
+    """Facts of one image file, or the reason why it cannot be used."""
     try:
         data = read_image(path)
         image = open_image(data)
-        # turning it upright takes the tag away that these look at
+        # before `to_rgb`, which turns the image upright and removes its EXIF tag
         facts = {"width": image.width, "height": image.height, "plain_jpeg": is_plain_jpeg(image)}
         image = to_rgb(image)
     except ImageError as error:
@@ -205,70 +198,72 @@ def _inspect_image(path: Path) -> dict[str, Any] | str:
     return {
         **facts,
         "bytes": len(data),
-        "sha256": hashlib.sha256(data).hexdigest(),
+        "sha256": digest_bytes(data),
         "perceptual_hash": perceptual_hash(image),
     }
 
 
 def _check_bad_share(bad: list[BadImage], total: int, root: Path) -> None:
-    """Raise a UserError that lists the bad rows when they are more than 2 % of `total`."""
     if len(bad) <= MAX_BAD_SHARE * total:
         return
     listed = "\n".join(f"  {each}" for each in bad[:20])
     more = f"\n  and {len(bad) - 20} more" if len(bad) > 20 else ""
     raise UserError(
         f"{len(bad)} of the {total} labelled images of {root} cannot be used, more than"
-        f" {MAX_BAD_SHARE:.0%}:\n{listed}{more}"
+        f" {MAX_BAD_SHARE:.0%}; repair or remove them:\n{listed}{more}"
     )
 
 
 def build_table(rows: pd.DataFrame, images: pd.DataFrame) -> pd.DataFrame:
     """Join labels to images; number labels in order of first appearance."""
-    # over all rows, as the notebooks' pd.factorize: a dropped first row shifts no label id
+    # from all rows, as the notebooks' pd.factorize: a bad first image shifts no label id
     names = [label for label in rows["label"].unique() if label]
     table = images.join(rows[["part", "label"]]).reset_index(drop=True)
     table["label_id"] = table["label"].map({name: i for i, name in enumerate(names)})
     if lost := set(names) - set(table["label"]):
-        raise UserError(f"too few images: none of {', '.join(sorted(lost))} can be read")
+        raise UserError(f"no image can be read of the labels {', '.join(sorted(lost))}")
     return table
 
 
-def _summarise(table: pd.DataFrame) -> dict[str, Any]:
-    """Counts of images and of groups of copies."""
+def _summarise(
+    source: Source, rows: pd.DataFrame, table: pd.DataFrame, split: Split, bad: list[BadImage]
+) -> DataSummary:
     groups = describe_groups(table).drop_duplicates("duplicate_group")
-    return {
-        "images": len(table),
-        "images_by_split": dict(Counter(table["split"])),
-        "images_by_label": dict(Counter(table["label"])),
-        "duplicate_groups": len(groups),
-        "near_duplicate_groups": int((groups["kind"] == "near").sum()),
-        "largest_duplicate_group": int(table["duplicate_group"].value_counts().max()),
-        "conflicting_groups": int(groups["conflicting"].sum()),
-    }
+    test_folder_images, leaks = _find_leaks(source, table)
+    return DataSummary(
+        split=split,
+        images=len(table),
+        images_by_split=dict(Counter(table["split"])),
+        images_by_label=dict(Counter(table["label"])),
+        duplicate_groups=len(groups),
+        near_duplicate_groups=int((groups["kind"] == "near").sum()),
+        largest_duplicate_group=int(table["duplicate_group"].value_counts().max()),
+        conflicting_groups=int(groups["conflicting"].sum()),
+        test_folder_images=test_folder_images,
+        leaks=leaks,
+        dropped=tuple(sorted(bad, key=lambda each: (each.file, each.row))),
+        strays=_find_strays(source, rows, split),
+    )
 
 
-def _compare_test_folder(source: Source, table: pd.DataFrame) -> dict[str, Any]:
-    """How many images lie in Kaggle's own test/, labelled or not, and which of them are copies
-    of training images: `leaks`, a dict of test, train and kind (exact or near) for each pair.
-    """
+def _find_leaks(source: Source, table: pd.DataFrame) -> tuple[int, tuple[Leak, ...]]:
+    """The number of images in Kaggle's own test/ folder, and those that copy training images."""
     folder = source.root / TEST_FOLDER
     if source.layout != "kaggle" or not folder.is_dir():
-        return {"test_folder_images": 0, "leaks": []}
+        return 0, ()
     files = [path for path in sorted(folder.rglob("*")) if is_image_name(path)]
     paths = pd.Series([path.relative_to(source.root).as_posix() for path in files], dtype=str)
     images, _ = _inspect_images(source.root, paths)
     pairs = find_copies(images, table[table["part"] == "train"])
-    leaks = [{"test": test, "train": train, "kind": kind} for test, train, kind in pairs]
-    return {"test_folder_images": len(images), "leaks": leaks}
+    return len(images), tuple(Leak(*pair) for pair in pairs)
 
 
-def _find_strays(source: Source, rows: pd.DataFrame, split: Split) -> list[str]:
-    """Files in the folders of labelled images that no label is for; the path from the root."""
+def _find_strays(source: Source, rows: pd.DataFrame, split: Split) -> tuple[str, ...]:
+    """Files without a label in the folders of labelled images."""
     folders = source.image_folders
     if source.layout == "kaggle" and split.test_file == "none":
-        # nobody labels those
+        # Kaggle publishes no labels for test/
         folders = [folder for folder in folders if folder.name != TEST_FOLDER]
     files = (path for folder in folders for path in folder.rglob("*") if path.is_file())
-    named = set(rows["path"])
-    found = {path.relative_to(source.root).as_posix() for path in files} - named
-    return sorted(printable(name) for name in found)
+    strays = {path.relative_to(source.root).as_posix() for path in files} - set(rows["path"])
+    return tuple(sorted(printable(name) for name in strays))

@@ -1,7 +1,7 @@
-"""Draws a small, made-up data set in the layout of Kaggle's "Human Action Recognition" data.
+"""The built-in sample: a small drawn data set in the layout of Kaggle's data.
 
-What there is to draw stands in sample.toml. Here, a point is a complex number in centimetres (x
-right, y down, 0 at the hip): to move it is to add, to turn or scale it is to multiply.
+sample.toml describes what to draw. A point is a complex number in centimetres (x right, y down, 0
+at the hip), so that adding moves it, and multiplying turns and scales it.
 """
 
 import cmath
@@ -19,14 +19,14 @@ from numpy.random import Generator, default_rng
 from PIL import Image, ImageDraw
 
 TABLES = tomllib.loads(Path(__file__).with_suffix(".toml").read_text("utf-8"))
-ACTIONS: dict[str, list[dict[str, Any]]] = TABLES["actions"]  # name -> scenes
-OVERSAMPLING = 2  # pictures are drawn larger, then averaged down to smooth the edges
+ACTIONS: dict[str, list[dict[str, Any]]] = TABLES["actions"]  # action to scenes
+OVERSAMPLING = 2  # images are drawn larger and then averaged down, for smooth edges
 CIRCLE = [cmath.rect(1, math.tau * k / 28) for k in range(29)]
 SQUARE = [-0.5 - 0.5j, 0.5 - 0.5j, 0.5 + 0.5j, -0.5 + 0.5j]
 
 
 class Joint(NamedTuple):
-    """A point to draw at, and the factor that turns and scales what is drawn there."""
+    """A place to draw at, and the factor that turns and scales what is drawn there."""
 
     place: complex
     tilt: complex
@@ -35,11 +35,11 @@ class Joint(NamedTuple):
 Joints = dict[str, Joint]
 Colour = tuple[int, int, int]
 Outline = list[complex]
-Shapes = Iterator[tuple[Outline, Colour]]  # from the rearmost to the foremost
+Shapes = Iterator[tuple[Outline, Colour]]  # from back to front
 
 
 def mix_inks(rng: Generator) -> dict[str, Colour]:
-    """A colour for each ink; "name-" is a darker shade of "name"."""
+    """Draw a random colour for each ink; "name-" is a darker shade of "name"."""
     rgb = {
         name: colorsys.hsv_to_rgb(*(rng.uniform(*span) / 100 for span in spans))
         for name, spans in TABLES["inks"].items()
@@ -52,13 +52,12 @@ def mix_inks(rng: Generator) -> dict[str, Colour]:
 
 
 def _polygons(shape: str, size: list[float], points: Outline, tilt: complex) -> Iterator[Outline]:
-    """What makes up one mark of a prop."""
     if shape == "poly":
         yield points
     elif shape == "ring":
         for point in points:
             yield from _polygons("line", size[1:], [point + size[0] * z for z in CIRCLE], tilt)
-    elif shape == "line":  # a quadrangle for each stretch, a disc at each point
+    elif shape == "line":  # a quadrangle for each segment, a disc at each point
         radii = (np.linspace(size[0], size[-1], len(points)) * abs(tilt) / 2).tolist()
         for (a, u), (b, v) in pairwise(zip(points, radii, strict=True)):
             side = 1j * (b - a) / (abs(b - a) or 1)
@@ -72,7 +71,7 @@ def _polygons(shape: str, size: list[float], points: Outline, tilt: complex) -> 
 
 
 def prop_shapes(name: str, joints: Joints, inks: dict[str, Colour]) -> Shapes:
-    """A prop at the joints that its marks name."""
+    """Yield the shapes of a prop, at the joints that its marks name."""
     for mark in TABLES["props"][name].splitlines():
         shape, ink, size, joint, *offsets = mark.split()
         points = []
@@ -84,7 +83,7 @@ def prop_shapes(name: str, joints: Joints, inks: dict[str, Colour]) -> Shapes:
 
 
 def find_joints(person: dict[str, Any], rng: Generator) -> Joints:
-    """The joints of a figure, with each angle varied by about 5 degrees."""
+    """Place the joints of a person; each angle varies by about 5 degrees."""
 
     def aim(degrees: float) -> complex:
         angle = math.radians(degrees + rng.normal(0, 5))
@@ -113,7 +112,7 @@ def find_joints(person: dict[str, Any], rng: Generator) -> Joints:
 
 
 def _scene_shapes(scene: dict[str, Any], bodies: list[Joints], rng: Generator) -> Shapes:
-    """People and props; near arms come after all bodies, so that they can hold others."""
+    """People and props; the arms in front come after all bodies, so that people can hug."""
     inks = [mix_inks(rng) for _ in bodies]
     layers = [(0, name) for name in scene["behind"]]
     near_arms = []
@@ -133,7 +132,7 @@ def _scene_shapes(scene: dict[str, Any], bodies: list[Joints], rng: Generator) -
 
 
 def _place_shapes(place: dict[str, Any], view: list[float], floor: float, rng: Generator) -> Shapes:
-    """The ground, and a few things that stand on the horizon."""
+    """The ground, and a few things on the horizon."""
     horizon = (floor - place["depth"] * rng.uniform(0.7, 1.3)) * 1j
     if "ground" in place:
         ground = [horizon + 999 * z for z in (-1, 1, 1 + 1j, -1 + 1j)]
@@ -144,7 +143,7 @@ def _place_shapes(place: dict[str, Any], view: list[float], floor: float, rng: G
 
 
 def draw_action(action: str, rng: Generator) -> Image.Image:
-    """An RGB picture of the action, 84x84 to 478x318 pixels, varied by the generator."""
+    """Draw a random RGB image of an action, 84x84 to 478x318 pixels."""
     scene = TABLES["scene_defaults"] | ACTIONS[action][rng.integers(len(ACTIONS[action]))]
     scene["people"] = [TABLES["person_defaults"] | person for person in scene["people"]]
     area = 48500 * (rng.uniform(0.2, 2.5) if rng.random() < 0.1 else rng.uniform(0.95, 1.1))
@@ -171,7 +170,7 @@ def draw_action(action: str, rng: Generator) -> Image.Image:
 
 
 def _develop(image: Image.Image, rng: Generator) -> Image.Image:
-    """Adds uneven light, a colour cast and grain, and mirrors half of the pictures."""
+    """Add uneven light, a colour cast and grain; mirror half of the images."""
     left, right = rng.uniform(0.88, 1.12, 2).tolist()
     light = np.linspace(left, right, image.width, dtype=np.float32)[:, None]
     cast = rng.uniform(0.94, 1.04, 3).astype(np.float32)
@@ -187,11 +186,10 @@ def write_sample(
     seed: int = 0,
     progress: Callable[[int], None] | None = None,
 ) -> Path:
-    """Writes Training_set.csv, train/, Testing_set.csv (without labels) and test/ under `out`.
+    """Write Training_set.csv, train/, Testing_set.csv (without labels) and test/ into `out`.
 
-    `per_class` (2 or more) counts the training pictures of each action; `progress` is called with
-    1 after each picture. Picture i of a split depends on seed, split and i only. Files of the
-    same names are overwritten.
+    `per_class` is the number of training images of each action, at least 2; `progress(1)` is
+    called after each image. An image depends only on the seed, the split and its number.
     """
     if per_class < 2 or test_images < 0:
         raise ValueError(f"need per_class >= 2, test_images >= 0: got {per_class}, {test_images}")
@@ -201,7 +199,7 @@ def write_sample(
         folder.mkdir(parents=True, exist_ok=True)
         rows = [("filename", "label")]
         for i in range(count):
-            block, k = divmod(i, len(names))  # each block of pictures shows every action once
+            block, k = divmod(i, len(names))  # each block of images shows every action once
             order = default_rng([seed, split, block, 1]).permutation(len(names))
             rows.append((f"Image_{i + 1}.jpg", names[order[k]]))
             picture = draw_action(rows[-1][1], default_rng([seed, split, i]))

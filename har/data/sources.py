@@ -1,4 +1,4 @@
-"""Where images come from: a folder, Kaggle, or the sample drawn by this project."""
+"""Where images come from: a folder, Kaggle, or the sample that this project draws."""
 
 import os
 import tempfile
@@ -20,7 +20,7 @@ LABELS_FILE = "Training_set.csv"
 TRAIN_FOLDER = "train"
 TEST_FOLDER = "test"
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp")
-# Part of the folder's name, so that a change in how the sample is drawn draws it anew.
+# Part of the cached folder's name: increase it when the sample is drawn in another way.
 SAMPLE_VERSION = 1
 SAMPLE_PER_CLASS = 24
 SAMPLE_TEST_IMAGES = 30
@@ -28,10 +28,11 @@ SAMPLE_TEST_IMAGES = 30
 
 @dataclass(frozen=True, kw_only=True)
 class Source:
-    """A folder of images and what says their labels.
+    """A folder of images and the way its labels are stored.
 
-    kaggle: Training_set.csv (filename,label) beside train/ and, if there is one, test/;
-    class_folders: a folder of images for each label; prepared: a manifest, images elsewhere.
+    `layout` is kaggle (Training_set.csv with the columns filename,label beside a folder train/
+    and perhaps test/), class_folders (one folder of images for each label), or prepared (a
+    manifest, with the images elsewhere). `why` says how the folder was chosen.
     """
 
     name: str
@@ -41,15 +42,14 @@ class Source:
 
     @property
     def image_folders(self) -> list[Path]:
-        """Those that hold its images, in order of their names."""
+        """Folders that hold its images, in alphabetical order."""
         if self.layout == "class_folders":
             return _list_class_folders(self.root)
-        named = (self.root / TRAIN_FOLDER, self.root / TEST_FOLDER)
-        return [folder for folder in named if folder.is_dir()]
+        both = (self.root / TRAIN_FOLDER, self.root / TEST_FOLDER)
+        return [folder for folder in both if folder.is_dir()]
 
 
 def _list_class_folders(root: Path) -> list[Path]:
-    """Subfolders with an image directly in them; a hidden one is none."""
     return [
         folder
         for folder in sorted(root.iterdir())
@@ -60,45 +60,44 @@ def _list_class_folders(root: Path) -> list[Path]:
 
 
 def is_image_name(path: Path) -> bool:
-    """Whether a file is called like an image and is not hidden."""
+    """Return True for a file that has an image's suffix and is not hidden."""
     return path.suffix.lower() in IMAGE_SUFFIXES and not path.name.startswith(".")
 
 
 def find_source(data: str) -> Source:
-    """What `--data` means: auto, sample, kaggle, or a folder.
+    """Find the images that `--data` names: auto, sample, kaggle, or a folder.
 
     Raises:
-        UserError: the folder is not there or not in Kaggle's layout; Kaggle not reached.
+        UserError: the folder does not exist or has no known layout; Kaggle cannot be reached.
     """
     if data == "auto":
         return _find_automatically()
     if data == "sample":
-        return Source(name="sample", root=_draw_sample_once(), why="the built-in sample")
+        return _sample_source("the built-in sample")
     if data == "kaggle":
-        return Source(name="kaggle", root=_download_from_kaggle(), why="downloaded from Kaggle")
+        return replace(_download_from_kaggle(), name="kaggle")
     return folder_source(Path(data), why=f"--data {data}")
 
 
 def _find_automatically() -> Source:
-    """$HAR_DATA, else Kaggle's own input folder, else ./data, else the built-in sample."""
     if named := os.environ.get("HAR_DATA"):
         return folder_source(Path(named), why=f"HAR_DATA={named}")
     if KAGGLE_INPUT.is_dir():
-        found = folder_source(KAGGLE_INPUT, why="Kaggle's input folder")
-        return replace(found, name="kaggle")
-    # a folder of that name may hold anything
+        return replace(folder_source(KAGGLE_INPUT, why="Kaggle's input folder"), name="kaggle")
+    # ./data may also be a folder of something else
     with suppress(UserError):
         return folder_source(Path("data"), why="the folder ./data")
-    why = "the built-in sample: no HAR_DATA, no Kaggle input folder, no images in ./data"
-    return Source(name="sample", root=_draw_sample_once(), why=why)
+    return _sample_source(
+        "the built-in sample: no HAR_DATA, no Kaggle input folder, no images in ./data"
+    )
 
 
 def folder_source(folder: Path, why: str) -> Source:
-    """A prepared folder, one in Kaggle's layout or that holds Kaggle's unpacked archive, or
-    one of class folders.
+    """Recognise a folder: prepared, in Kaggle's layout (or the parent of such a folder, as in
+    Kaggle's archive), or with class folders.
 
     Raises:
-        UserError: it is none of these, or not there.
+        UserError: the folder does not exist, or it has none of these layouts.
     """
     if not folder.is_dir():
         raise UserError(f"no such folder: {folder} ({why})")
@@ -108,34 +107,35 @@ def folder_source(folder: Path, why: str) -> Source:
     for root in (folder, folder / KAGGLE_FOLDER):
         if (root / LABELS_FILE).is_file():
             return Source(name=name, root=root.resolve(), why=why)
-    found = [each.name for each in _list_class_folders(folder)]
-    # Kaggle's own folders without their CSV say nothing of labels
-    if len(found) >= 2 and not {TRAIN_FOLDER, TEST_FOLDER} & set(found):
+    labels = {each.name for each in _list_class_folders(folder)}
+    # train/ and test/ are Kaggle's folders without the CSV, not class folders
+    if len(labels) >= 2 and not labels & {TRAIN_FOLDER, TEST_FOLDER}:
         return Source(name=name, root=folder.resolve(), why=why, layout="class_folders")
     raise UserError(
-        f"{folder} ({why}) holds no {LABELS_FILE}: expected Kaggle's layout, that is"
-        f" {LABELS_FILE} with the columns filename,label beside a folder {TRAIN_FOLDER}/; or a"
-        " folder of images for each of 2 or more labels"
+        f"{folder} ({why}) holds no {LABELS_FILE}: expected Kaggle's layout, which is"
+        f" {LABELS_FILE} with the columns filename,label beside a folder {TRAIN_FOLDER}/; or one"
+        " folder of images for each label, and at least 2 labels"
     )
 
 
-def _draw_sample_once() -> Path:
-    """The folder of the built-in sample, drawn now if it has not been."""
+def _sample_source(why: str) -> Source:
+    """The built-in sample; it is drawn once, into the cache."""
     folder = cache_folder() / f"sample-{SAMPLE_VERSION}-{SAMPLE_PER_CLASS}"
-    if (folder / LABELS_FILE).is_file():
-        return folder
-    return draw_sample(folder, SAMPLE_PER_CLASS, SAMPLE_TEST_IMAGES, seed=0)
+    if not (folder / LABELS_FILE).is_file():
+        draw_sample(folder, SAMPLE_PER_CLASS, SAMPLE_TEST_IMAGES, seed=0)
+    return Source(name="sample", root=folder, why=why)
 
 
 def draw_sample(out: Path, per_class: int, test_images: int, seed: int) -> Path:
-    """Draw the 15-action sample into `out` with a progress bar, whole or not at all.
+    """Draw the 15-action sample into `out`, with a progress bar; an interrupted drawing leaves
+    nothing behind.
 
     Raises:
-        UserError: `out` exists and is not empty, or cannot be written.
+        UserError: `out` exists and is not an empty folder, or it cannot be written.
     """
     out = out.resolve()
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise UserError(f"{out} exists already and is not an empty folder")
+        raise UserError(f"{out} exists already and is not an empty folder: give another --out")
     total = per_class * len(sample.ACTIONS) + test_images
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
@@ -144,33 +144,29 @@ def draw_sample(out: Path, per_class: int, test_images: int, seed: int) -> Path:
                 drawn = sample.write_sample(
                     Path(scratch) / "drawn", per_class, test_images, seed, advance
                 )
-            if out.exists():  # and empty; it may be the working folder, so it must stay
+            if out.exists():  # an empty folder, perhaps the working folder: keep it
                 for each in drawn.iterdir():
                     os.replace(each, out / each.name)
             else:
                 os.replace(drawn, out)
     except OSError as error:
-        # another process may have put the same sample there meanwhile
+        # another process may have drawn the same sample meanwhile
         if (out / LABELS_FILE).is_file():
             return out
         raise UserError(f"cannot write the sample to {out}: {error}") from error
     return out
 
 
-def _download_from_kaggle() -> Path:
-    """The Kaggle data set, by kagglehub into its own cache; public, so without an account.
-
-    Raises:
-        UserError: Kaggle cannot be reached, or the download is not in the known layout.
-    """
+def _download_from_kaggle() -> Source:
+    """The public Kaggle data set, downloaded without an account into kagglehub's own cache."""
     import kagglehub
 
     try:
         folder = Path(kagglehub.dataset_download(KAGGLE_DATASET))
-    # kagglehub raises its own, requests' and OSError kinds, all meaning this one thing
+    # kagglehub raises errors of its own, of requests and of the operating system
     except Exception as error:
         raise UserError(
             f"cannot download {KAGGLE_DATASET} from Kaggle ({type(error).__name__}): check the"
             " network, or download it in a browser, unpack it and give --data FOLDER"
         ) from error
-    return folder_source(folder, why="downloaded from Kaggle").root
+    return folder_source(folder, why="downloaded from Kaggle")

@@ -1,4 +1,4 @@
-"""Holding images out: stratified by label, never parting a duplicate group."""
+"""Splits: images held out stratified by label, with copies of one image on one side."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -15,10 +15,10 @@ Duplicates = Literal["near", "exact", "ignore"]
 
 @dataclass(frozen=True, kw_only=True)
 class Split:
-    """How test images are held out, and what must not be parted doing it.
+    """Options that decide which images are for test, and which images count as copies.
 
-    `test_file` is a CSV of labelled test images, or "none"; with one, its images are test and
-    no others.
+    `test_file` is a CSV that lists the test images with their labels, or "none". With a test
+    file, `test_fraction` is 0.
     """
 
     test_fraction: float = 0.15
@@ -28,41 +28,41 @@ class Split:
 
     @property
     def as_options(self) -> str:
-        """As typed on the command line."""
+        """The options of the command line that give this split."""
         return " ".join(f"--{name.replace('_', '-')} {value}" for name, value in vars(self).items())
 
 
 def assign_splits(table: pd.DataFrame, split: Split) -> npt.NDArray[np.str_]:
-    """train, test or unused for each row of `table` (columns label, duplicate_group, part).
+    """Return train, test or unused for each row of `table` (columns label, duplicate_group, part).
 
-    `part` is "test" for the images of a test file. What such an image has a copy of is not
-    trained on, and a test image whose copies carry other labels is not evaluated on: unused.
+    `part` is "test" for the images of a test file. Two kinds of images are then unused: copies
+    of test images, which must not be trained on, and test images with copies under other labels.
 
     Raises:
-        UserError: as `hold_out`.
+        UserError: as in `hold_out`.
     """
-    given = table["part"] == "test"
     if split.test_file == "none":
         held_out = hold_out(table, split.test_fraction, split.split_seed, "test")
         return np.where(held_out, "test", "train")
+    listed = table["part"] == "test"
     by_group = table["duplicate_group"]
     conflicting = table.groupby(by_group)["label"].transform("nunique") > 1
-    leaking = given.groupby(by_group).transform("any") & ~given
-    unused = (given & conflicting) | leaking
-    return np.where(unused, "unused", np.where(given, "test", "train"))
+    leaking = listed.groupby(by_group).transform("any") & ~listed
+    unused = (listed & conflicting) | leaking
+    return np.where(unused, "unused", np.where(listed, "test", "train"))
 
 
 def hold_out(
     table: pd.DataFrame, fraction: float, seed: int, purpose: str
 ) -> npt.NDArray[np.bool_]:
-    """(rows,) True for the images held out of `table` (columns label, duplicate_group).
+    """Return (rows,) True for the images to hold out of `table` (columns label, duplicate_group).
 
-    Whole groups are drawn, `fraction` of each label's, by scikit-learn. A group whose
-    images carry different labels is never held out: nothing could be evaluated on it.
-    `fraction` 0 holds out nothing.
+    scikit-learn draws `fraction` of the groups of each label, and a group moves as a whole. A
+    group with different labels is never held out, because no prediction for it would be right.
 
     Raises:
-        UserError: too few images for that; `purpose` ("test", ...) names the split.
+        UserError: `fraction` is not in [0, 1), or there are too few images; the message names
+            the split by `purpose` ("test" or "validation").
     """
     if not 0 <= fraction < 1:
         raise UserError(f"the {purpose} fraction must be from 0 to below 1; received {fraction}")
@@ -80,15 +80,15 @@ def hold_out(
 def _check_enough(
     groups: pd.Series, fraction: float, labels: npt.NDArray[np.object_], purpose: str
 ) -> None:
-    """Raise a UserError unless each side of the split can have an image of every label.
-
-    `groups` is the label of every group that may be held out.
+    """Raise a UserError unless both sides get an image of every label; `groups` is the label of
+    each group that may be held out.
     """
     counts = groups.value_counts().reindex(labels, fill_value=0)
     if counts.min() < 2:
         raise UserError(
             f"too few images for a {purpose} split: every label needs 2 distinct images without"
-            f" a copy under another label, but {counts.idxmin()!r} has {counts.min()}"
+            f" a copy under another label, but {counts.idxmin()!r} has {counts.min()}; add images,"
+            f" or use --{purpose}-fraction 0"
         )
     classes = len(counts)
     needed = int(np.ceil(classes / min(fraction, 1 - fraction)))

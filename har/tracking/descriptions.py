@@ -17,8 +17,8 @@ def describe_preparation(run_id: str, manifest: Manifest) -> str:
         f"**{manifest.name}**: {counts['images']:,} images of {counts['classes']} classes:"
         f" {counts['train_images']:,} train, {counts['test_images']:,} test,"
         f" {counts['unused_images']:,} unused",
-        f"{facts['duplicate_groups']} groups of copies ({facts['near_duplicate_groups']} near),"
-        f" {facts['conflicting_groups']} with conflicting labels; {counts['leaks']} copies of"
+        f"{facts.duplicate_groups} groups of copies ({facts.near_duplicate_groups} near),"
+        f" {facts.conflicting_groups} with conflicting labels; {counts['leaks']} copies of"
         " training images in test/",
         f"{counts['dropped']} dropped, {counts['strays']} files without a label",
         f"{_link_artifact(run_id, REPORT_FILE, 'report with the pictures of all groups')} ·"

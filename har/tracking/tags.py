@@ -1,6 +1,6 @@
 """The tags and parameters by which runs are found and compared."""
 
-from dataclasses import fields
+from dataclasses import asdict
 from typing import Any
 
 import mlflow
@@ -8,7 +8,6 @@ import mlflow.data.pandas_dataset
 from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID, MLFLOW_RUN_NAME
 
 from har.data.manifest import Manifest
-from har.data.splits import Split
 from har.recipe import Recipe, field_values
 from har.training.job import TrainingJob
 
@@ -63,7 +62,7 @@ def recipe_params(recipe: Recipe) -> dict[str, Any]:
 
 def split_params(manifest: Manifest) -> dict[str, Any]:
     """Return how the data was split, by the names of the options."""
-    return {each.name: manifest.summary[each.name] for each in fields(Split)}
+    return asdict(manifest.summary.split)
 
 
 def _data_tags(manifest: Manifest) -> dict[str, str]:
@@ -89,10 +88,10 @@ def count_images(manifest: Manifest) -> dict[str, int]:
     facts, counts = manifest.summary, manifest.table["split"].value_counts()
     plain = ("images", "duplicate_groups", "near_duplicate_groups", "conflicting_groups")
     return {
-        **{name: facts[name] for name in plain},
+        **{name: getattr(facts, name) for name in plain},
         "classes": len(manifest.class_names),
         **{f"{split}_images": int(counts.get(split, 0)) for split in ("train", "test", "unused")},
-        **{name: len(facts[name]) for name in ("dropped", "strays", "leaks")},
+        **{name: len(getattr(facts, name)) for name in ("dropped", "strays", "leaks")},
     }
 
 

@@ -46,7 +46,7 @@ def split_training(manifest: Manifest, recipe: Recipe) -> Splits:
         UserError: too few images for the validation fraction, or for one batch.
     """
     rows = manifest.rows("train")
-    seed = manifest.summary["split_seed"]
+    seed = manifest.summary.split.split_seed
     held_out = hold_out(rows, recipe.validation_fraction, seed, "validation")
     train = rows[~held_out].reset_index(drop=True)
     if len(train) < recipe.batch_size:

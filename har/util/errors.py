@@ -1,31 +1,30 @@
-"""The one exception that means: the user can mend this."""
+"""Errors whose message is meant for the user."""
 
 import re
 
 
 class UserError(ValueError):
-    """A mistake in the data, the options or the environment.
+    """A mistake in the data, the options or the environment that the user can correct.
 
-    The message is one line that names the value received and what is allowed or what to
-    do. The command line prints it without a stack trace and exits with 2. It never holds the
-    password of an address.
+    The message is one line: what is wrong, the value received, and what is allowed or what to
+    do. The command line prints it without a stack trace and exits with 2.
     """
 
     def __init__(self, message: str) -> None:
-        """As any exception, but for passwords."""
+        """Keep the message without the passwords of the addresses in it."""
         super().__init__(without_password(message))
 
 
 class ChangedError(UserError):
-    """A file is not the one that it was."""
+    """A file has changed since it was prepared."""
 
 
 def first_line(error: Exception) -> str:
-    """The first line of an exception's text, or its kind where it has none; no passwords."""
+    """Return the first line of an exception's message, or its class name; no passwords."""
     return without_password((str(error).splitlines() or [type(error).__name__])[0])
 
 
 def without_password(text: str) -> str:
-    """The text as it may be shown: `http://name:password@host` becomes `http://host`."""
-    # in an address a slash within the password is written %2F
+    """Remove user and password from addresses: `http://user:password@host` to `http://host`."""
+    # a slash in a password is written %2F in an address
     return re.sub(r"(?<=://)[^/\s]*@", "", text)

@@ -1,4 +1,4 @@
-"""Files that are whole or not there, and on disk when that is said; what tells them apart."""
+"""Atomic, durable file writes; digests of files; the cache folder."""
 
 import hashlib
 import os
@@ -11,66 +11,64 @@ from uuid import uuid4
 
 @contextmanager
 def replace_file(path: Path) -> Iterator[IO[bytes]]:
-    """Yield a new file that takes the place of `path` at the end of the block.
+    """Yield a new file that replaces `path` at the end of the block, atomically and durably.
 
-    A reader sees the old content or the new one, never a part, whatever ends the process or the
-    machine. After an error the old file stays.
+    A reader sees the old content or the new content, never a part of it, even if the process or
+    the machine dies. After an error the old file stays.
     """
-    # a unique name keeps two processes that write one file out of each other's way
-    beside = path.with_name(f".{path.name}.{uuid4().hex}")
+    # a random name: two processes may write the same file at the same time
+    temporary = path.with_name(f".{path.name}.{uuid4().hex}")
     try:
-        with beside.open("xb") as file:
+        with temporary.open("xb") as file:
             yield file
             file.flush()
             os.fsync(file.fileno())
-        os.replace(beside, path)
+        os.replace(temporary, path)
     except BaseException:
-        beside.unlink(missing_ok=True)
+        temporary.unlink(missing_ok=True)
         raise
     sync_folder(path.parent)
 
 
 def replace_text(path: Path, text: str) -> None:
-    """Write `text` as UTF-8, as it is, line ends too; see `replace_file`."""
+    """Write `text` as UTF-8 like `replace_file`; line ends stay as they are."""
     with replace_file(path) as file:
         file.write(text.encode("utf-8"))
 
 
-def digest_file(path: Path) -> str:
-    """SHA-256 of a file's bytes, in hexadecimal digits."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
 def sync_folder(folder: Path) -> None:
-    """The new name of a file on disk too, where folders can be opened."""
+    """Flush a folder's list of names to disk, on systems that can open a folder."""
     if hasattr(os, "O_DIRECTORY"):
         descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
         try:
-            # not every network's file system can
+            # some network file systems do not support it
             with suppress(OSError):
                 os.fsync(descriptor)
         finally:
             os.close(descriptor)
 
 
+def digest_file(path: Path) -> str:
+    """Return the SHA-256 of a file, 64 hexadecimal digits."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
 def digest_bytes(data: bytes) -> str:
-    """SHA-256, 64 hexadecimal digits."""
+    """Return the SHA-256 of `data`, 64 hexadecimal digits."""
     return hashlib.sha256(data).hexdigest()
 
 
 def cache_folder() -> Path:
-    """Where anything that can be made again is kept: $HAR_CACHE, else ~/.cache/har."""
+    """Return the folder of everything that can be recomputed: $HAR_CACHE, or ~/.cache/har."""
     base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
     return Path(os.environ.get("HAR_CACHE") or Path(base) / "har").resolve()
 
 
-# A byte of a file's name that is no UTF-8, as `printable` writes it.
+# Matches a byte of a file name that is not UTF-8, in the form that `printable` gives it.
 NOT_UTF8 = r"\\udc[89a-f][0-9a-f]"
 
 
 def printable(name: str) -> str:
-    """A file's name as it is, but for bytes that are no UTF-8, which no table can hold: those as
-    `\\udcff`.
-    """
+    """Return a file name that a table can hold: bytes that are not UTF-8 become `\\udcff`."""
     return name.encode("utf-8", "backslashreplace").decode("utf-8")

@@ -1,4 +1,4 @@
-"""Locks between processes of one machine."""
+"""File locks between the processes of one machine."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -19,13 +19,14 @@ def file_lock(
     hint: str = "set HAR_CACHE to another folder",
     reentrant: bool = False,
 ) -> Iterator[None]:
-    """Hold the lock file `path` during the block; the system frees it when the process ends.
+    """Hold the lock file `path` during the block.
 
-    Where another process holds it, this waits, and says `waiting` if that is given; with `busy`,
-    that is a UserError with this text. With `reentrant`, a process may enter the block again.
+    If another process holds the lock, this prints `waiting` and waits, or with `busy` raises a
+    UserError of that text. With `reentrant`, a process may enter the block again. The operating
+    system releases the lock when the process ends, also after a crash.
 
     Raises:
-        UserError: `busy`, or the file cannot be written or locked; `hint` says what to do then.
+        UserError: `busy`, or the file cannot be written or locked; `hint` then says what to do.
     """
     lock = FileLock(path, is_singleton=reentrant)
     try:

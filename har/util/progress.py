@@ -1,4 +1,4 @@
-"""How long work shows that it is alive: a bar on a terminal, plain lines elsewhere."""
+"""Progress and messages on stderr: a progress bar on a terminal, plain lines elsewhere."""
 
 import os
 import sys
@@ -14,9 +14,9 @@ PLAIN_LINE_EVERY_S = 10.0
 
 @contextmanager
 def progress(label: str, total: int, *, brief: bool = False) -> Iterator[Callable[[int], None]]:
-    """Yield `advance(steps)`; shows `label` and how many of `total` are done, on stderr.
+    """Show `label` and how many of `total` steps are done; yield a function `advance(steps)`.
 
-    `brief`: the caller says itself how it ended, so the bar or the last line goes away.
+    `brief` removes the bar at the end, for a caller that prints its own last line.
     """
     if sys.stderr.isatty():
         with click.progressbar(
@@ -24,7 +24,7 @@ def progress(label: str, total: int, *, brief: bool = False) -> Iterator[Callabl
         ) as bar:
             yield bar.update
         if brief:
-            # up one line, and clear it
+            # move the cursor up one line and clear it
             click.echo("\x1b[1A\x1b[2K", err=True, nl=False)
         return
     done, last = 0, time.monotonic()
@@ -42,33 +42,33 @@ def progress(label: str, total: int, *, brief: bool = False) -> Iterator[Callabl
 
 
 def say(message: str) -> None:
-    """One line for the person watching, on stderr: stdout is for results."""
-    # a log on a full disk: work goes on unwatched
+    """Print one line to stderr; stdout is for results."""
+    # a full disk behind a redirected stderr must not stop the work
     with suppress(OSError):
         click.echo(message, err=True)
 
 
 def warn(message: str) -> None:
-    """One line about something that still works, but not as asked."""
+    """Print a warning to stderr: the command continues, but not exactly as requested."""
     with suppress(OSError):
         click.secho(f"warning: {message}", err=True, fg="yellow")
 
 
 @contextmanager
 def quiet_loading() -> Iterator[None]:
-    """TensorFlow's C++ side talks on stderr while it is imported, before any log level counts.
+    """Hide what is printed to stderr in the block, unless the block raises.
 
-    What was said is shown only if the import fails.
+    TensorFlow's C++ code prints while it is imported, before any log level takes effect.
     """
     sys.stderr.flush()
     terminal = os.dup(2)
-    with tempfile.TemporaryFile() as said:
-        os.dup2(said.fileno(), 2)
+    with tempfile.TemporaryFile() as hidden:
+        os.dup2(hidden.fileno(), 2)
         try:
             yield
         except BaseException:
-            said.seek(0)
-            os.write(terminal, said.read())
+            hidden.seek(0)
+            os.write(terminal, hidden.read())
             raise
         finally:
             os.dup2(terminal, 2)

@@ -1,4 +1,4 @@
-"""Ctrl-C at a place where nothing is lost."""
+"""Ctrl-C and SIGTERM, handled at a point where no work is lost."""
 
 import signal
 import threading
@@ -10,35 +10,35 @@ STOPPING_SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
 def handle_sigterm_as_ctrl_c() -> None:
-    """What `mlflow run` and job schedulers send ends a command as Ctrl-C does."""
+    """End a command on SIGTERM, which `mlflow run` and job schedulers send, as on Ctrl-C."""
     signal.signal(signal.SIGTERM, signal.default_int_handler)
 
 
 @contextmanager
 def defer_interrupts() -> Iterator[Callable[[], None]]:
-    """Yield `checkpoint()`: Ctrl-C raises KeyboardInterrupt there, not in the middle of a step,
-    where a library could swallow it. A second Ctrl-C raises at once.
+    """Delay Ctrl-C until the block calls the yielded function `checkpoint()`.
 
-    Without a checkpoint in the block, one Ctrl-C is held off until its end and then forgotten:
-    for what must be finished because of an earlier one.
+    `checkpoint` raises KeyboardInterrupt if Ctrl-C was pressed. In the middle of a step a
+    library could swallow that exception. A second Ctrl-C raises at once. A block that never
+    calls `checkpoint` ignores the first Ctrl-C: use that for cleaning up after an interrupt.
     """
-    asked: set[int] = set()
+    received: set[int] = set()
 
-    def ask(signal_number: int, _: Any) -> None:
-        # by kind: on Ctrl-C `mlflow run` sends a SIGTERM after the terminal's SIGINT
-        if signal_number in asked:
+    def receive(signal_number: int, _: Any) -> None:
+        # a SIGTERM after a SIGINT is no second Ctrl-C: `mlflow run` sends both for one
+        if signal_number in received:
             raise KeyboardInterrupt
-        asked.add(signal_number)
+        received.add(signal_number)
 
     def checkpoint() -> None:
-        if asked:
+        if received:
             raise KeyboardInterrupt
 
-    # Python takes signals in the main thread alone, and lets only it say how
-    mine = STOPPING_SIGNALS if threading.current_thread() is threading.main_thread() else ()
-    before = [(each, signal.signal(each, ask)) for each in mine]
+    # only the main thread may set signal handlers, and only it receives signals
+    handled = STOPPING_SIGNALS if threading.current_thread() is threading.main_thread() else ()
+    previous = [(each, signal.signal(each, receive)) for each in handled]
     try:
         yield checkpoint
     finally:
-        for each, handler in before:
+        for each, handler in previous:
             signal.signal(each, handler)

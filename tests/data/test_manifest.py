@@ -86,7 +86,7 @@ def test_missing_images_folder_is_named(folder: Path) -> None:
 @pytest.mark.parametrize("damage", ["", "{}", "[]", "null", '{"name": 1}'])
 def test_damaged_summary_is_named(folder: Path, damage: str) -> None:
     (folder / "dataset.json").write_text(damage)
-    with pytest.raises(UserError, match="no readable prepared folder"):
+    with pytest.raises(UserError, match="not a readable prepared folder"):
         read_manifest(folder)
 
 
@@ -96,6 +96,14 @@ def test_missing_summary_field_is_named(folder: Path) -> None:
     (folder / "dataset.json").write_text(json.dumps(summary))
     with pytest.raises(UserError, match="split_seed"):
         read_manifest(folder)
+
+
+def test_a_folder_of_an_older_version_is_read(manifest: Manifest, folder: Path) -> None:
+    stored = json.loads((folder / "dataset.json").read_text())
+    for later in ("near_duplicate_groups", "test_folder_images", "leaks", "table_sha256"):
+        del stored[later]
+    (folder / "dataset.json").write_text(json.dumps({**stored, "of_a_newer_version": 1}))
+    assert read_manifest(folder).summary == manifest.summary
 
 
 @pytest.mark.parametrize(
@@ -133,7 +141,7 @@ def moved(raw: Path) -> Path:
 
 def test_moved_images_are_found_by_option(raw: Path) -> None:
     images = moved(raw)
-    with pytest.raises(UserError, match="say with --image-root where they lie now"):
+    with pytest.raises(UserError, match="add --image-root DIR"):
         read_manifest(raw.parent / "out")
     found = read_manifest(raw.parent / "out", images)
     assert found.root == images

@@ -13,6 +13,7 @@ from har.data.manifest import Manifest
 from har.data.prepare import load_manifest, prepare
 from har.data.sources import folder_source
 from har.data.splits import Split
+from har.data.summary import BadImage, Leak
 from har.util.errors import UserError
 from tests.conftest import CLASSES, IMAGES_PER_CLASS, read_csv, write_csv, write_images
 
@@ -29,7 +30,7 @@ def test_every_image_is_described(raw: Path) -> None:
     with Image.open(raw / row["path"]) as image:
         assert (row["width"], row["height"]) == image.size
     assert row["plain_jpeg"] and len(row["sha256"]) == 64
-    assert found.summary["images_by_label"] == dict.fromkeys(CLASSES, IMAGES_PER_CLASS)
+    assert found.summary.images_by_label == dict.fromkeys(CLASSES, IMAGES_PER_CLASS)
 
 
 def test_label_ids_count_first_appearances(raw: Path) -> None:
@@ -43,7 +44,7 @@ def test_test_split_is_stratified_and_the_rest_is_train(raw: Path) -> None:
     counts = Counter(found.rows("test")["label"])
     assert set(counts) == set(CLASSES) and max(counts.values()) - min(counts.values()) <= 1
     assert len(found.rows("test")) + len(found.rows("train")) == len(found.table)
-    assert found.summary["images_by_split"]["test"] == len(found.rows("test"))
+    assert found.summary.images_by_split["test"] == len(found.rows("test"))
 
 
 def test_no_test_split_on_demand(raw: Path) -> None:
@@ -65,7 +66,7 @@ def test_byte_identical_images_form_a_group_that_is_never_parted(raw: Path) -> N
     for seed in range(5):
         found = prepared(raw, split_seed=seed)
         groups = found.table.groupby("duplicate_group")["split"]
-        assert found.summary["duplicate_groups"] == 12 == (groups.size() > 1).sum()
+        assert found.summary.duplicate_groups == 12 == (groups.size() > 1).sum()
         assert groups.nunique().max() == 1
 
 
@@ -75,14 +76,14 @@ def test_groups_with_conflicting_labels_never_test(raw: Path) -> None:
     write_csv(raw, [*rows, ("copy.jpg", "running")])
     for seed in range(5):
         found = prepared(raw, split_seed=seed)
-        assert found.summary["conflicting_groups"] == 1
+        assert found.summary.conflicting_groups == 1
         assert "train/copy.jpg" in set(found.rows("train")["path"])
 
 
 def test_strays_are_reported_and_left_out(raw: Path) -> None:
     shutil.copy(raw / "train" / "Image_1.jpg", raw / "train" / "Image_1(1).jpg")
     found = prepared(raw)
-    assert found.summary["strays"] == ["train/Image_1(1).jpg"]
+    assert found.summary.strays == ("train/Image_1(1).jpg",)
     assert len(found.table) == len(CLASSES) * IMAGES_PER_CLASS
 
 
@@ -111,7 +112,7 @@ def test_empty_csv(raw: Path) -> None:
 
 def test_one_constant_label(raw: Path) -> None:
     write_csv(raw, [(name, "calling") for name, _ in read_csv(raw)])
-    with pytest.raises(UserError, match="every row is labelled 'calling'"):
+    with pytest.raises(UserError, match="every row has the label 'calling'"):
         prepared(raw)
 
 
@@ -162,9 +163,9 @@ def test_a_few_bad_rows_are_skipped_counted_and_named(
 ) -> None:
     raw = write_images(tmp_path / "raw", per_class=18)  # 54 images: 1 is under 2 %
     damage(raw, how)
-    (dropped,) = prepared(raw).summary["dropped"]
-    assert reason in dropped["reason"] and dropped["filename"] == "Image_1.jpg"
-    assert dropped["row"] == (55 if how == "twice" else 1)
+    (dropped,) = prepared(raw).summary.dropped
+    assert reason in dropped.reason and dropped.filename == "Image_1.jpg"
+    assert dropped.row == (55 if how == "twice" else 1)
 
 
 def test_many_bad_rows_stop_with_the_list(raw: Path) -> None:
@@ -201,7 +202,7 @@ def test_a_change_in_a_subfolder_is_noticed(raw: Path) -> None:
     (raw / "train" / rows[0][0]).rename(raw / "train" / "more" / "a.jpg")
     write_csv(raw, [("more/a.jpg", rows[0][1]), *rows[1:]])
     first = load_manifest(str(raw))
-    assert "train/more/a.jpg" in set(first.table["path"]) and first.summary["strays"] == []
+    assert "train/more/a.jpg" in set(first.table["path"]) and first.summary.strays == ()
     (raw / "train" / "more" / "a.jpg").write_bytes((raw / "train" / "Image_2.jpg").read_bytes())
     assert load_manifest(str(raw)).dataset_digest != first.dataset_digest
 
@@ -223,7 +224,7 @@ def test_dangling_links_and_endless_names_are_bad_rows(tmp_path: Path) -> None:
     raw = write_images(tmp_path / "raw", per_class=40)
     (raw / "train" / "link.jpg").symlink_to("nowhere.jpg")
     write_csv(raw, [*read_csv(raw), ("link.jpg", "sitting"), ("x" * 300 + ".jpg", "sitting")])
-    reasons = [each["reason"] for each in load_manifest(str(raw)).summary["dropped"]]
+    reasons = [each.reason for each in load_manifest(str(raw)).summary.dropped]
     assert reasons[0] == "no such file" and "cannot be read" in reasons[1]
 
 
@@ -273,7 +274,7 @@ def add_near_copy(raw: Path, name: str, label: str, *, mirror: bool = False) -> 
 def test_near_copies_join_a_group(raw: Path, mirror: bool) -> None:
     add_near_copy(raw, "Image_1.jpg", "sitting", mirror=mirror)
     found = prepared(raw)
-    assert found.summary["duplicate_groups"] == found.summary["near_duplicate_groups"] == 1
+    assert found.summary.duplicate_groups == found.summary.near_duplicate_groups == 1
     by_path = found.table.set_index("path")["duplicate_group"]
     assert by_path["train/Image_1.jpg"] == by_path["train/near_Image_1.jpg"]
     assert by_path.nunique() == len(by_path) - 1
@@ -285,7 +286,7 @@ def test_what_counts_as_a_copy_is_an_option(raw: Path, duplicates: str, groups: 
     shutil.copy(raw / "train" / "Image_2.jpg", raw / "train" / "copy.jpg")
     write_csv(raw, [*read_csv(raw), ("copy.jpg", "running")])
     summary = prepared(raw, duplicates=duplicates).summary
-    assert (summary["duplicates"], summary["duplicate_groups"]) == (duplicates, groups)
+    assert (summary.split.duplicates, summary.duplicate_groups) == (duplicates, groups)
 
 
 def add_test_folder(raw: Path, rows: list[tuple[str, str, str]]) -> None:
@@ -302,9 +303,9 @@ def test_leaks_into_kaggles_test_folder_are_reported(raw: Path) -> None:
     write_images(raw.parent / "other", per_class=1, seed=9)
     shutil.copy(raw.parent / "other" / "train" / "Image_1.jpg", raw / "test" / "new.jpg")
     summary = prepared(raw).summary
-    assert summary["test_folder_images"] == 2
-    leak = {"test": "test/a.jpg", "train": "train/Image_5.jpg", "kind": "exact"}
-    assert summary["leaks"] == [leak] and summary["strays"] == []
+    assert summary.test_folder_images == 2
+    assert summary.leaks == (Leak("test/a.jpg", "train/Image_5.jpg", "exact"),)
+    assert summary.strays == ()
 
 
 def with_test_file(raw: Path) -> Path:
@@ -338,7 +339,7 @@ def test_a_labelled_test_file_is_the_test_split(raw: Path) -> None:
 def test_a_test_file_through_load_manifest(raw: Path) -> None:
     with_test_file(raw)
     found = load_manifest(str(raw), {"test_file": "Testing_set.csv"})
-    assert found.summary["test_fraction"] == 0 and len(found.rows("test")) == 8
+    assert found.summary.split.test_fraction == 0 and len(found.rows("test")) == 8
     with pytest.raises(UserError, match=r"leave --test-fraction out"):
         load_manifest(str(raw), {"test_file": "Testing_set.csv", "test_fraction": 0.2})
 
@@ -359,7 +360,7 @@ def test_class_folders(raw: Path) -> None:
     (folder / ".hidden").mkdir()
     found = prepared(folder)
     assert found.class_names == tuple(sorted(CLASSES))
-    assert found.test_digest != "none" and found.summary["strays"] == ["sitting/notes.txt"]
+    assert found.test_digest != "none" and found.summary.strays == ("sitting/notes.txt",)
     labels = {Path(p).name: label for p, label in found.table[["path", "label"]].to_numpy()}
     assert labels == dict(read_csv(raw))
 
@@ -367,13 +368,8 @@ def test_class_folders(raw: Path) -> None:
 def test_a_bad_image_in_class_folders_is_named_without_a_row(raw: Path) -> None:
     folder = class_folders(write_images(raw.parent / "more" / "raw", per_class=18))
     (folder / "sitting" / "Image_1.jpg").write_bytes(b"")
-    (dropped,) = prepared(folder).summary["dropped"]
-    assert dropped == {
-        "file": "",
-        "row": 0,
-        "filename": "sitting/Image_1.jpg",
-        "reason": "empty: 0 bytes",
-    }
+    (dropped,) = prepared(folder).summary.dropped
+    assert dropped == BadImage("", 0, "sitting/Image_1.jpg", "empty: 0 bytes")
 
 
 def test_images_option_is_for_prepared_folders(raw: Path) -> None:

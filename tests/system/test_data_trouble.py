@@ -94,10 +94,10 @@ def test_while_preparing(tmp_path: Path, damage: Callable[[Path], object], reaso
     raw = write_images(tmp_path / "raw", per_class=18)  # one of 54 is less than 2 %
     damage(raw / "train" / NAME)
     found = prepare(folder_source(raw, "a test"), tmp_path / "out", Split(test_fraction=0.25))
-    dropped = [(each["filename"], each["row"]) for each in found.summary["dropped"]]
+    dropped = [(each.filename, each.row) for each in found.summary.dropped]
     assert dropped == ([(NAME, 3)] if reason else [])
     assert len(found.table) == 54 - len(dropped)
-    assert reason in "".join(each["reason"] for each in found.summary["dropped"])
+    assert reason in "".join(each.reason for each in found.summary.dropped)
     assert read_manifest(tmp_path / "out").dataset_digest == found.dataset_digest
 
 
@@ -137,7 +137,7 @@ BEFORE_TRAINING: dict[str, tuple[Damage, str]] = {
     ),
     "the images were moved": (
         lambda _, images: images.rename(images.with_name("elsewhere")),
-        "say with --image-root where they lie now",
+        "add --image-root DIR",
     ),
     "a label was edited": (
         edit("manifest.csv", "sitting", "running"),
@@ -145,10 +145,10 @@ BEFORE_TRAINING: dict[str, tuple[Damage, str]] = {
     ),
     "a split was edited": (edit("manifest.csv", ",test", ",train"), "test_digest"),
     "a training image was left out": (edit("manifest.csv", ",train", ",unused"), "table_sha256"),
-    "a column is gone": (edit("manifest.csv", "sha256", "sha"), "no readable prepared folder"),
+    "a column is gone": (edit("manifest.csv", "sha256", "sha"), "not a readable prepared folder"),
     "a digest was edited": (edit("dataset.json", '"dataset_digest": "', '"dataset_digest": "0'),
         "dataset_digest"),
-    "dataset.json was cut": (edit("dataset.json", "{", ""), "no readable prepared folder"),
+    "dataset.json was cut": (edit("dataset.json", "{", ""), "not a readable prepared folder"),
     "manifest.csv is gone": (
         lambda prepared, _: (prepared / "manifest.csv").unlink(),
         "Training_set.csv",
