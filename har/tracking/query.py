@@ -6,7 +6,6 @@ import shlex
 from collections import Counter
 from collections.abc import Mapping
 from io import StringIO
-from pathlib import Path
 from typing import Any
 
 import mlflow
@@ -14,6 +13,7 @@ import pandas as pd
 from mlflow.exceptions import MlflowException
 
 from har.tracking.store import DEFAULT_EXPERIMENT, check_store, explain_store_errors
+from har.tracking.ui import find_sqlite_file
 from har.util.errors import UserError, first_line
 from har.util.progress import say
 
@@ -27,14 +27,12 @@ def check_readable_store() -> None:
 
     For commands that read: MLflow itself creates an empty store where it finds none.
     """
-    uri = mlflow.get_tracking_uri()
-    if uri.startswith("sqlite:///"):
-        file = Path(uri.removeprefix("sqlite:///").partition("?")[0]).absolute()
-        if not file.is_file():
-            raise UserError(
-                f"no runs are recorded here: there is no {file}; cd to the folder that holds your"
-                " mlflow.db, or set MLFLOW_TRACKING_URI"
-            )
+    file = find_sqlite_file(mlflow.get_tracking_uri())
+    if file is not None and not file.exists():
+        raise UserError(
+            f"no runs are recorded here: there is no {file}; cd to the folder that holds your"
+            " mlflow.db, or set MLFLOW_TRACKING_URI"
+        )
     check_store()
 
 
@@ -95,9 +93,10 @@ def choose_experiment_to_read(experiment: str | None) -> str:
     name = find_current_experiment() or DEFAULT_EXPERIMENT
     if elsewhere := _count_trainings_elsewhere(name):
         counts = ", ".join(f"{count} in {other}" for other, count in elsewhere.items())
+        first = shlex.quote(next(iter(elsewhere)))
         say(
-            f"left out: finished trainings of other experiments than {name}: {counts};"
-            f" --experiment {shlex.quote(next(iter(elsewhere)))} uses those"
+            f"left out: finished trainings in other experiments ({counts}); --experiment {first}"
+            " uses those"
         )
     return name
 

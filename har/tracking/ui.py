@@ -1,12 +1,12 @@
-"""What a first look at the MLflow UI needs: a view with the right columns, and where it is.
+"""The MLflow UI: a saved view with the columns to compare, and how to open it.
 
-MLflow keeps such things as tags of the experiment.
+MLflow keeps the note and the view of an experiment as tags.
 """
 
 import json
-import os
 import shlex
 import sys
+from pathlib import Path
 
 import mlflow
 from mlflow.utils.mlflow_tags import MLFLOW_RUN_NOTE
@@ -76,20 +76,26 @@ def _read_defaults(text: str | None) -> dict[str, str]:
     return found if isinstance(found, dict) else {}
 
 
-def _describe_ui(tracking_uri: str, experiment_id: str) -> str:
-    """How to open the MLflow UI on the store that holds the runs, and at which page."""
-    page = f"/#/experiments/{experiment_id}/runs?viewStateShareKey={VIEW}"
-    if tracking_uri.startswith(("http://", "https://")):
-        return tracking_uri.rstrip("/") + page
-    # by the interpreter, since mlflow may not be on PATH; one worker needs a quarter of the memory
-    python = os.path.relpath(sys.executable)
-    program = shlex.quote(python if not python.startswith("..") else sys.executable)
-    store = shlex.quote(tracking_uri)
-    command = f"{program} -m mlflow server --backend-store-uri {store} --workers 1"
-    return f"{command}\n    then open http://127.0.0.1:5000{page}"
+def find_sqlite_file(uri: str) -> Path | None:
+    """The whole path of the database that a `sqlite:///` URI names; None for another store."""
+    if not uri.startswith("sqlite:///"):
+        return None
+    return Path(uri.removeprefix("sqlite:///").partition("?")[0]).absolute()
 
 
 def describe_run_page(run_id: str) -> str:
     """How to open the UI on this run's experiment."""
     uri = without_password(mlflow.get_tracking_uri())
-    return _describe_ui(uri, mlflow.get_run(run_id).info.experiment_id)
+    page = (
+        f"/#/experiments/{mlflow.get_run(run_id).info.experiment_id}/runs?viewStateShareKey={VIEW}"
+    )
+    if uri.startswith(("http://", "https://")):
+        return uri.rstrip("/") + page
+    # whole paths: under `mlflow run` this process works in another folder than the user
+    file = find_sqlite_file(uri)
+    store = shlex.quote(f"sqlite:///{file}" if file else uri)
+    # one worker needs a quarter of the memory
+    command = (
+        f"{shlex.quote(sys.executable)} -m mlflow server --backend-store-uri {store} --workers 1"
+    )
+    return f"{command}\n    then open http://127.0.0.1:5000{page}"

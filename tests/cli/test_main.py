@@ -38,6 +38,65 @@ def test_every_recipe_field_is_an_option(cli) -> None:
             assert f"--{field.name.replace('_', '-')} " in text
 
 
+def test_run_and_train_are_one_command() -> None:
+    run, train = main.commands["run"], main.commands["train"]
+    assert run.params == train.params and run.callback == train.callback
+
+
+def test_help_shows_the_defaults_of_the_variants(cli) -> None:
+    text = " ".join(cli("train", "--help").output.split())
+    assert "passes over the training images, at most. [40]" in text
+    assert "0: never. [original, v1: 0; v2, v3, v4, v5: 5]" in text
+
+
+READING = [
+    ("champion",),
+    ("twins", "ab"),
+    ("compare",),
+    ("compare", "ab", "cd"),
+    ("evaluate", "ab"),
+    ("promote", "--dry-run"),
+    ("promote", "ab"),
+    ("classify", "."),
+    ("classify", ".", "--model", "runs:/ab/model"),
+    ("predict", "--data", "."),
+    ("train", "--reproduce", "ab"),
+    ("train", "--resume", "ab"),
+]
+
+
+@pytest.mark.parametrize("command", READING, ids=" ".join)
+def test_reading_creates_nothing_and_names_the_store(
+    command: tuple[str, ...], cli, tmp_path: Path, raw: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = mlflow.get_tracking_uri()
+    monkeypatch.chdir(raw / "train")
+    mlflow.set_tracking_uri(f"sqlite:///{tmp_path}/mlflow.db")
+    try:
+        result = cli(*command)
+    finally:
+        mlflow.set_tracking_uri(before)
+    assert result.exit_code == 2 and not (tmp_path / "mlflow.db").exists()
+    assert result.stderr == (
+        f"error: no runs are recorded here: there is no {tmp_path}/mlflow.db; cd to the folder that"
+        " holds your mlflow.db, or set MLFLOW_TRACKING_URI\n"
+    )
+
+
+def test_without_the_packages_a_line_says_how_to_get_them() -> None:
+    # -S: no site-packages
+    done = subprocess.run(
+        [sys.executable, "-S", "-m", "har", "run"],
+        cwd=Path(__file__).parents[2],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 2 and done.stdout == ""
+    assert "has no package click: run `make setup`" in done.stderr
+    assert ". .venv/bin/activate" in done.stderr and len(done.stderr.splitlines()) == 1
+
+
 def test_variants_prints_the_chain(cli) -> None:
     assert all(name in cli("variants").output for name in VARIANTS)
 
@@ -70,9 +129,7 @@ def test_run_ends_with_the_table(cli, tiny_backbone: None, raw: Path, store: str
     assert run.data.metrics["wall_time_s"] > run.data.metrics["train_time_s"]
 
     # held out as the run did, without being told
-    evaluated = cli(
-        "evaluate", "--run-id", run.info.run_id, "--data", raw, "--experiment", "har-tests"
-    )
+    evaluated = cli("evaluate", run.info.run_id[:12], "--data", raw, "--experiment", "har-tests")
     assert evaluated.exit_code == 0, evaluated.output
     assert f"accuracy           {run.data.metrics['accuracy']:.4f}" in evaluated.stdout
 
@@ -94,7 +151,7 @@ def test_a_run_is_repeated_with_equal_numbers(
         }
 
     first = train("--variant", "v2", *TINY_RUN[:-2], "--split-seed", 3, "--seed", 7)
-    again = train("--reproduce", first.info.run_id)
+    again = train("--reproduce", first.info.run_id[:12])
     assert again.info.run_id != first.info.run_id
     assert numbers(again) == numbers(first) and "val_loss" in numbers(first)
     for name in (
@@ -192,16 +249,23 @@ def test_underscores_are_dashes(cli) -> None:
             ("train", "--reproduce", "x", "--epochs", "3", "--seed", "1"),
             "leave out --epochs, --seed",
         ),
-        (("train", "--reproduce", "nosuchrun"), "run nosuchrun cannot be repeated"),
+        (("train", "--reproduce", "nosuchrun"), "'nosuchrun' is no run id"),
+        (("train", "--reproduce", "0" * 32), f"run {'0' * 32} cannot be repeated"),
+        (
+            ("run", "--resume", "x", "--data", "y", "--variant", "v3"),
+            "--resume takes these from the run: leave out --data, --variant",
+        ),
         (("run", "--fine-tune", "all", "--variant", "v5"), "fine_tune=all changes it"),
         (("run", "--variant", "v5", "--feature-views", "3"), "feature_views=3 are augmented views"),
         (("run", "--runtime", "tpu"), "'tpu' is not one of 'auto', 'tensorflow', 'openvino'"),
-        (("evaluate",), "either --run-id ID or --model URI"),
-        (("evaluate", "--run-id", "a", "--model", "b"), "either --run-id ID or --model URI"),
+        (("evaluate",), "either RUN_ID or --model URI"),
+        (("evaluate", "--run-id", "a", "--model", "b"), "either RUN_ID or --model URI"),
+        (("evaluate", "a", "--run-id", "b"), "received a and --run-id b"),
+        (("promote", "0" * 32), f"run {'0' * 32} cannot be read"),
         (("sample", "--out", "x", "--per-class", "1"), "1 is not in the range x>=2"),
     ],
 )
-def test_mistakes_are_one_line_and_exit_2(cli, arguments: tuple, message: str) -> None:
+def test_mistakes_are_one_line_and_exit_2(cli, store: str, arguments: tuple, message: str) -> None:
     result = cli(*arguments)
     assert result.exit_code == 2
     assert message in result.stderr and result.stderr.startswith("error: ")

@@ -25,7 +25,13 @@ def test_the_command(trained: list[str], cli, tmp_path: Path) -> None:
     cli("import-notebooks", "--experiment", "compared")
     result = cli("compare", "--experiment", "compared", "--out", out)
     assert result.exit_code == 0, result.output
-    assert f"{out}/report.html" in result.output
+    *table, report = result.stdout.splitlines()
+    assert report == f"{out}/report.html"
+    assert table[0].split()[:2] == ["variant", "hardware"] and table[0].endswith("run id")
+    for run_id in trained:
+        (row,) = (line for line in table if line.endswith(run_id[:8]))
+        assert row.startswith("v3 ") and "% to " in row
+    assert sum("(published)" in line for line in table) == 5
     page = (out / "report.html").read_text()
     assert all(run_id in page for run_id in trained)
     runs = pd.read_csv(out / "runs.csv")
@@ -37,7 +43,7 @@ def test_the_command(trained: list[str], cli, tmp_path: Path) -> None:
     )
     logged = {each.path for each in mlflow.MlflowClient().list_artifacts(run.info.run_id)}
     assert {"report.html", "runs.csv", "figures"} <= logged and run.info.status == "FINISHED"
-    named = cli("compare", trained[0], "--runs", trained[1], "--out", tmp_path / "two")
+    named = cli("compare", trained[0][:12], "--runs", trained[1][:12], "--out", tmp_path / "two")
     assert named.exit_code == 0 and len(pd.read_csv(tmp_path / "two/runs.csv")) == 2
 
 
