@@ -1,8 +1,8 @@
-"""A trained classifier on disk and in memory: bytes of images in, labels out.
+"""A trained classifier, on disk and in memory: maps the bytes of images to labels.
 
-The folder holds `model.keras` (float32, one device), what the classifier's runtime needs beside
-it, and `classifier.json` (class names, recipe, runtime): all that is needed to decode an image as
-training did and to name what it shows.
+Its folder holds `model.keras` (float32, one device), files of its runtime, and `classifier.json`
+(class names, recipe, runtime). That is all it takes to decode an image as in training and to
+classify it.
 """
 
 import functools
@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 import numpy as np
 import numpy.typing as npt
@@ -28,20 +28,40 @@ FACTS_FILE = "classifier.json"
 TOP_K = 3
 
 
+class Guess(TypedDict):
+    """A class name and its probability, 0 to 1."""
+
+    label: str
+    probability: float
+
+
+class Prediction(TypedDict):
+    """What is said of one image: a label and its probability, or an error.
+
+    `top_3` holds the most probable guesses, best first; it is empty with an error. `error` is null
+    or says why the image has no label.
+    """
+
+    label: str | None
+    probability: float | None
+    top_3: list[Guess]
+    error: str | None
+
+
+def explain_failure(error: str) -> Prediction:
+    """Build the prediction for an image that cannot be classified."""
+    return {"label": None, "probability": None, "top_3": [], "error": error}
+
+
 @functools.cache
 def decoders() -> ThreadPoolExecutor:
-    """The threads that decode, one a processor, for all callers together: that many images at
-    most lie decoded in full size. Pillow lets other threads run while it decodes.
+    """The threads that decode, one for each processor, shared by all callers: at most that many
+    images are decoded in full size at a time. Pillow lets other threads run while it decodes.
     """
     return ThreadPoolExecutor(available_cpus(), thread_name_prefix="decode")
 
 
 def _expect_bytes(data: Any) -> bytes:
-    """The file itself.
-
-    Raises:
-        ImageError: it is of another type.
-    """
     if not isinstance(data, bytes):
         raise ImageError(f"not bytes but {type(data).__name__}")
     return data
@@ -49,8 +69,10 @@ def _expect_bytes(data: Any) -> bytes:
 
 @dataclass(frozen=True, kw_only=True)
 class Classifier:
-    """`forward` maps (batch, size, size, 3) uint8 to (batch, classes) float32 probabilities,
-    computed by `runtime`, a key of RUNTIMES.
+    """Decodes images as in training and classifies them.
+
+    `forward` maps (batch, size, size, 3) uint8 to (batch, classes) float32 probabilities, computed
+    by `runtime`, a key of RUNTIMES.
     """
 
     forward: Forward
@@ -59,7 +81,7 @@ class Classifier:
     runtime: str
 
     def warm(self) -> None:
-        """Do once what a first call of each kind would have to wait for."""
+        """Do now what the first call of each kind would otherwise wait for."""
         size = self.recipe.image_size
         RESIZERS[self.recipe.resize](np.zeros((2, 2, 3), np.uint8), size)
         self.classify([b"no image: now every image plugin is loaded"])
@@ -68,50 +90,46 @@ class Classifier:
 
     def classify(
         self, files: Sequence[Any], read: Callable[[Any], bytes] = _expect_bytes
-    ) -> list[dict[str, Any]]:
-        """One row a file: label, probability, top_3, error.
+    ) -> list[Prediction]:
+        """Classify files; one that fails does not affect the others.
 
         `read` turns an element of `files` into the bytes of an image, or raises an ImageError.
-        `error` is None, or says why this file has no label; its neighbours are not touched.
-        `top_3` is a list of {label, probability}, the most probable first.
         """
         rows = []
         for start in range(0, len(files), BATCH_SIZE):
-            rows += self.classify_batch(files[start : start + BATCH_SIZE], read)
+            rows += self._classify_batch(files[start : start + BATCH_SIZE], read)
         return rows
 
-    def classify_batch(
+    def _classify_batch(
         self, files: Sequence[Any], read: Callable[[Any], bytes]
-    ) -> list[dict[str, Any]]:
-        """`classify`, with as many decoded images in memory as there are files."""
-
-        def decode_or_say(data: Any) -> Pixels | str:
+    ) -> list[Prediction]:
+        def decode_or_explain(data: Any) -> Pixels | str:
             try:
                 return self.decode(read(data))
             except ImageError as error:
                 return str(error)
 
-        found = list(decoders().map(decode_or_say, files))
+        found = list(decoders().map(decode_or_explain, files))
         images = [each for each in found if not isinstance(each, str)]
         rows = iter(self.forward(np.stack(images)) if images else ())
         return [
-            self.describe(None, each) if isinstance(each, str) else self.describe(next(rows), None)
+            explain_failure(each) if isinstance(each, str) else self.predict_from(next(rows))
             for each in found
         ]
 
     def decode(self, data: bytes) -> Pixels:
-        """Bytes to pixels, as in training."""
+        """Decode an image as in training; raise an ImageError if that is impossible."""
         return decode(data, self.recipe.resize, self.recipe.image_size)
 
-    def describe(self, row: npt.NDArray[np.float32] | None, error: str | None) -> dict[str, Any]:
-        """One image's output row, of plain Python values."""
+    def predict_from(self, probabilities: npt.NDArray[np.float32]) -> Prediction:
+        """Build the prediction from an image's (classes,) probabilities."""
         # NaN is no JSON
-        if row is not None and not np.isfinite(row).all():
-            row, error = None, "the model's numbers are not finite: its training went wrong"
-        if row is None:
-            return {"label": None, "probability": None, "top_3": [], "error": error}
-        best = np.argsort(-row, kind="stable")[:TOP_K]
-        top = [{"label": self.class_names[i], "probability": float(row[i])} for i in best]
+        if not np.isfinite(probabilities).all():
+            return explain_failure("the model's numbers are not finite: its training went wrong")
+        best = np.argsort(-probabilities, kind="stable")[:TOP_K]
+        top: list[Guess] = [
+            {"label": self.class_names[i], "probability": float(probabilities[i])} for i in best
+        ]
         return {**top[0], "top_3": top, "error": None}
 
 
@@ -123,8 +141,8 @@ def save_classifier(
     runtime: str = "tensorflow",
     parts: Parts | None = None,
 ) -> None:
-    """Write a Keras model and what goes with it into `folder`, made if need be; `parts` is the same
-    model where its backbone was converted for the runtime before.
+    """Save a Keras model as a classifier into `folder`, which is created if need be; `parts` is
+    the same model with its backbone converted for the runtime before.
 
     Raises:
         UserError: the runtime is not installed.
@@ -143,13 +161,13 @@ def save_classifier(
 
 
 def read_facts(folder: Path) -> dict[str, Any]:
-    """class_names, recipe, runtime and the files' digests, as `save_classifier` wrote them."""
+    """Read class_names, recipe, runtime and the files' digests, as `save_classifier` wrote them."""
     facts: dict[str, Any] = json.loads((folder / FACTS_FILE).read_text(encoding="utf-8"))
     return facts
 
 
 def load_classifier(folder: Path) -> Classifier:
-    """Read what `save_classifier` wrote.
+    """Load what `save_classifier` saved.
 
     Raises:
         UserError: the folder does not hold a classifier, or its runtime is not installed.
@@ -160,7 +178,7 @@ def load_classifier(folder: Path) -> Classifier:
         for name, digest in facts["sha256"].items():
             if digest_file(folder / name) != digest:
                 raise UserError(
-                    f"{folder / name} is not the file that was saved: log the model anew"
+                    f"{folder / name} is not the file that was saved: log the model again"
                 )
         return Classifier(
             forward=RUNTIMES[facts["runtime"]].load(folder),
@@ -170,7 +188,7 @@ def load_classifier(folder: Path) -> Classifier:
         )
     except UserError:
         raise
-    # OpenVINO says RuntimeError of a file it cannot read
+    # OpenVINO raises RuntimeError for a file that it cannot read
     except (OSError, ValueError, KeyError, TypeError, RuntimeError) as error:
         raise UserError(
             f"{folder} holds no classifier that this version can read: {first_line(error)}"

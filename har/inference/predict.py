@@ -1,4 +1,4 @@
-"""Many images through a classifier: a table for a few, a file that can be resumed for many."""
+"""Classifies many image files: row by row, or into a file that can be resumed."""
 
 import csv
 import json
@@ -10,32 +10,38 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import pandas as pd
-from filelock import FileLock, Timeout
 
 from har.data.images import ImageError, read_image
 from har.data.sources import IMAGE_SUFFIXES, KAGGLE_FOLDER, TEST_FOLDER, is_image_name
+from har.inference.classifier import Prediction, explain_failure
 from har.util.errors import UserError, first_line
 from har.util.files import printable
+from har.util.locks import file_lock
 from har.util.progress import progress, say
 
-# What one call of the classifier gets; also how much an interruption can lose.
+# Images in one call of the classifier; an interruption loses no more.
 BATCH = 32
 COLUMNS = ("filename", "label", "probability", "error")
 TEST_LIST = "Testing_set.csv"
 Item = TypeVar("Item")
-# Bytes of images to one row each: label, probability, top_3, error.
-Classify = Callable[[Sequence[bytes]], list[dict[str, Any]]]
+Classify = Callable[[Sequence[bytes]], list[Prediction]]
+
+
+class FilePrediction(Prediction):
+    """A prediction with the name of its file."""
+
+    filename: str
 
 
 def batched(items: Iterable[Item], size: int) -> Iterator[list[Item]]:
-    """Lists of `size`, the last may be shorter."""
+    """Yield lists of `size` items; the last may be shorter."""
     rest = iter(items)
     while some := list(islice(rest, size)):
         yield some
 
 
 def find_images(paths: Sequence[Path]) -> list[Path]:
-    """The files named, and every image in the folders named, in order of their names.
+    """Find the files named, and all images in the folders named, sorted by name.
 
     Raises:
         UserError: a path is not there, or a folder holds no image.
@@ -55,9 +61,10 @@ def find_images(paths: Sequence[Path]) -> list[Path]:
 
 
 def list_unlabelled(data: Path) -> tuple[Path, list[str]]:
-    """A folder and the names of the images in it to score: what Testing_set.csv lists of
-    Kaggle's test/, else all of test/, else all of a plain folder. Kaggle's unpacked archive has
-    both in a folder of its own.
+    """List the images to score: their folder, and their names in it.
+
+    These are the images of Kaggle's test/ that Testing_set.csv lists, else all of test/, else all
+    of a plain folder. In Kaggle's unpacked archive both lie one folder deeper.
 
     Raises:
         UserError: no such folder, no images, or a list that cannot be read or leads elsewhere.
@@ -75,7 +82,6 @@ def list_unlabelled(data: Path) -> tuple[Path, list[str]]:
 
 
 def _read_list(listed: Path, folder: Path) -> list[str]:
-    """The column filename; every name stays inside `folder`."""
     try:
         names = pd.read_csv(listed, dtype=str, keep_default_na=False)["filename"].tolist()
     except (OSError, ValueError, KeyError) as error:
@@ -89,26 +95,20 @@ def _read_list(listed: Path, folder: Path) -> list[str]:
     return names
 
 
-def classify_files(paths: Sequence[Path], classify: Classify) -> Iterator[dict[str, Any]]:
-    """One row a file, BATCH files in memory at a time; a file that cannot be read is a row
+def classify_files(paths: Sequence[Path], classify: Classify) -> Iterator[FilePrediction]:
+    """Classify files, BATCH of them in memory at a time; a file that cannot be read becomes a row
     with its error.
     """
     for batch in batched(paths, BATCH):
         contents = [_read_or_explain(path) for path in batch]
         rows = iter(classify([data for data in contents if isinstance(data, bytes)]))
         for path, data in zip(batch, contents, strict=True):
-            unread: dict[str, Any] = {
-                "label": None,
-                "probability": None,
-                "top_3": [],
-                "error": data,
-            }
-            name = printable(str(path))
-            yield {"filename": name, **(next(rows) if isinstance(data, bytes) else unread)}
+            row = next(rows) if isinstance(data, bytes) else explain_failure(data)
+            yield {"filename": printable(str(path)), **row}
 
 
-def format_row(row: dict[str, Any]) -> str:
-    """One line for people: file, label, probability, and what else it may be."""
+def format_row(row: FilePrediction) -> str:
+    """Format a prediction as one line for people."""
     if row["error"]:
         return f"{row['filename']}  error: {row['error']}"
     others = ", ".join(f"{each['label']} {each['probability']:.0%}" for each in row["top_3"][1:])
@@ -116,7 +116,6 @@ def format_row(row: dict[str, Any]) -> str:
 
 
 def _read_or_explain(path: Path) -> bytes | str:
-    """Its bytes, or why it cannot be read."""
     try:
         return read_image(path)
     except ImageError as error:
@@ -124,10 +123,11 @@ def _read_or_explain(path: Path) -> bytes | str:
 
 
 def predict_to_file(data: Path, out: Path, classify: Classify, model: str) -> int:
-    """Score the images of `data` into `out`, .csv or .parquet, with COLUMNS; how many are bad.
+    """Score the images of `data` into `out`, a .csv or .parquet with COLUMNS; return how many
+    images have no label.
 
-    Rows are kept beside `out` as they come; the same call after an interruption goes on there.
-    `model` says which model it is: rows of another model are not resumed.
+    Finished rows are kept beside `out`, and the same call after an interruption resumes there,
+    unless `model`, the model's id, is another one.
 
     Raises:
         UserError: as `list_unlabelled`; `out` exists, is of another kind, or cannot be written, or
@@ -141,6 +141,8 @@ def predict_to_file(data: Path, out: Path, classify: Classify, model: str) -> in
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
         with _lock_output(out, part.with_suffix(".lock")):
+            if out.exists():
+                raise UserError(f"{out} exists already: move it away, or give another --out")
             done = _count_rows_done(part, task, names)
             with part.open("a", newline="", encoding="utf-8") as file:
                 _write_rows(file, folder, names, done, classify)
@@ -155,29 +157,18 @@ def predict_to_file(data: Path, out: Path, classify: Classify, model: str) -> in
 
 @contextmanager
 def _lock_output(out: Path, lock: Path) -> Iterator[None]:
-    """Meanwhile no other process writes `out`.
-
-    Raises:
-        UserError: another is writing it, or it is there already.
-    """
-    held = FileLock(lock)
-    try:
-        held.acquire(timeout=0)
-    except Timeout:
-        raise UserError(f"another process is writing {out}: give another --out") from None
-    except NotImplementedError as error:
-        raise UserError(f"cannot write {out}: no file can be locked there: {error}") from error
-    try:
-        if out.exists():
-            raise UserError(f"{out} exists already: move it away, or give another --out")
-        yield
-    finally:
-        lock.unlink(missing_ok=True)
-        held.release()
+    busy = f"another process is writing {out}: give another --out"
+    with file_lock(lock, busy=busy, hint="give another --out"):
+        try:
+            yield
+        finally:
+            lock.unlink(missing_ok=True)
 
 
 def _count_rows_done(part: Path, task: dict[str, Any], names: list[str]) -> int:
-    """How many rows an interrupted call left that this one can go on from; else starts anew."""
+    """Count the rows that an interrupted call left to resume after; if there are none, start the
+    file.
+    """
     about = part.with_suffix(".json")
     if part.exists() and about.exists() and json.loads(about.read_text()) == task:
         text = part.read_bytes()
@@ -185,7 +176,7 @@ def _count_rows_done(part: Path, task: dict[str, Any], names: list[str]) -> int:
         part.write_bytes(text[: text.rfind(b"\n") + 1])
         found = [row["filename"] for row in _read_rows(part)]
         if found and found == [printable(name) for name in names[: len(found)]]:
-            say(f"resuming after {len(found):,} images that were scored before")
+            say(f"resuming after {len(found):,} images that are scored already")
             return len(found)
     about.write_text(json.dumps(task))
     part.write_text(",".join(COLUMNS) + "\n", encoding="utf-8")
@@ -193,14 +184,13 @@ def _count_rows_done(part: Path, task: dict[str, Any], names: list[str]) -> int:
 
 
 def _write_rows(file: Any, folder: Path, names: list[str], done: int, classify: Classify) -> None:
-    """Append a row for each image after the first `done`, whole batches at a time."""
     writer = csv.writer(file, lineterminator="\n")
     rows = classify_files([folder / name for name in names[done:]], classify)
     with progress("scoring", len(names)) as advance:
         advance(done)
         for batch in batched(zip(names[done:], rows, strict=True), BATCH):
             for name, row in batch:
-                # an error is one line, so that a cut file ends in a whole row
+                # one line for each row, so that a cut file can be resumed
                 error = " ".join((row["error"] or "").split())
                 writer.writerow(
                     (printable(name), row["label"] or "", row["probability"] or "", error)
@@ -211,18 +201,17 @@ def _write_rows(file: Any, folder: Path, names: list[str], done: int, classify: 
 
 
 def _read_rows(part: Path) -> Iterator[dict[str, str]]:
-    """The rows written so far."""
     with part.open(newline="", encoding="utf-8") as file:
         yield from csv.DictReader(file)
 
 
 def write_csv(part: Path, out: Path) -> None:
-    """The file is ready: give it its name."""
+    """Give the finished file its name."""
     os.replace(part, out)
 
 
 def write_parquet(part: Path, out: Path) -> None:
-    """The same rows as Parquet, a few thousand at a time."""
+    """Write the same rows as Parquet, a few thousand at a time."""
     import pyarrow
     import pyarrow.parquet
 

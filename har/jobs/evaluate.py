@@ -6,7 +6,7 @@ from har.data.manifest import Manifest, check_bytes
 from har.evaluation.evaluate import Evaluation, evaluate
 from har.evaluation.latency import measure_latency
 from har.evaluation.robustness import MAX_IMAGES, measure_robustness
-from har.serving.load import LoggedModel, check_unseen, open_served
+from har.serving.load import LoggedModel, check_unseen, serve_here
 from har.tracking.descriptions import describe_evaluation
 from har.tracking.log import log_evaluation
 from har.tracking.store import open_run
@@ -32,8 +32,7 @@ def evaluate_logged_model(
     robustness = None
     if robustness_images:
         robustness = measure_robustness(logged.classifier, manifest, robustness_images)
-    with open_served(logged.uri) as served:
-        latency = measure_latency(served, manifest)
+    latency = measure_latency(serve_here(logged.classifier), manifest)
     tags = evaluation_tags(logged.uri, logged.run, manifest)
     with open_run(experiment, tags) as run:
         log_evaluation(run, evaluation, latency, manifest, model_id=None)

@@ -1,4 +1,4 @@
-"""Asking a running model server, `mlflow models serve`, to classify images."""
+"""A client of a model server, `mlflow models serve`."""
 
 import base64
 from collections.abc import Sequence
@@ -6,14 +6,15 @@ from typing import Any
 
 import requests
 
+from har.inference.classifier import Prediction
 from har.util.errors import UserError, first_line
 
-# A server that is still warming up, or a slow one with a full batch of photographs.
+# Enough for a server that is still warming up, or a slow one with a full batch of photographs.
 TIMEOUT_S = 120
 
 
-def ask_server(url: str, files: Sequence[bytes]) -> list[dict[str, Any]]:
-    """One row an image: label, probability, top_3, error; `url` without /invocations.
+def ask_server(url: str, files: Sequence[bytes]) -> list[Prediction]:
+    """Have a server classify images; `url` may end in /invocations or not.
 
     Raises:
         UserError: no server there, or it does not answer as a classifier of this project.
@@ -29,10 +30,14 @@ def ask_server(url: str, files: Sequence[bytes]) -> list[dict[str, Any]]:
         raise UserError(f"no answer from {address}: {type(error).__name__}") from error
     try:
         answer.raise_for_status()
-        predictions: list[dict[str, Any]] = answer.json()["predictions"]
         return [
-            {name: row[name] for name in ("label", "probability", "top_3", "error")}
-            for row in predictions
+            Prediction(
+                label=row["label"],
+                probability=row["probability"],
+                top_3=row["top_3"],
+                error=row["error"],
+            )
+            for row in answer.json()["predictions"]
         ]
     except (requests.RequestException, ValueError, KeyError, TypeError) as error:
         raise UserError(

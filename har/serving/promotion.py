@@ -17,7 +17,8 @@ from mlflow.utils.mlflow_tags import MLFLOW_RUN_NAME
 from numpy.random import default_rng
 
 from har.data import sample
-from har.serving.load import open_served
+from har.inference.classifier import Prediction
+from har.serving.load import load_logged_model, serve_here
 from har.serving.selection import (
     CHAMPION,
     MODEL,
@@ -259,16 +260,16 @@ def _find_problem(uri: str) -> str | None:
     picture = io.BytesIO()
     sample.draw_action(next(iter(sample.ACTIONS)), default_rng(0)).save(picture, "JPEG")
     try:
-        with open_served(uri) as model:
-            answers = model.predict(pd.DataFrame({"image": [picture.getvalue(), b"junk"]}))
-        class_names = mlflow.models.get_model_info(uri).metadata["class_names"]
-        return check_answers(answers, class_names)
+        classifier = load_logged_model(uri).classifier
+        table = pd.DataFrame({"image": [picture.getvalue(), b"junk"]})
+        answers = serve_here(classifier).predict(None, table)
+        return check_answers(answers, classifier.class_names)
     # a broken model may raise anything at all
     except Exception as error:
         return f"{type(error).__name__}: {first_line(error)}"
 
 
-def check_answers(answers: Sequence[dict[str, Any]], class_names: Collection[str]) -> str | None:
+def check_answers(answers: Sequence[Prediction], class_names: Collection[str]) -> str | None:
     """Return what is wrong with the answers to a picture and to junk, or None."""
     picture, junk = answers
     if picture["error"] is not None:
@@ -276,9 +277,10 @@ def check_answers(answers: Sequence[dict[str, Any]], class_names: Collection[str
     for each in (picture, *picture["top_3"]):
         if each["label"] not in class_names:
             return f"{each['label']!r} is none of its classes"
-        # not finite: no comparison holds
-        if not 0 <= each["probability"] <= 1:
-            return f"a probability is {each['probability']}"
+        probability = each["probability"]
+        # NaN is in no range
+        if probability is None or not 0 <= probability <= 1:
+            return f"a probability is {probability}"
     if not junk["error"] or junk["label"] is not None:
         return "what is no image gets no error"
     return None

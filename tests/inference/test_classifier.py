@@ -138,7 +138,7 @@ def assert_same_rows(found: list[dict], expected: list[dict]) -> None:
 
 
 def test_numbers_that_are_none_are_an_error(classifier: Classifier) -> None:
-    row = classifier.describe(np.array([0.5, np.nan, 0.5], np.float32), None)
+    row = classifier.predict_from(np.array([0.5, np.nan, 0.5], np.float32))
     assert row["label"] is None and "not finite" in row["error"]
     assert json.loads(json.dumps(row, allow_nan=False)) == row
 

@@ -1,15 +1,11 @@
 """Models read back from the store, and those that are never loaded."""
 
-import subprocess
-import sys
 from pathlib import Path
-from typing import Any
 
 import mlflow
-import pandas as pd
 import pytest
 
-from har.serving.load import load_logged_model, load_served, open_served
+from har.serving.load import load_logged_model, load_served
 from har.tracking.store import quiet_mlflow
 from har.util.errors import UserError
 
@@ -33,81 +29,43 @@ def test_a_pickled_model_is_never_loaded(store: str, tmp_path: Path) -> None:
     uri = str(tmp_path / "model")
     with pytest.raises(UserError, match=r"cannot be loaded.*PICKLE"):
         load_served(uri)
-    # nor in a process of its own
-    with pytest.raises(UserError, match=r"cannot be loaded.*PICKLE"), open_served(uri):
-        pass
 
 
-OLDER = """
+HOSTILE = """
+from pathlib import Path
 import mlflow
 from mlflow.pyfunc import PythonModel
 
-from har.classifier import answer
+Path({witness!r}).touch()
 
 
 class Served(PythonModel):
     def predict(self, context, model_input, params=None):
-        print("what a model prints is no answer")
-        return [answer(each) for each in model_input["image"]]
+        return []
 
 
 mlflow.models.set_model(Served())
 """
-ANSWER = """
-def answer(data):
-    if data == b"end": raise SystemExit
-    if data == b"fail": raise RuntimeError("as it does")
-    return {"label": str(len(data)), "probability": 1.0, "top_3": [], "error": None}
-"""
 
 
-LOG = """
-import sys, mlflow
-mlflow.set_experiment("older")
-model = mlflow.pyfunc.log_model(
-    name="model", python_model="serving.py", code_paths=["har"], pip_requirements=["mlflow"]
-)
-print(model.model_id, file=sys.stderr)
-"""
-
-
-@pytest.fixture
-def older(store: str, tmp_path: Path) -> str:
-    """A model that carries a package `har` with other modules than this version has."""
-    code = tmp_path / "har"
-    code.mkdir()
-    (code / "__init__.py").touch()
-    (code / "classifier.py").write_text(ANSWER)
-    (tmp_path / "serving.py").write_text(OLDER)
-    # logging imports it
-    done = subprocess.run(
-        [sys.executable, "-c", LOG], cwd=tmp_path, capture_output=True, text=True, check=True
-    )
-    return f"models:/{done.stderr.split()[-1]}"
-
-
-def ask(model: Any, *images: bytes) -> list[dict[str, Any]]:
-    return model.predict(pd.DataFrame({"image": images}))
-
-
-def test_a_model_of_an_older_version_answers_with_its_own_code(older: str) -> None:
-    with open_served(older) as model:
-        assert [each["label"] for each in ask(model, b"\x00\xff", b"123")] == ["2", "3"]
-        with pytest.raises(UserError, match="RuntimeError: as it does"):
-            ask(model, b"fail")
-        assert ask(model, b"1")[0]["label"] == "1"
-        with pytest.raises(UserError, match="its process ended"):
-            ask(model, b"end")
-    assert model.process.returncode is not None
-    with pytest.raises(UserError, match=r"No module named 'har.classifier'"):
-        load_served(older)
-
-
-def test_what_cannot_be_loaded_in_its_own_process_is_named(older: str, tmp_path: Path) -> None:
-    folder = Path(mlflow.artifacts.download_artifacts(older, dst_path=str(tmp_path / "copy")))
-    (folder / "code" / "har" / "classifier.py").unlink()
-    with (
-        pytest.raises(UserError, match=r"cannot be loaded.*No module named 'har.classifier'"),
-        open_served(str(folder)),
+def test_our_commands_never_run_the_code_of_a_model(store: str, tmp_path: Path, cli) -> None:
+    """Whoever can write to the store can put any code into a model."""
+    witness = tmp_path / "witness"
+    (tmp_path / "serving.py").write_text(HOSTILE.format(witness=str(witness)))
+    mlflow.set_experiment("hostile")
+    with mlflow.start_run(tags={"job": "train"}) as run:
+        # logging it runs it once
+        model = mlflow.pyfunc.log_model(
+            name="model", python_model=str(tmp_path / "serving.py"), pip_requirements=[]
+        )
+    witness.unlink()
+    uri = f"models:/{model.model_id}"
+    with pytest.raises(UserError, match="holds no classifier"):
+        load_logged_model(uri)
+    for words in (
+        ["evaluate", "--model", uri],
+        ["evaluate", run.info.run_id],
+        ["classify", "x.jpg"],
     ):
-        pass
+        assert cli(*words).exit_code == 2
+    assert not witness.exists()

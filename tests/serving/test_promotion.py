@@ -12,16 +12,17 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import mlflow
+import numpy as np
 import pandas as pd
 import pytest
 from mlflow import MlflowClient
 
-from har.inference.classifier import CLASSIFIER_FOLDER, Classifier, load_classifier, save_classifier
+from har.inference.classifier import CLASSIFIER_FOLDER, save_classifier
 from har.models import backbones
 from har.models.backbones import Backbone
 from har.models.build import build_model
 from har.serving import promotion
-from har.serving.package import SIGNATURE, log_classifier
+from har.serving.package import log_classifier
 from har.serving.selection import Decision
 from har.tracking.query import delete_models
 from tests.conftest import CLASSES, PATH, build_tiny, tiny_recipe
@@ -57,20 +58,26 @@ def test_answers_that_no_server_may_give(picture: dict, junk: dict, problem: str
     assert promotion.check_answers([PICTURE | picture, JUNK | junk], CLASSES) == problem
 
 
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A classifier that works, untrained."""
-    folder = tmp_path_factory.mktemp("model") / CLASSIFIER_FOLDER
-    recipe = tiny_recipe()
+def save_tiny(parent: Path, broken: bool) -> Path:
+    """An untrained classifier; one that is broken has diverged, so that it gives no numbers."""
+    folder, recipe = parent / CLASSIFIER_FOLDER, tiny_recipe()
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(backbones.BACKBONES, "efficientnet-lite0", Backbone(build_tiny, build_tiny))
-        save_classifier(folder, build_model(recipe, len(CLASSES)), CLASSES, recipe)
+        model = build_model(recipe, len(CLASSES))
+        if broken:
+            model.layers[-1].kernel.assign(np.full(model.layers[-1].kernel.shape, np.nan))
+        save_classifier(folder, model, CLASSES, recipe)
     return folder
 
 
 @pytest.fixture(scope="module")
-def classifier(folder: Path) -> Classifier:
-    return load_classifier(folder)
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_tiny(tmp_path_factory.mktemp("model"), broken=False)
+
+
+@pytest.fixture(scope="module")
+def broken(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_tiny(tmp_path_factory.mktemp("broken"), broken=True)
 
 
 @pytest.fixture(scope="module")
@@ -80,26 +87,13 @@ def empty_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-# Takes anything for a picture of someone running.
-BROKEN = """
-import mlflow
-
-class Broken(mlflow.pyfunc.PythonModel):
-    def predict(self, context, model_input):
-        row = {"label": "running", "probability": 1.0, "top_3": [], "error": None}
-        return [row for _ in range(len(model_input))]
-
-mlflow.models.set_model(Broken())
-"""
-
-
 @dataclass
 class Lab:
     """A store of its own, and a quick way to a run in it."""
 
     uri: str
     folder: Path
-    classifier: Classifier
+    broken: Path
     experiment_id: str
 
     @contextmanager
@@ -124,18 +118,7 @@ class Lab:
     def train(self, hits: str, digest: str = "d1", broken: bool = False) -> str:
         with self.log("train", hits, digest) as run_id:
             mlflow.log_params({"split_seed": 5, "duplicates": "near"})
-            if broken:
-                code = self.folder.with_name("broken.py")
-                code.write_text(BROKEN)
-                mlflow.pyfunc.log_model(
-                    name="model",
-                    python_model=str(code),
-                    signature=SIGNATURE,
-                    pip_requirements=[],
-                    metadata={"class_names": list(CLASSES)},
-                )
-            else:
-                log_classifier(self.folder)
+            log_classifier(self.broken if broken else self.folder)
         return run_id
 
     def evaluate(self, hits: str, digest: str, **tags: str) -> None:
@@ -147,7 +130,7 @@ class Lab:
 def lab(
     empty_store: Path,
     folder: Path,
-    classifier: Classifier,
+    broken: Path,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> Iterator[Lab]:
@@ -156,7 +139,7 @@ def lab(
     mlflow.set_tracking_uri(uri)
     monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
     artifacts = (tmp_path / "artifacts").as_uri()
-    yield Lab(uri, folder, classifier, mlflow.create_experiment("har", artifact_location=artifacts))
+    yield Lab(uri, folder, broken, mlflow.create_experiment("har", artifact_location=artifacts))
     mlflow.set_tracking_uri(before)
 
 
@@ -278,7 +261,8 @@ def test_a_broken_model_is_never_promoted(lab: Lab, cli) -> None:
         result = cli(*arguments)
         assert result.exit_code == 2
         assert f"the model of run {broken} fails a smoke prediction" in result.stderr
-        assert "what is no image gets no error; `mlflow runs delete" in result.stderr
+        assert "a picture gets the error the model's numbers are not finite" in result.stderr
+        assert f"`mlflow runs delete --run-id {broken}`" in result.stderr
     gone = lab.train("1111111")
     (output,) = mlflow.get_run(gone).outputs.model_outputs
     shutil.rmtree(
