@@ -67,7 +67,7 @@ def run_training(
         if not manifest.rows("test").empty:
             served, classifier = load_served(f"models:/{model_id}")
             evaluation = _evaluate(classifier, job, result)
-            latency = measure_latency(served, manifest)
+            latency = measure_latency(served.predict, manifest)
             log_evaluation(run, evaluation, latency, manifest, model_id)
         run.describe(describe_training(run.id, job, result, evaluation))
         wall_time_s = time.time() - backup.started

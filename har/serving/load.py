@@ -1,7 +1,9 @@
 """Loads logged models: their files only, never the code that they carry."""
 
 import tempfile
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from io import StringIO
 from pathlib import Path
 from typing import Any
@@ -12,7 +14,7 @@ from mlflow.exceptions import MlflowException
 
 from har.data.manifest import TABLE_FILE, Manifest
 from har.data.splits import Split
-from har.inference.classifier import CLASSIFIER_FOLDER, Classifier, load_classifier
+from har.inference.classifier import CLASSIFIER_FOLDER, Classifier, Prediction, load_classifier
 from har.serving.pyfunc import ServedClassifier
 from har.tracking.records import read_split
 from har.tracking.store import quiet_mlflow
@@ -99,8 +101,8 @@ def load_served(uri: str) -> tuple[Any, Classifier]:
     return model, model.unwrap_python_model().classifier
 
 
-def serve_here(classifier: Classifier) -> ServedClassifier:
-    """Build the model that a server would run, from a loaded classifier and the installed code."""
+def serve_here(classifier: Classifier) -> Callable[[pd.DataFrame], list[Prediction]]:
+    """Build what a server would answer with, from a loaded classifier and the installed code."""
     served = ServedClassifier()
     served.classifier = classifier
-    return served
+    return partial(served.predict, None)
