@@ -1,8 +1,8 @@
-"""Backbone name to a frozen Keras feature extractor, and where its weights come from.
+"""Backbones by name: frozen Keras feature extractors, and the sources of their weights.
 
 Every backbone maps (batch, size, size, 3) of 0..255 to (batch, features): normalisation is
-part of the network. Keras' `efficientnet.preprocess_input`, which the notebooks call, does
-nothing and has no place here.
+part of the network. The notebooks also call Keras' `efficientnet.preprocess_input`, which
+does nothing and is left out.
 """
 
 import math
@@ -26,10 +26,10 @@ CPU_BACKBONE = "efficientnet-lite0"
 
 @dataclass(frozen=True)
 class Backbone:
-    """Two ways to the same network, from an image size in pixels.
+    """Functions from an image size in pixels to a network with random or ImageNet weights.
 
-    `cpu_fallback` is the backbone that a variant gets in its place on a machine without a GPU,
-    where this one would take hours; "" for a backbone that a CPU can train on.
+    `cpu_fallback` is the backbone that replaces this one on a machine without a GPU, where this
+    one would take hours; "" if a CPU can train it.
     """
 
     build_random: Callable[[int], keras.Model]
@@ -38,7 +38,7 @@ class Backbone:
 
 
 def keras_application(name: str, cpu_fallback: str = "") -> Backbone:
-    """A network of keras.applications that normalises 0..255 itself, e.g. `EfficientNetB7`."""
+    """Wrap a network of keras.applications that normalises 0..255 itself, as `EfficientNetB7`."""
 
     def build(image_size: int, weights: str | None = None) -> keras.Model:
         return getattr(keras.applications, name)(
@@ -51,16 +51,15 @@ def keras_application(name: str, cpu_fallback: str = "") -> Backbone:
     def build_imagenet(image_size: int) -> keras.Model:
         try:
             downloaded = build(image_size, "imagenet")
-        # Keras raises bare Exception for anything the network does
+        # Keras raises a bare Exception for every network error
         except Exception as error:
             raise UserError(
-                f"the ImageNet weights of {name} cannot be downloaded ({first_line(error)});"
-                " ways out: --weights FILE (a copy of Keras' file), --backbone"
-                " efficientnet-lite0 (its weights are installed with this project), or"
-                " --weights random"
+                f"cannot download the ImageNet weights of {name} ({first_line(error)}): use"
+                " --weights FILE (a copy of Keras' file), --backbone efficientnet-lite0 (its"
+                " weights are installed with this project), or --weights random"
             ) from error
-        # Keras' ImageNet network has a layer more than any other. Every source of weights
-        # must give one graph here, or a model could not be rebuilt and filled.
+        # With ImageNet weights, Keras adds one more layer to the network. Copy the weights into
+        # the network without it: a saved model is rebuilt without ImageNet weights.
         network = build(image_size)
         copy_weights(downloaded, network)
         _square_imagenet_variance(network)
@@ -82,10 +81,10 @@ BACKBONES: dict[str, Backbone] = {
 
 
 def build_backbone(recipe: Recipe) -> keras.Model:
-    """The recipe's backbone with its weights, trainable as far as the recipe says.
+    """Build the recipe's backbone with its weights, and freeze what the recipe does not train.
 
     Raises:
-        UserError: the weights cannot be had; the message names the ways out.
+        UserError: the weights cannot be downloaded or read.
     """
     backbone = BACKBONES[recipe.backbone]
     if recipe.weights == "imagenet":
@@ -98,8 +97,8 @@ def build_backbone(recipe: Recipe) -> keras.Model:
     return network
 
 
-# Which of a network's layers with weights to train, of those in order from the input. Batch
-# normalisation is not among them: with small batches its statistics would wreck the features.
+# Functions that choose the layers to train among a network's layers with weights, in order from
+# the input. They get no batch normalisation: small batches would spoil its statistics.
 FINE_TUNES: dict[str, Callable[[list[keras.Layer]], list[keras.Layer]]] = {
     "frozen": lambda convolutions: [],
     "top": lambda convolutions: convolutions[-math.ceil(len(convolutions) / 5) :],
@@ -110,7 +109,7 @@ FINE_TUNES: dict[str, Callable[[list[keras.Layer]], list[keras.Layer]]] = {
 def set_trainable(
     network: keras.Model, choose: Callable[[list[keras.Layer]], list[keras.Layer]]
 ) -> None:
-    """Freeze all of `network` but the layers that `choose` picks."""
+    """Freeze all layers of `network` except those that `choose` returns."""
     frozen_kinds = (layers.BatchNormalization, layers.Normalization)
     chosen = choose([x for x in network.layers if x.weights and not isinstance(x, frozen_kinds)])
     network.trainable = bool(chosen)
@@ -119,10 +118,10 @@ def set_trainable(
 
 
 def name_weights_by_content(recipe: Recipe) -> Recipe:
-    """The recipe with a weights file named by its SHA-256: equal wherever the file lies.
+    """Replace the name of a weights file by its SHA-256, which does not depend on its folder.
 
     Raises:
-        UserError: no such file.
+        UserError: the file does not exist.
     """
     if recipe.weights in ("imagenet", "random"):
         return recipe
@@ -131,21 +130,16 @@ def name_weights_by_content(recipe: Recipe) -> Recipe:
 
 
 def _check_weights_file(path: Path) -> None:
-    """Raise a UserError if there is no such file."""
     if not path.is_file():
-        raise UserError(f"no such weights file: {path} (or say imagenet, or random)")
+        raise UserError(f"no such weights file: {path}; --weights is imagenet, random, or a file")
 
 
 def _load_file(network: keras.Model, path: Path) -> None:
-    """Fill `network` from a Keras weights file; ImageNet files give ImageNet's network.
-
-    Raises:
-        UserError: no such file, or not weights of this network.
-    """
+    """Load a Keras weights file into `network`."""
     _check_weights_file(path)
     try:
         with warnings.catch_warnings():
-            # Keras only warns of a layer that the file does not have, and leaves it random
+            # Keras only warns about a layer that is not in the file, and leaves it random
             warnings.simplefilter("error", UserWarning)
             network.load_weights(path)
     except (UserWarning, ValueError, OSError, KeyError, AttributeError) as error:
@@ -156,15 +150,14 @@ def _load_file(network: keras.Model, path: Path) -> None:
 
 
 def copy_weights(source: keras.Model, target: keras.Model) -> None:
-    """Set `target`'s weights to `source`'s; both have the same layers with weights."""
+    """Copy all weights; both networks have the same layers with weights."""
     target.set_weights(source.get_weights())
     for layer in _normalizations(target):
-        # it keeps what it computes with apart from its weights, and only loading updates that
+        # Normalization computes with copies of its weights, and set_weights does not update them
         layer.finalize_state()
 
 
 def _normalizations(network: keras.Model) -> Iterator[layers.Normalization]:
-    """The Normalization layers of a network and of the networks in it."""
     for layer in network.layers:
         if isinstance(layer, layers.Normalization):
             yield layer
@@ -173,15 +166,15 @@ def _normalizations(network: keras.Model) -> Iterator[layers.Normalization]:
 
 
 def _square_imagenet_variance(network: keras.Model) -> None:
-    """Make keras.applications' Normalization divide by ImageNet's standard deviation.
+    """Make the Normalization layers divide by ImageNet's standard deviation.
 
-    Its weights file gives the standard deviation where the layer wants the variance, so the
-    layer divides by its root. Keras repairs that with one more Rescaling layer, but only
-    under weights="imagenet". Squaring the stored values gives the same network from a file.
+    The weights files of keras.applications hold the standard deviation in the place of the
+    variance, so the layer divides by the root of the deviation. Keras corrects that with one more
+    Rescaling layer, but only with weights="imagenet". Squaring the value works for files too.
     """
     for layer in _normalizations(network):
         if not layer.weights:
-            # its mean and variance are constants, as in ConvNeXt: there is nothing to repair
+            # mean and variance are constants, as in ConvNeXt, and correct
             continue
         mean, deviation, *count = layer.get_weights()
         if np.allclose(deviation, [0.229, 0.224, 0.225], atol=1e-3):

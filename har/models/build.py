@@ -13,13 +13,13 @@ from har.recipe import Recipe
 
 
 def flatten_dense512(features: Any) -> Any:
-    """Original and v1: Flatten (nothing to do on pooled features), Dense(512, relu)."""
+    """Add Flatten and Dense(512, relu), as original and v1; pooled features are flat already."""
     x = layers.Flatten()(features)
     return layers.Dense(512, activation="relu")(x)
 
 
 def gap_dropout(features: Any) -> Any:
-    """v2 to v4: GlobalAveragePooling2D (already part of every backbone here), Dropout(0.2)."""
+    """Add Dropout(0.2), as v2 to v4; their GlobalAveragePooling2D is part of every backbone."""
     return layers.Dropout(0.2)(features)
 
 
@@ -27,7 +27,7 @@ HEADS: dict[str, Callable[[Any], Any]] = {
     "flatten_dense512": flatten_dense512,
     "gap_dropout": gap_dropout,
 }
-# Both metrics of each loss are named alike, so that histories of all variants compare.
+# The metrics of each loss have the same names, so that the histories of all variants compare.
 LOSSES: dict[str, Callable[[], list[keras.metrics.Metric]]] = {
     "categorical_crossentropy": lambda: [
         keras.metrics.CategoricalAccuracy(name="accuracy"),
@@ -41,14 +41,13 @@ LOSSES: dict[str, Callable[[], list[keras.metrics.Metric]]] = {
 
 
 def build_model(recipe: Recipe, num_classes: int) -> keras.Model:
-    """(batch, size, size, 3) of 0..255 to (batch, classes) float32 probabilities, compiled.
+    """Build and compile (batch, size, size, 3) of 0..255 to (batch, classes) probabilities.
 
-    The backbone's batch normalisation always uses the stored statistics. Its stochastic
-    depth, where keras.applications has it, is active in `fit`, frozen or not, as in the
-    notebooks.
+    Batch normalisation in the backbone always uses its stored statistics. Stochastic depth, in
+    the backbones of keras.applications, is active in `fit`, as in the notebooks, even if frozen.
 
     Raises:
-        UserError: the backbone's weights cannot be had.
+        UserError: the backbone's weights cannot be downloaded or read.
     """
     with precision_policy(recipe.precision):
         backbone = build_backbone(recipe)
@@ -59,14 +58,13 @@ def build_model(recipe: Recipe, num_classes: int) -> keras.Model:
 
 
 def _apply_head(features: Any, recipe: Recipe, num_classes: int) -> Any:
-    """The head and the output layer on (batch, features)."""
     x = HEADS[recipe.head](features)
-    # softmax over 16-bit logits loses the small probabilities
+    # softmax over 16-bit logits loses small probabilities
     return layers.Dense(num_classes, activation="softmax", dtype="float32", name="label")(x)
 
 
 def compile_model(model: keras.Model, recipe: Recipe, steps_per_execution: int = 1) -> None:
-    """Adam, the recipe's loss, and both metrics."""
+    """Compile with Adam, the recipe's loss, and its metrics accuracy and top_3_accuracy."""
     model.compile(
         optimizer=keras.optimizers.Adam(recipe.learning_rate),
         loss=recipe.loss,
@@ -78,8 +76,8 @@ def compile_model(model: keras.Model, recipe: Recipe, steps_per_execution: int =
 def build_head(
     recipe: Recipe, num_features: int, num_classes: int, steps_per_execution: int = 1
 ) -> keras.Model:
-    """The part of `build_model` behind the backbone by itself, compiled: (batch, features)
-    float32 to (batch, classes) float32 probabilities.
+    """Build and compile only the layers after the backbone: (batch, features) float32 to (batch,
+    classes) probabilities.
     """
     with precision_policy(recipe.precision):
         inputs = layers.Input((num_features,), name="features")
@@ -89,14 +87,15 @@ def build_head(
 
 
 def find_backbone(model: keras.Model) -> keras.Model:
-    """The backbone inside what `build_model` returns: the layer behind its input. A head may hold
-    networks too.
+    """Return the backbone of a model of `build_model`: the layer after its input.
+
+    A head may contain networks too.
     """
     return next(layer for layer in model.layers if not isinstance(layer, layers.InputLayer))
 
 
 def copy_head(model: keras.Model, head: keras.Model, *, back: bool = False) -> None:
-    """The weights behind the backbone from `model` into `head`; `back`: the other way round."""
+    """Copy the weights after the backbone from `model` to `head`; with `back`, the other way."""
     inner = model.layers[model.layers.index(find_backbone(model)) + 1 :]
     outer = [layer for layer in head.layers if not isinstance(layer, layers.InputLayer)]
     for one, other in zip(inner, outer, strict=True):
@@ -105,7 +104,7 @@ def copy_head(model: keras.Model, head: keras.Model, *, back: bool = False) -> N
 
 
 def build_trained_head(model: keras.Model, recipe: Recipe) -> keras.Model:
-    """What is behind the backbone of a float32 model, by itself."""
+    """Build a head with the trained weights of a float32 `model`."""
     num_features, num_classes = find_backbone(model).output_shape[-1], model.output_shape[-1]
     head = build_head(replace(recipe, precision="float32"), num_features, num_classes)
     copy_head(model, head)
@@ -113,8 +112,8 @@ def build_trained_head(model: keras.Model, recipe: Recipe) -> keras.Model:
 
 
 def build_float32_copy(model: keras.Model, recipe: Recipe, num_classes: int) -> keras.Model:
-    """The same network and weights in float32 on one device: what is evaluated and served."""
-    # the weights come from `model`: no need to read the backbone's again
+    """Copy a trained model to float32 on one device, to evaluate and serve it."""
+    # random weights: those of `model` replace them, so none are downloaded or read
     copy = build_model(replace(recipe, precision="float32", weights="random"), num_classes)
     copy_weights(model, copy)
     return copy

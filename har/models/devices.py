@@ -1,4 +1,4 @@
-"""What hardware is here, and what of a recipe it can run."""
+"""The hardware of this machine, and the settings of a recipe that it can run."""
 
 import functools
 import os
@@ -20,7 +20,7 @@ from har.util.hardware import available_cpus, cpu_name
 
 @dataclass(frozen=True, kw_only=True)
 class Hardware:
-    """The devices that TensorFlow can use here, and what carries them."""
+    """The GPUs that TensorFlow can use, their driver, the CPU, and the RAM."""
 
     gpu_names: tuple[str, ...]
     compute_capabilities: tuple[str, ...]
@@ -36,36 +36,31 @@ class Hardware:
 
     @property
     def num_gpus(self) -> int:
-        """How many GPUs TensorFlow sees."""
+        """Number of GPUs that TensorFlow can use."""
         return len(self.gpu_names)
 
 
 def short_name(gpu_name: str) -> str:
-    """`Tesla P100-PCIE-16GB` to `P100`, `NVIDIA GeForce RTX 4090` to `RTX4090`."""
+    """Shorten `Tesla P100-PCIE-16GB` to `P100`, `NVIDIA GeForce RTX 4090` to `RTX4090`."""
     words = re.sub(r"\b(NVIDIA|Tesla|GeForce|Quadro|Graphics|Device)\b", " ", gpu_name)
     words = re.sub(r"[- ](PCIE|PCIe|SXM\d?|HBM\w*|\d+ ?GB).*", " ", words)
     return "".join(words.split()) or "GPU"
 
 
 def format_hardware(hardware: Hardware, replicas: int) -> str:
-    """Count x kind of the devices a run used, as `1xP100`, `2xT4`, `1xCPU`."""
+    """Format the devices that a run uses: `1xP100`, `2xT4`, `1xCPU`."""
     names = [short_name(name) for name in hardware.gpu_names[:replicas]] or ["CPU"] * replicas
     return "+".join(f"{count}x{name}" for name, count in Counter(names).items())
 
 
-def _list_gpus() -> list[Any]:
-    """The GPUs that TensorFlow sees."""
-    return list(tf.config.list_physical_devices("GPU"))
-
-
 def has_gpu() -> bool:
-    """Whether TensorFlow sees a GPU."""
-    return bool(_list_gpus())
+    """Return True if TensorFlow can use a GPU."""
+    return bool(tf.config.list_physical_devices("GPU"))
 
 
 def find_hardware() -> Hardware:
-    """Ask TensorFlow and the operating system."""
-    gpus = _list_gpus()
+    """Ask TensorFlow and the operating system for the hardware."""
+    gpus = tf.config.list_physical_devices("GPU")
     details = [tf.config.experimental.get_device_details(gpu) for gpu in gpus]
     capabilities = [d.get("compute_capability", ()) for d in details]
     return Hardware(
@@ -79,7 +74,7 @@ def find_hardware() -> Hardware:
 
 
 def _nvidia_driver() -> str | None:
-    """The NVIDIA driver's version where one with at least one GPU is loaded, else None."""
+    """The version of the NVIDIA driver, if it is loaded and has a GPU."""
     import pynvml
 
     try:
@@ -95,59 +90,57 @@ def _nvidia_driver() -> str | None:
 def fit_to_hardware(
     recipe: Recipe, overridden: Collection[str], hardware: Hardware
 ) -> tuple[Recipe, list[str]]:
-    """The recipe that can run here, and one line of warning if a fallback replaces a setting.
+    """Replace settings that would take hours without a GPU by fallbacks; also return warnings.
 
-    `overridden` are the fields the user set: those are obeyed whatever they cost.
+    Fields in `overridden`, which the user gave, stay as they are.
     """
     if hardware.num_gpus:
         return recipe, []
-    instead: dict[str, Any] = {}
-    # a weights file belongs to the backbone it was made for
+    fallbacks: dict[str, Any] = {}
+    # a weights file fits only its own backbone
     chosen = "backbone" in overridden or recipe.weights not in ("imagenet", "random")
-    if (fallback := BACKBONES[recipe.backbone].cpu_fallback) and not chosen:
-        instead["backbone"] = fallback
+    if (cpu_fallback := BACKBONES[recipe.backbone].cpu_fallback) and not chosen:
+        fallbacks["backbone"] = cpu_fallback
     if recipe.precision != "float32" and "precision" not in overridden:
-        instead["precision"] = "float32"
-    if not instead:
+        fallbacks["precision"] = "float32"
+    if not fallbacks:
         return recipe, []
-    given = [f"{name} {value}" for name, value in instead.items()]
-    asked = [f"--{name} {getattr(recipe, name)}" for name in instead]
-    warning = f"no GPU: using {' and '.join(given)} (to insist: {' '.join(asked)})"
-    return replace(recipe, **instead), [warning]
+    used = " and ".join(f"{name} {value}" for name, value in fallbacks.items())
+    insist = " ".join(f"--{name} {getattr(recipe, name)}" for name in fallbacks)
+    return replace(recipe, **fallbacks), [f"no GPU: using {used} (to insist: {insist})"]
 
 
 def describe_unused_gpu(hardware: Hardware) -> list[str]:
-    """A line that says what to install where a GPU's driver is there but TensorFlow's CUDA
-    libraries are not.
-    """
+    """Say what to install if there is a GPU and its driver, but no CUDA libraries; else []."""
     hidden = os.environ.get("CUDA_VISIBLE_DEVICES") in ("", "-1")
     if hardware.num_gpus or hardware.driver == "none" or hidden:
         return []
     return [
-        f"NVIDIA driver {hardware.driver} is loaded, but TensorFlow sees no GPU: install its"
-        " CUDA libraries with  pip install 'tensorflow[and-cuda]'"
+        f"NVIDIA driver {hardware.driver} is loaded, but TensorFlow finds no GPU: install the CUDA"
+        " libraries with  pip install 'tensorflow[and-cuda]'"
     ]
 
 
 def make_deterministic() -> None:
-    """Where there is no GPU, have TensorFlow refuse operations that could give other numbers
-    the next time. On a GPU that would cost much speed, and is left as it is.
+    """Without a GPU, make TensorFlow refuse operations whose results may vary between runs.
+
+    With a GPU this would cost much speed, so nothing changes.
     """
     if not has_gpu():
         tf.config.experimental.enable_op_determinism()
 
 
 def build_one_device() -> Any:
-    """TensorFlow's default: the first GPU, else the CPU."""
+    """Return TensorFlow's default strategy: the first GPU, or the CPU."""
     return tf.distribute.get_strategy()
 
 
 @functools.cache
 def build_mirrored() -> Any:
-    """One replica for every visible GPU; without one, for every logical CPU device.
+    """Build one replica for each visible GPU, or for each logical CPU device without a GPU.
 
-    Built once a process: two strategies would number their all-reduces alike, and TensorFlow
-    would mix the gradients of one model with those of the other.
+    There is one strategy in a process: two would give the same numbers to their all-reduces, and
+    TensorFlow would mix the gradients of two models.
     """
     devices = tf.config.list_logical_devices("GPU") or tf.config.list_logical_devices("CPU")
     return tf.distribute.MirroredStrategy([device.name for device in devices])
@@ -161,7 +154,7 @@ STRATEGIES: dict[str, Callable[[], Any]] = {
 
 @contextmanager
 def precision_policy(precision: str) -> Iterator[None]:
-    """Keras' global dtype policy while a model is built."""
+    """Set Keras' global dtype policy during the block."""
     before = keras.config.dtype_policy()
     keras.config.set_dtype_policy(precision)
     try:

