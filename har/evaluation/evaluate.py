@@ -1,4 +1,4 @@
-"""A classifier evaluated on a split: numbers and tables; har.evaluation.figures draws them."""
+"""Evaluate a classifier on the test split: metrics and tables."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -19,14 +19,15 @@ from har.training.loaders import build_stream_loader, name_bad_images, prefetch
 from har.util.errors import UserError
 from har.util.progress import progress
 
-# Of probabilities: two float32 forward passes.
+# Allowed difference of probabilities between two float32 forward passes.
 MAX_DIFFERENCE = 0.01
 
 
 @dataclass(frozen=True, kw_only=True)
 class Evaluation:
-    """`probabilities` is (images, classes) and `label_ids` (images,), in the classifier's
-    order of classes and the split's order of images (`paths`).
+    """Predictions for a split: `probabilities` is (images, classes) and `label_ids` (images,).
+
+    Classes are in the classifier's order, images in the split's order, as in `paths`.
     """
 
     class_names: tuple[str, ...]
@@ -36,24 +37,24 @@ class Evaluation:
 
     @property
     def scores(self) -> dict[str, float]:
-        """Every metric of `metrics.TEST_METRICS` by its name."""
+        """The metrics of `metrics.TEST_METRICS` by name."""
         return metrics.score(self.probabilities, self.label_ids)
 
     @property
     def per_class(self) -> pd.DataFrame:
-        """One row a class: label, precision, recall, recall_low, recall_high, f1, images."""
+        """One row for each class: label, and the columns of `metrics.class_scores`."""
         columns = metrics.class_scores(self.probabilities, self.label_ids)
         return pd.DataFrame({"label": self.class_names, **columns})
 
     @property
     def reliability(self) -> pd.DataFrame:
-        """One row a bin of confidence, with the columns of `metrics.reliability`."""
+        """One row for each bin of confidence, with the columns of `metrics.reliability`."""
         return pd.DataFrame(metrics.reliability(self.probabilities, self.label_ids))
 
     @property
     def predictions(self) -> pd.DataFrame:
-        """One row an image: path, label, predicted, probability (of the predicted one), and
-        each class's probability under its name.
+        """One row for each image: path, label, predicted, probability (of the predicted class),
+        and a column p_NAME with the probability of each class.
         """
         names = np.array(self.class_names)
         table = pd.DataFrame(
@@ -69,7 +70,7 @@ class Evaluation:
 
     @property
     def mistakes(self) -> pd.DataFrame:
-        """One row a wrong image, the surest first: path, label, predicted, probability."""
+        """Wrong predictions, the most confident first: path, label, predicted, probability."""
         wrong = metrics.predicted_ids(self.probabilities) != self.label_ids
         table = self.predictions.loc[wrong, ["path", "label", "predicted", "probability"]]
         return table.sort_values("probability", ascending=False, kind="stable", ignore_index=True)
@@ -79,7 +80,7 @@ def evaluate(classifier: Classifier, manifest: Manifest) -> Evaluation:
     """Evaluate on the manifest's test split, decoded as in training.
 
     Raises:
-        UserError: as `load_test_rows` and `_build_evaluation`.
+        UserError: as in `load_test_rows`, or the probabilities are not finite.
     """
     rows = load_test_rows(classifier, manifest)
     parts = []
@@ -93,11 +94,10 @@ def evaluate(classifier: Classifier, manifest: Manifest) -> Evaluation:
 def _build_evaluation(
     classifier: Classifier, rows: pd.DataFrame, probabilities: npt.NDArray[np.float32]
 ) -> Evaluation:
-    """What (rows, classes) probabilities mean. Raises a UserError if they are no numbers."""
     if not np.isfinite(probabilities).all():
         raise UserError(
-            "the model's probabilities are not finite: its training diverged; a lower"
-            " --learning-rate may help"
+            "the model's probabilities are not finite: its training diverged; try a lower"
+            " --learning-rate"
         )
     return Evaluation(
         class_names=classifier.class_names,
@@ -110,10 +110,12 @@ def _build_evaluation(
 def evaluate_features(
     classifier: Classifier, manifest: Manifest, head: Any, features: npt.NDArray[np.float32]
 ) -> Evaluation:
-    """`evaluate`, from the test split's features: `head` maps (batch, features) to probabilities.
+    """Evaluate from the features of the test split; `head` maps them to probabilities.
+
+    The classifier predicts the first batch of images too, as a check.
 
     Raises:
-        UserError: as `evaluate`; or the classifier says otherwise of the first images.
+        UserError: as in `evaluate`, or the check gives other probabilities.
     """
     rows = load_test_rows(classifier, manifest)
     parts = [np.asarray(head(features[i : i + 1024])) for i in range(0, len(rows), 1024)]
@@ -124,17 +126,17 @@ def evaluate_features(
     if not difference <= MAX_DIFFERENCE:
         raise UserError(
             f"the logged model's probabilities differ by {difference:.2g} from those computed from"
-            " features: `har cache --clear`, and try again"
+            f" features, more than {MAX_DIFFERENCE}: run `har cache --clear`, then train again"
         )
     return evaluation
 
 
 def tabulate_by_duplicate(evaluation: Evaluation, manifest: Manifest) -> pd.DataFrame:
-    """Accuracy on test images that have a copy in train, exact or near, as against the rest.
+    """Compare accuracy on test images with a copy in train, exact or near, and on the others.
 
-    Two rows: duplicate_in_train (yes, no), images, accuracy, accuracy_low, accuracy_high (nan for
-    no images). Unless the data was prepared with duplicates=near, a model can have seen part of
-    the answers: the first row shows how much that is worth.
+    The two rows have the columns duplicate_in_train (yes, no), images, accuracy, accuracy_low,
+    accuracy_high; without images, accuracies are NaN. The first row has images unless the data
+    was prepared with duplicates=near, and shows what it gains to have seen a copy in training.
     """
     test, train = manifest.rows("test"), manifest.rows("train")
     copied = has_copy(test, train)
@@ -150,14 +152,16 @@ def tabulate_by_duplicate(evaluation: Evaluation, manifest: Manifest) -> pd.Data
 
 
 def load_test_rows(classifier: Classifier, manifest: Manifest) -> pd.DataFrame:
-    """The test split, with `label_id` in the classifier's order of classes.
+    """Return the test split, with `label_id` in the classifier's order of classes.
 
     Raises:
-        UserError: there is no test split, or it has labels the classifier does not know.
+        UserError: there is no test split, or it has labels that the classifier does not know.
     """
     rows = manifest.rows("test")
     if rows.empty:
-        raise UserError("the data has no test split (test_fraction is 0): nothing to evaluate on")
+        raise UserError(
+            "the data has no test split (test_fraction is 0): use a --test-fraction above 0"
+        )
     ids = {name: i for i, name in enumerate(classifier.class_names)}
     if unknown := sorted(set(rows["label"]) - set(ids)):
         raise UserError(
@@ -170,11 +174,12 @@ def load_test_rows(classifier: Classifier, manifest: Manifest) -> pd.DataFrame:
 def read_batches(
     classifier: Classifier, manifest: Manifest, rows: pd.DataFrame
 ) -> Iterator[tuple[Pixels, metrics.Ints]]:
-    """(images, row numbers) of every row in order, decoded as in training, never all at once:
-    (batch, size, size, 3) uint8 and (batch,) int64.
+    """Yield (images, row numbers) for all rows in order, decoded as in training.
+
+    The batches are (batch, size, size, 3) uint8 and (batch,) int64.
 
     Raises:
-        UserError: an image is gone or changed.
+        UserError: an image is missing or changed.
     """
     load = build_stream_loader(manifest, rows, classifier.recipe)
     batches = prefetch(load(tf.data.Dataset.range(len(rows)), BATCH_SIZE, False))

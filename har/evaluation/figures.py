@@ -1,6 +1,6 @@
-"""Figures of a training and of an evaluation, as Matplotlib objects that know no window.
+"""Figures of one training and of one evaluation, as Matplotlib objects.
 
-Class names come from the data: they are drawn as they stand, never read as formulas.
+Class names come from the data, so `parse_math=False` keeps a dollar sign from starting a formula.
 """
 
 from pathlib import Path
@@ -19,12 +19,12 @@ from har.evaluation.evaluate import Evaluation
 
 THUMBNAIL_SIZE = 240
 GALLERY_COLUMNS = 6
-# A share's axis, with room for a marker at either end.
+# Limits of an axis of shares, with room for a marker at 0 and at 1.
 WHOLE = (-0.02, 1.02)
 
 
 def draw_confusion(evaluation: Evaluation) -> Figure:
-    """The confusion matrix: shade is the share of a true class, numbers count images."""
+    """Draw the confusion matrix: the numbers count images, the shade is the share of a row."""
     counts = metrics.confusion(evaluation.probabilities, evaluation.label_ids)
     shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
     size = 2.5 + 0.42 * len(counts)
@@ -42,9 +42,9 @@ def draw_confusion(evaluation: Evaluation) -> Figure:
     axes.set_yticks(ticks, names, parse_math=False)
     axes.set(xlabel="predicted", ylabel="true")
     scores = evaluation.scores
-    # two lines: it must fit above a matrix of two classes
+    # two lines, to fit above a matrix of two classes
     figure.suptitle(
-        f"{scores['accuracy']:.1%} of {len(evaluation.label_ids):,} test images right\n"
+        f"{scores['accuracy']:.1%} of {len(evaluation.label_ids):,} test images correct\n"
         f"(95 % interval {scores['accuracy_low']:.1%} to {scores['accuracy_high']:.1%})"
     )
     figure.colorbar(picture, label="share of the true class", shrink=0.8)
@@ -52,7 +52,7 @@ def draw_confusion(evaluation: Evaluation) -> Figure:
 
 
 def draw_curves(history: list[dict[str, float]]) -> Figure:
-    """Loss and accuracy of training and validation, by epoch."""
+    """Draw loss and accuracy of training and validation, by epoch."""
     figure = Figure(figsize=(9, 3.6), layout="constrained")
     epochs = range(1, len(history) + 1)
     for axes, name in zip(figure.subplots(1, 2), ("loss", "accuracy"), strict=True):
@@ -68,12 +68,12 @@ def draw_curves(history: list[dict[str, float]]) -> Figure:
 
 
 def draw_reliability(evaluation: Evaluation) -> Figure:
-    """Reliability diagram: accuracy against confidence, and how many images have which."""
+    """Draw the reliability diagram: accuracy by confidence, with a histogram of confidence."""
     table = evaluation.reliability
     some = table[table["images"] > 0]
     figure = Figure(figsize=(6.4, 6.8), layout="constrained")
     above, below = figure.subplots(2, 1, sharex=True, height_ratios=[3, 1])
-    above.plot([0, 1], [0, 1], color="0.5", linestyle="--", label="right as often as it says")
+    above.plot([0, 1], [0, 1], color="0.5", linestyle="--", label="perfect calibration")
     _draw_intervals(above, some["confidence"], some, "accuracy", vertical=True)
     above.set(ylabel="accuracy", xlim=WHOLE, ylim=WHOLE)
     width = table["confidence_to"] - table["confidence_from"]
@@ -92,10 +92,10 @@ def draw_reliability(evaluation: Evaluation) -> Figure:
 
 
 def _draw_intervals(axes: Axes, where: Any, table: Any, name: str, *, vertical: bool) -> None:
-    """A point for each row's `name`, with a bar from `name`_low to `name`_high."""
+    """A point for the column `name` of each row, with a bar from `name`_low to `name`_high."""
     value = table[name]
     bars = [value - table[f"{name}_low"], table[f"{name}_high"] - value]
-    style: Any = {"fmt": "o", "capsize": 3, "label": f"{name}, with its 95 % interval"}
+    style: Any = {"fmt": "o", "capsize": 3, "label": f"{name}, with 95 % interval"}
     if vertical:
         axes.errorbar(where, value, yerr=bars, **style)
     else:
@@ -103,7 +103,7 @@ def _draw_intervals(axes: Axes, where: Any, table: Any, name: str, *, vertical: 
 
 
 def draw_class_intervals(evaluation: Evaluation) -> Figure:
-    """Each class's recall, the best on top; classes without test images are left out."""
+    """Draw the recall of each class that has test images, the best on top."""
     table = evaluation.per_class.query("images > 0").sort_values("recall", kind="stable")
     figure = Figure(figsize=(7.5, 1.6 + 0.3 * len(table)), layout="constrained")
     axes = figure.subplots()
@@ -119,7 +119,7 @@ def draw_class_intervals(evaluation: Evaluation) -> Figure:
     ]
     ticks: Any = range(len(table))
     axes.set_yticks(ticks, names, parse_math=False)
-    axes.set(xlabel="recall: share of the class's test images that is found")
+    axes.set(xlabel="recall: share of the class's test images that are predicted correctly")
     axes.set(xlim=WHOLE, ylim=(-0.6, len(table) - 0.4))
     axes.xaxis.set_major_formatter(PercentFormatter(1))
     axes.grid(alpha=0.3)
@@ -128,13 +128,13 @@ def draw_class_intervals(evaluation: Evaluation) -> Figure:
 
 
 def draw_mistakes(evaluation: Evaluation, root: Path, count: int = 24) -> Figure:
-    """The `count` (from 1) most confident mistakes as pictures; `root` is the manifest's."""
+    """Draw the `count` most confident mistakes with their images; `root` is the manifest's."""
     mistakes = evaluation.mistakes
     images = len(evaluation.label_ids)
     shown = mistakes.head(count)
     if mistakes.empty:
         figure = Figure(figsize=(6, 2), layout="constrained")
-        figure.text(0.5, 0.5, f"no mistakes: all {images:,} test images right", ha="center")
+        figure.text(0.5, 0.5, f"no mistakes: all {images:,} test images correct", ha="center")
         return figure
     rows = -(-len(shown) // GALLERY_COLUMNS)
     figure = Figure(figsize=(2.1 * GALLERY_COLUMNS, 0.5 + 2.2 * rows), layout="constrained")
@@ -149,16 +149,15 @@ def draw_mistakes(evaluation: Evaluation, root: Path, count: int = 24) -> Figure
         axes.set_title(title, fontsize=9, parse_math=False)
     for axes in grid:
         axes.set_axis_off()
-        # below their titles, which so stand in a row
+        # images at the top of their cells, so that the titles of a row are at one height
         axes.set_anchor("N")
     return figure
 
 
 def _draw_picture(axes: Axes, path: Path) -> None:
-    """An image file in its own proportions, or a grey one that says why there is none."""
     try:
         picture = Image.fromarray(decode_rgb(path.read_bytes()))
-        # no larger than it is drawn: a gallery of photographs would take a gigabyte
+        # as small as it is drawn: a gallery of whole photos would take a gigabyte
         picture.thumbnail((THUMBNAIL_SIZE, THUMBNAIL_SIZE))
     except (OSError, ImageError):
         picture = Image.new("RGB", (4, 3), "lightgrey")

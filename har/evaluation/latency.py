@@ -1,4 +1,4 @@
-"""How long a served model takes for one image."""
+"""Latency of a served model for one image."""
 
 import time
 from collections.abc import Callable
@@ -10,26 +10,25 @@ import pandas as pd
 
 from har.data.manifest import Manifest
 
-# The first calls trace and allocate.
+# The first calls are slower: TensorFlow traces functions and allocates memory.
 WARM_UP_CALLS = 5
 TIMED_CALLS = 50
-# Enough of a slow model: B7 takes a tenth of a second.
+# Stop after this time with a slow model: B7 takes 0.1 s for an image.
 TIMED_S = 2.0
 
 
 @dataclass(frozen=True, kw_only=True)
 class Latency:
-    """How long a logged model takes for one image, decoding included, in milliseconds; the
-    field names are the logged metric names.
-    """
+    """Milliseconds for one image, with decoding; the fields are logged as metrics."""
 
     latency_ms: float
     latency_p95_ms: float
 
 
 def measure_latency(predict: Callable[[pd.DataFrame], Any], manifest: Manifest) -> Latency:
-    """Median and 95th percentile over test images, each in a call of its own, of a served model
-    called as a server calls it, without HTTP.
+    """Measure the median and the 95th percentile of `predict` on one test image at a time.
+
+    A server calls `predict` in the same way; HTTP is not included.
     """
     times = []
     enough = time.perf_counter() + TIMED_S
@@ -40,7 +39,7 @@ def measure_latency(predict: Callable[[pd.DataFrame], Any], manifest: Manifest) 
         times.append(1000 * (time.perf_counter() - started))
         if time.perf_counter() > enough and len(times) > 2 * WARM_UP_CALLS:
             break
-    # of very few images the first calls count too
+    # with very few images, the first calls count too
     timed = times[min(WARM_UP_CALLS, len(times) - 1) :]
     median, p95 = np.percentile(timed, (50, 95))
     return Latency(latency_ms=float(median), latency_p95_ms=float(p95))

@@ -1,7 +1,7 @@
-"""Numbers about predictions: pure functions of NumPy arrays.
+"""Metrics and statistical tests of predictions: pure functions of NumPy arrays.
 
-Throughout: `probabilities` is (images, classes) float, rows summing to 1;
-`label_ids` is (images,) int, the true classes.
+In all functions, `probabilities` is (images, classes) float whose rows sum to 1, and `label_ids`
+is (images,) int, the true classes.
 """
 
 from collections.abc import Callable
@@ -20,14 +20,14 @@ Bools = npt.NDArray[np.bool_]
 
 
 def top_k_hits(probabilities: Floats, label_ids: Ints, k: int) -> Bools:
-    """(images,) whether the true class is among the k most probable; ties: lower id first."""
+    """Return (images,) True if the true class is among the k most probable; ties: lower id."""
     best = np.argsort(-probabilities, axis=1, kind="stable")[:, :k]
     hits: Bools = (best == label_ids[:, None]).any(axis=1)
     return hits
 
 
 def wilson_interval(successes: int, total: int, confidence: float = 0.95) -> tuple[float, float]:
-    """`wilson_intervals` of a single proportion."""
+    """Return the `wilson_intervals` of one proportion."""
     low, high = wilson_intervals(np.array([successes]), np.array([total]), confidence)
     return float(low[0]), float(high[0])
 
@@ -35,51 +35,56 @@ def wilson_interval(successes: int, total: int, confidence: float = 0.95) -> tup
 def wilson_intervals(
     successes: Ints, totals: Ints, confidence: float = 0.95
 ) -> tuple[Floats, Floats]:
-    """Wilson's score interval for each proportion (Wilson 1927, without continuity correction).
+    """Return Wilson's score interval of each proportion (Wilson 1927, no continuity correction).
 
-    Holds near 0 and 1 and for few images, where the normal approximation does not. Out of
-    nothing (a total of 0) nothing is known: 0 to 1.
+    Unlike the normal approximation, it is right near 0 and 1 and for few images. For a total of
+    0, it is 0 to 1.
     """
     z = norm.ppf((1 + confidence) / 2)
     n = np.maximum(totals, 1)
     share = successes / n
     centre = (share + z**2 / (2 * n)) / (1 + z**2 / n)
     half = z / (1 + z**2 / n) * np.sqrt(share * (1 - share) / n + z**2 / (4 * n**2))
-    # rounding must not push an end past the share itself, nor past 0 or 1
+    # rounding must not move an end past the share itself, or past 0 or 1
     low = np.clip(centre - half, 0, share)
     high = np.clip(centre + half, share, 1)
     return np.where(totals > 0, low, 0.0), np.where(totals > 0, high, 1.0)
 
 
 def paired_difference(before: Bools, after: Bools) -> tuple[float, float, float]:
-    """Share of `after` minus share of `before`, with its 95 % interval (low, high).
+    """Return accuracy of `after` minus accuracy of `before`, with its 95 % interval (low, high).
 
-    Both are (images,) hits on the same images in the same order, so that only the images
-    on which they differ count. The interval is Wald's after one image was added to either
-    kind of difference (Bonett and Price 2012, Journal of Educational and Behavioral
-    Statistics 37; recommended by Fagerland and others 2014, Statistics in Medicine 33): it
-    keeps its width where few or no images differ, where Wald's shrinks to nothing.
+    Both are (images,) hits on the same images in the same order: only images on which they differ
+    count. This is Wald's interval after adding one image to each kind of difference (Bonett and
+    Price 2012, Journal of Educational and Behavioral Statistics 37; recommended by Fagerland and
+    others 2014, Statistics in Medicine 33). It keeps its width if few or no images differ, where
+    Wald's shrinks to nothing.
     """
     images = len(before)
-    gained, lost = int((after & ~before).sum()), int((before & ~after).sum())
+    gained, lost = _count_changes(before, after)
     plus, minus = (gained + 1) / (images + 2), (lost + 1) / (images + 2)
     half = norm.ppf(0.975) * np.sqrt((plus + minus - (plus - minus) ** 2) / (images + 2))
     low, high = np.clip([plus - minus - half, plus - minus + half], -1, 1)
     return (gained - lost) / images, float(low), float(high)
 
 
+def _count_changes(before: Bools, after: Bools) -> tuple[int, int]:
+    """Images on which only `after` is right, and on which only `before` is right."""
+    return int((after & ~before).sum()), int((before & ~after).sum())
+
+
 def in_points(difference: tuple[float, float, float]) -> str:
-    """A difference of shares with its interval, in percentage points: `+0.8 (-1.3 to +2.9)`."""
+    """Format a difference with its interval in percentage points: `+0.8 (-1.3 to +2.9)`."""
     value, low, high = (f"{100 * each:+.1f}" for each in difference)
     return f"{value} ({low} to {high})"
 
 
 def mean_paired_difference(before: Bools, after: Bools) -> tuple[float, float, float]:
-    """`paired_difference` of several trainings: (seeds, images) hits each, with equal images.
+    """Return the `paired_difference` of several trainings: hits are (seeds, images).
 
-    Of each image first the share of seeds that are right on it: the interval says how the mean
-    over these seeds would vary with the images, by the normal approximation; nothing of how it
-    would vary with other seeds. One seed on each side: `paired_difference`.
+    The difference of an image is the difference of the shares of seeds that are right on it. The
+    interval, by the normal approximation, says how the mean over these seeds varies with the
+    images; it does not say how it varies with the seeds.
     """
     if len(before) == len(after) == 1:
         return paired_difference(before[0], after[0])
@@ -90,26 +95,27 @@ def mean_paired_difference(before: Bools, after: Bools) -> tuple[float, float, f
 
 
 def paired_test(before: Bools, after: Bools) -> tuple[int, int, float]:
-    """Images that only `after`, and that only `before`, has right; and McNemar's exact p-value.
+    """Return how many images only `after` has right, how many only `before`, and McNemar's exact
+    two-sided p-value (McNemar 1947); the p-value is 1 if they never differ.
 
-    Both are (images,) hits on the same images in the same order. If neither is better, each
-    image on which they differ falls to either side as a coin does (McNemar 1947): the p-value
-    is how likely the coin is at least as uneven, to either side; 1 where they never differ.
+    Both are (images,) hits on the same images in the same order.
     """
-    gained, lost = int((after & ~before).sum()), int((before & ~after).sum())
+    gained, lost = _count_changes(before, after)
     return gained, lost, _two_sided_p(gained, gained + lost)
 
 
-# many pairs of runs share few counts
+# cached, because many pairs of runs have the same few counts
 @cache
 def _two_sided_p(heads: int, throws: int) -> float:
-    """How likely a fair coin falls at least as unevenly; 1 without throws."""
+    """The probability that a fair coin falls at least as unevenly."""
     return float(binomtest(heads, throws).pvalue) if throws else 1.0
 
 
 def correct_for_many(p_values: Floats) -> Floats:
-    """(tests,) p-values such that, if no difference is real, the chance that even one falls below
-    a level is at most that level, however the tests depend on each other (Holm 1979).
+    """Correct (tests,) p-values for the number of tests by Holm's method (Holm 1979).
+
+    If no difference is real, the probability of any corrected value below a level is at most that
+    level, also for tests that depend on each other.
     """
     tests = len(p_values)
     order = np.argsort(p_values, kind="stable")
@@ -120,20 +126,21 @@ def correct_for_many(p_values: Floats) -> Floats:
 
 
 def log_loss(probabilities: Floats, label_ids: Ints) -> float:
-    """Mean negative log likelihood in nats; 0 is perfect, ln(classes) is guessing."""
+    """Return the mean negative log-likelihood in nats; 0 is perfect, ln(classes) is guessing."""
     chosen = probabilities[np.arange(len(label_ids)), label_ids].astype(np.float64)
-    # float32's smallest step from 0, so that one hopeless image cannot make it infinite
+    # clip at float32's smallest number, so that one image cannot make the mean infinite
     return float(-np.log(np.clip(chosen, np.finfo(np.float32).tiny, 1.0)).mean())
 
 
 def reliability(
     probabilities: Floats, label_ids: Ints, bins: int = 15
 ) -> dict[str, npt.NDArray[Any]]:
-    """How often a confidence is right: (bins,) arrays over equal-width bins of confidence.
+    """Return (bins,) arrays that compare confidence and accuracy in bins of equal width.
 
-    confidence_from, confidence_to: the bin's ends; confidence: mean probability of the
-    predicted class; accuracy, accuracy_low, accuracy_high: with a 95 % Wilson interval;
-    images. A bin without images has NaN for confidence and accuracy, and 0 to 1.
+    confidence_from, confidence_to: the ends of the bin
+    confidence: mean probability of the predicted class; NaN without images
+    accuracy, accuracy_low, accuracy_high: with 95 % Wilson interval; NaN, 0, 1 without images
+    images: number of images
     """
     confidence = probabilities.max(axis=1)
     hits = top_k_hits(probabilities, label_ids, 1)
@@ -155,8 +162,8 @@ def reliability(
 
 
 def calibration_error(probabilities: Floats, label_ids: Ints, bins: int = 15) -> float:
-    """Expected calibration error: |confidence - accuracy| over the bins of `reliability`,
-    weighted by images (Guo et al. 2017). 0: says 70 %, is right in 70 %.
+    """Return the expected calibration error: |confidence - accuracy| over the bins of
+    `reliability`, weighted by images (Guo et al. 2017); 0 is perfect.
     """
     found = reliability(probabilities, label_ids, bins)
     gap = np.abs(found["confidence"] - found["accuracy"])
@@ -164,10 +171,9 @@ def calibration_error(probabilities: Floats, label_ids: Ints, bins: int = 15) ->
 
 
 def class_scores(probabilities: Floats, label_ids: Ints) -> dict[str, npt.NDArray[Any]]:
-    """(classes,) arrays: precision, recall, f1 (0 where undefined) and images.
+    """Return (classes,) arrays: precision, recall, recall_low, recall_high, f1 and images.
 
-    recall_low and recall_high are recall's 95 % Wilson interval, 0 to 1 for a class without
-    images.
+    A score without images is 0, and the 95 % Wilson interval of its recall is 0 to 1.
     """
     precision, recall, f1, images = precision_recall_fscore_support(
         label_ids,
@@ -187,7 +193,7 @@ def class_scores(probabilities: Floats, label_ids: Ints) -> dict[str, npt.NDArra
 
 
 def confusion(probabilities: Floats, label_ids: Ints) -> npt.NDArray[np.int64]:
-    """(classes, classes) counts; rows are the true classes, columns the predicted ones."""
+    """Return (classes, classes) counts; rows are true classes, columns predicted classes."""
     counts: npt.NDArray[np.int64] = confusion_matrix(
         label_ids, predicted_ids(probabilities), labels=np.arange(probabilities.shape[1])
     )
@@ -195,28 +201,25 @@ def confusion(probabilities: Floats, label_ids: Ints) -> npt.NDArray[np.int64]:
 
 
 def predicted_ids(probabilities: Floats) -> npt.NDArray[np.int64]:
-    """(images,) the most probable class of each; ties: the lower id."""
+    """Return (images,) the id of the most probable class; ties: lower id."""
     return probabilities.argmax(axis=1)
 
 
-def top_k_accuracy(probabilities: Floats, label_ids: Ints, k: int = 1) -> float:
-    """Share of images whose true class is among the k most probable."""
+def _top_k_accuracy(probabilities: Floats, label_ids: Ints, k: int = 1) -> float:
     return float(top_k_hits(probabilities, label_ids, k).mean())
 
 
-def accuracy_interval(probabilities: Floats, label_ids: Ints) -> tuple[float, float]:
-    """Ends (low, high) of the 95 % Wilson interval of the accuracy."""
+def _accuracy_interval(probabilities: Floats, label_ids: Ints) -> tuple[float, float]:
     hits = top_k_hits(probabilities, label_ids, 1)
     return wilson_interval(int(hits.sum()), len(hits))
 
 
 @dataclass(frozen=True, kw_only=True)
 class Metric:
-    """A number of one model on the test split.
+    """A metric of one model on the test split.
 
-    `compute` maps (probabilities, label_ids) to it; tables show it under `heading`, in `form`, a
-    format specification. `in_view`: it is a column of the saved view of the MLflow UI, which has
-    room for a few.
+    `compute` maps (probabilities, label_ids) to a number. Tables show it under `heading`, in the
+    format `form`. With `in_view`, the saved view of the MLflow UI has a column for it.
     """
 
     compute: Callable[[Floats, Ints], float]
@@ -225,14 +228,13 @@ class Metric:
     in_view: bool = True
 
 
-# Metrics of the test split by the names they are logged under, in the order that tables show:
-# each is logged into every run, printed by `har evaluate`, and a column of the comparison and,
-# unless it says otherwise, of the saved view of the MLflow UI.
+# The metrics of the test split by the names under which they are logged, in the order of tables.
+# Every run logs them, and `har evaluate` and the comparison show them.
 TEST_METRICS: dict[str, Metric] = {
-    "accuracy": Metric(compute=top_k_accuracy, heading="test accuracy"),
-    "accuracy_low": Metric(compute=lambda p, ids: accuracy_interval(p, ids)[0], heading="from"),
-    "accuracy_high": Metric(compute=lambda p, ids: accuracy_interval(p, ids)[1], heading="to"),
-    "top_3_accuracy": Metric(compute=partial(top_k_accuracy, k=3), heading="top-3"),
+    "accuracy": Metric(compute=_top_k_accuracy, heading="test accuracy"),
+    "accuracy_low": Metric(compute=lambda p, ids: _accuracy_interval(p, ids)[0], heading="from"),
+    "accuracy_high": Metric(compute=lambda p, ids: _accuracy_interval(p, ids)[1], heading="to"),
+    "top_3_accuracy": Metric(compute=partial(_top_k_accuracy, k=3), heading="top-3"),
     "macro_f1": Metric(
         compute=lambda p, ids: float(class_scores(p, ids)["f1"].mean()),
         heading="macro F1",
@@ -246,5 +248,5 @@ TEST_METRICS: dict[str, Metric] = {
 
 
 def score(probabilities: Floats, label_ids: Ints) -> dict[str, float]:
-    """Every metric of TEST_METRICS by its name."""
+    """Compute the metrics of TEST_METRICS by name."""
     return {name: each.compute(probabilities, label_ids) for name, each in TEST_METRICS.items()}

@@ -144,5 +144,5 @@ def test_gallery_says_that_there_are_no_mistakes(tmp_path: Path) -> None:
         probabilities=np.eye(2, dtype=np.float32),
     )
     figure = draw_mistakes(evaluation, tmp_path)
-    assert [text.get_text() for text in figure.texts] == ["no mistakes: all 2 test images right"]
+    assert [text.get_text() for text in figure.texts] == ["no mistakes: all 2 test images correct"]
     assert pixels(figure, tmp_path / "none.png") > 1000
