@@ -150,7 +150,7 @@ def format_table(table: pd.DataFrame) -> str:
     shown = [
         {
             "perturbation": row["perturbation"],
-            "accuracy": interval.format(**row),
+            "accuracy": interval.format_map(row),
             "difference (points)": metrics.in_points(
                 (row["difference"], row["difference_low"], row["difference_high"])
             ),

@@ -93,7 +93,7 @@ def test_blur_widens_a_point_by_its_radius() -> None:
 
 def as_classifier(forward: Callable[[Pixels], np.ndarray]) -> Classifier:
     return Classifier(
-        forward=Forward(compiled=lambda images: forward(np.asarray(images))),
+        forward=Forward(run=lambda images: forward(np.asarray(images))),
         class_names=("left", "right"),
         recipe=tiny_recipe(),
         runtime="tensorflow",
