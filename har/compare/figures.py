@@ -1,48 +1,50 @@
-"""Figures that show several trainings beside each other, as Matplotlib objects.
+"""Figures that compare several trainings, as Matplotlib objects.
 
-Names from the data are drawn as they stand.
+Names come from the data, so `parse_math=False` keeps a dollar sign from starting a formula.
 """
 
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.patches import Patch
 from matplotlib.ticker import StrMethodFormatter
 
+from har.compare.ablation import Effect
 from har.compare.tables import Group
 from har.data.pictures import one_line
 from har.tracking.records import Record
 
-# Pictures of more runs than this cannot be read any more; the tables have all.
+# A figure with more runs than this cannot be read. The tables have all runs.
 MOST_DRAWN = 12
 
 
 def _short_name(record: Record) -> str:
-    """A run's name in a picture: the first digits of its id tell equal names apart."""
-    # Matplotlib takes a name that begins with _ for one that is not to be shown
+    """The run's name, with the start of its id to tell equal names apart."""
+    # Matplotlib hides a label that starts with _
     return f"{one_line(record.name, 30).lstrip('_')} {record.run_id[:6]}"
 
 
 def draw_scatter(group: Group, front: Sequence[Record]) -> Figure:
-    """Accuracy with its interval against wall time, and the Pareto front."""
+    """Draw accuracy with its interval against wall time, and the Pareto front."""
     figure = Figure(figsize=(9, 5), layout="constrained")
     axes = figure.subplots()
     timed = [each for each in group.ranked if each.seconds]
-    for number_, each in enumerate(timed):
+    for number, each in enumerate(timed):
         assert each.accuracy is not None and each.seconds is not None
         low = each.test_metrics.get("accuracy_low", each.accuracy)
         high = each.test_metrics.get("accuracy_high", each.accuracy)
+        label = _short_name(each) + (" (cache hit)" if each.cache_hit else "")
         axes.errorbar(
             [each.seconds],
             [each.accuracy],
             yerr=[[each.accuracy - low], [high - each.accuracy]],
             fmt="s" if each.cache_hit else "o",
             capsize=3,
-            label=_short_name(each) + (" (cache hit)" if each.cache_hit else "")
-            if number_ < MOST_DRAWN
-            else None,
+            label=label if number < MOST_DRAWN else None,
         )
     if front:
         times = [each.seconds or 0.0 for each in front]
@@ -58,15 +60,16 @@ def draw_scatter(group: Group, front: Sequence[Record]) -> Figure:
 
 
 def _draw_legend(figure: Figure, **where: Any) -> None:
-    """Names as they stand: a dollar sign is no formula. Nothing where nothing is named."""
-    named = [axes for axes in figure.axes if axes.get_legend_handles_labels()[1]]
-    if named:
+    """The figure's legend, if any of its axes has labels."""
+    if any(axes.get_legend_handles_labels()[1] for axes in figure.axes):
         for label in figure.legend(fontsize=8, **where).get_texts():
             label.set_parse_math(False)
 
 
 def draw_curves(records: Sequence[Record]) -> Figure | None:
-    """Validation accuracy, or training accuracy where there is none, by epoch and by seconds."""
+    """Draw accuracy by epoch and by seconds, of validation, or else of training; None without a
+    history.
+    """
     drawn = [each for each in records if each.history][:MOST_DRAWN]
     if not drawn:
         return None
@@ -91,35 +94,35 @@ def draw_curves(records: Sequence[Record]) -> Figure | None:
 
 
 def draw_recalls(group: Group, recalls: pd.DataFrame) -> Figure:
-    """A shade for each run and class, with its number."""
-    shown = [each for each in group.ranked if each.predictions is not None][:MOST_DRAWN]
+    """Draw the recall of each run and class as a shaded cell with its percentage."""
+    shown = [each for each, _ in group.with_predictions][:MOST_DRAWN]
     table = recalls.pivot(index="label", columns="run_id", values="recall")
     table = table[[each.run_id for each in shown]]
+    table = table.set_axis([_short_name(each) for each in shown], axis=1)
     figure = Figure(figsize=(3 + 0.9 * len(shown), 2.6 + 0.32 * len(table)), layout="constrained")
     axes = figure.subplots()
-    _draw_shades(axes, table, [f"{100 * value:.0f}" for value in table.to_numpy().ravel()])
-    _label_axis(axes, table.index.tolist(), [_short_name(each) for each in shown])
+    _draw_shares(axes, table, fontsize=8)
+    for (row, column), value in np.ndenumerate(table.to_numpy()):
+        style: Any = {"ha": "center", "va": "center", "color": "w" if value > 0.5 else "k"}
+        axes.text(column, row, f"{100 * value:.0f}", fontsize=8, **style)
     axes.set_title("recall, %")
     return figure
 
 
 def draw_confusions(group: Group) -> Figure:
-    """A matrix for each run: rows are the true classes, shade is the share of the row."""
-    shown = [each for each in group.ranked if each.predictions is not None][:MOST_DRAWN]
+    """Draw a confusion matrix for each run; the shade is the share of a row, the true class."""
+    shown = group.with_predictions[:MOST_DRAWN]
     columns = min(3, len(shown))
     rows = -(-len(shown) // columns)
-    names = sorted({name for each in shown for name in _labels_of(each)})
+    names = sorted({name for _, each in shown for name in (*each["label"], *each["predicted"])})
     size = 1.6 + 0.2 * len(names)
     figure = Figure(figsize=((size + 0.4) * columns, (size + 0.5) * rows), layout="constrained")
     grid = figure.subplots(rows, columns, squeeze=False, sharey=True).ravel()
-    for axes, each in zip(grid, shown, strict=False):
-        assert each.predictions is not None
-        table = pd.crosstab(each.predictions["label"], each.predictions["predicted"])
+    for axes, (record, predictions) in zip(grid, shown, strict=False):
+        table = pd.crosstab(predictions["label"], predictions["predicted"])
         table = table.reindex(index=names, columns=names, fill_value=0)
-        shares = table.div(table.sum(axis=1).clip(lower=1), axis=0)
-        _draw_shades(axes, shares, ["" for _ in range(shares.size)])
-        _label_axis(axes, names, names, size=6)
-        axes.set_title(_short_name(each), fontsize=8, parse_math=False)
+        _draw_shares(axes, table.div(table.sum(axis=1).clip(lower=1), axis=0), fontsize=6)
+        axes.set_title(_short_name(record), fontsize=8, parse_math=False)
     for axes in grid[len(shown) :]:
         axes.set_axis_off()
     figure.supxlabel("predicted", fontsize=9)
@@ -127,24 +130,57 @@ def draw_confusions(group: Group) -> Figure:
     return figure
 
 
-def _labels_of(record: Record) -> set[str]:
-    """Every class among a record's test images and answers."""
-    assert record.predictions is not None
-    return set(record.predictions["label"]) | set(record.predictions["predicted"])
-
-
-def _draw_shades(axes: Axes, table: pd.DataFrame, texts: Sequence[str]) -> None:
-    """A table of shares as shades of blue, with a text in each cell."""
+def _draw_shares(axes: Axes, table: pd.DataFrame, fontsize: int) -> None:
+    """A table of shares as shades of blue, with its labels beside and below."""
     axes.imshow(table, cmap="Blues", vmin=0, vmax=1, aspect="auto")
-    for index, (value, label) in enumerate(zip(table.to_numpy().ravel(), texts, strict=True)):
-        row, column = divmod(index, table.shape[1])
-        colour = "w" if value > 0.5 else "k"
-        axes.text(column, row, label, ha="center", va="center", color=colour, fontsize=8)
+    below, beside = ([one_line(name, 40) for name in each] for each in (table.columns, table.index))
+    turned: Any = {"rotation": 60, "ha": "right", "rotation_mode": "anchor", "fontsize": fontsize}
+    axes.set_xticks(range(len(below)), below, parse_math=False, **turned)
+    axes.set_yticks(range(len(beside)), beside, parse_math=False, fontsize=fontsize)
 
 
-def _label_axis(axes: Axes, rows: Sequence[str], columns: Sequence[str], size: int = 8) -> None:
-    """Names beside and below."""
-    turned: Any = {"rotation": 60, "ha": "right", "rotation_mode": "anchor", "fontsize": size}
-    below, beside = ([one_line(name, 40) for name in names] for names in (columns, rows))
-    axes.set_xticks(range(len(columns)), below, parse_math=False, **turned)
-    axes.set_yticks(range(len(rows)), beside, parse_math=False, fontsize=size)
+def draw_waterfall(effects: Sequence[Effect]) -> Figure:
+    """Draw how an ablation's chain of changes leads from the base's wall time to the end's.
+
+    Each change has the seconds of each cause, as in `Effect.parts`.
+    """
+    chain = [each for each in effects if each.kind == "chain"]
+    known = [each for each in chain if each.before is not None and each.after is not None]
+    figure = Figure(figsize=(10, 2.2 + 0.42 * len(known)), layout="constrained")
+    axes = figure.subplots()
+    if not known:
+        axes.text(0.5, 0.5, "no change of the chain could be measured", ha="center")
+        return figure
+    first, last = known[0].before, known[-1].after
+    assert first is not None and last is not None
+    axes.barh(0, first.wall_s, color="0.6")
+    names = [f"base: {first.wall_s:,.0f} s"]
+    colours = dict(zip(known[0].parts, ("#4c78a8", "#f58518", "#bab0ac"), strict=True))
+    for row, each in enumerate(known, start=1):
+        _draw_causes(axes, row, each, colours)
+        names.append(f"{one_line(each.change, 44)}: {sum(each.parts.values()):+,.0f} s")
+    axes.barh(len(known) + 1, last.wall_s, color="0.6")
+    names.append(f"end: {last.wall_s:,.0f} s")
+    axes.set_yticks(range(len(names)), names, parse_math=False)
+    axes.invert_yaxis()
+    axes.set(xlabel="wall time, s")
+    axes.grid(alpha=0.3, axis="x")
+    axes.set_axisbelow(True)
+    handles: Any = [Patch(color=colour, label=name) for name, colour in colours.items()]
+    figure.legend(handles=handles, loc="outside lower center", ncols=3, fontsize=9)
+    return figure
+
+
+def _draw_causes(axes: Axes, row: int, effect: Effect, colours: dict[str, str]) -> None:
+    """A row of the waterfall: first the causes that add time, to the right and in the upper half;
+    then those that save time, to the left and in the lower half.
+    """
+    assert effect.before is not None
+    at = effect.before.wall_s
+    axes.axvline(at, color="0.8", linewidth=0.5, zorder=0)
+    for name, seconds in sorted(effect.parts.items(), key=lambda part: -part[1]):
+        # in two halves, because bars that go back would cover those that go forward
+        place = row - 0.2 if seconds > 0 else row + 0.2
+        axes.barh(place, seconds, left=at, color=colours[name], height=0.38)
+        at += seconds
+    axes.plot([at, at], [row - 0.4, row + 0.4], color="k", linewidth=1.5)

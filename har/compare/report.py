@@ -1,13 +1,10 @@
-"""A comparison as one page that needs nothing else, with its tables and pictures as files.
-
-Names from the data are drawn and written as they stand.
-"""
+"""The report of a comparison: one HTML page without external files, its tables and figures."""
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jinja2
 import pandas as pd
@@ -31,44 +28,108 @@ from har.tracking.records import Record
 
 TEMPLATE = Path(__file__).with_name("report.html")
 GALLERY_IMAGES = 12
+# Pairs of runs with a corrected p-value below this count as different.
 ALPHA = 0.05
 
 
 @dataclass(frozen=True, kw_only=True)
 class Comparison:
-    """The page, and by file name the tables and the figures (PNG) in it."""
+    """The page, and its tables and figures (PNG) by file name."""
 
     page: str
     tables: dict[str, pd.DataFrame]
     figures: dict[str, bytes]
 
 
+class Column(NamedTuple):
+    """How the page shows a column of a table: as text, or as `factor` times a number in `form`."""
+
+    heading: str
+    form: str = ""
+    factor: float = 1
+
+
+RUNS = {
+    "name": Column("run"),
+    "run_id": Column("run id"),
+    **{name: Column(each.heading, each.form) for name, each in TEST_METRICS.items()},
+    "val_accuracy": Column("validation", ".1%"),
+    "train_accuracy": Column("training", ".1%"),
+    "wall_time_s": Column("wall time s", ",.0f"),
+    "feature_cache": Column("feature cache"),
+    "epoch_time_s": Column("epoch s", ",.1f"),
+    "images_per_second": Column("images/s", ",.0f"),
+    "epochs": Column("epochs", ".0f"),
+    "peak_memory_mb": Column("memory MB", ",.0f"),
+    "notebook_minutes": Column("notebook min", ".0f"),
+    "differs_from_variant": Column("differs from its variant"),
+    "hardware": Column("hardware"),
+    "precision": Column("precision"),
+    "strategy": Column("strategy"),
+    "backbone": Column("backbone"),
+    "dataset": Column("dataset"),
+    "test_digest": Column("test digest"),
+    "source": Column("source"),
+}
+PAIRS = {
+    "first_name": Column("first"),
+    "first": Column("its run id"),
+    "second_name": Column("second"),
+    "second": Column("its run id"),
+    "images": Column("images", ",.0f"),
+    "difference": Column("difference", "+.1f", 100),
+    "low": Column("from", "+.1f", 100),
+    "high": Column("to", "+.1f", 100),
+    "only_first": Column("only first right", ",.0f"),
+    "only_second": Column("only second right", ",.0f"),
+    "p_value": Column("p", ".3g"),
+    "p_corrected": Column("p corrected", ".3g"),
+}
+RECALLS = {
+    "name": Column("run"),
+    "run_id": Column("run id"),
+    "label": Column("class"),
+    "recall": Column("recall", ".1%"),
+    "low": Column("from", ".1%"),
+    "high": Column("to", ".1%"),
+    "images": Column("images", ",.0f"),
+}
+
+
 def build_comparison(records: Sequence[Record]) -> Comparison:
-    """Everything of one comparison."""
+    """Compare records in tables and figures, and render the page."""
     groups, unevaluated = group_by_test(records)
     ordered = [record for group in groups for record in group.ranked] + unevaluated
-    parts = [_describe_group(group) for group in groups]
+    parts = [_compare_group(group) for group in groups]
     figures = {
-        f"{name}_{number_}": figure
-        for number_, part in enumerate(parts, start=1)
-        for name, figure in part["figures"]
+        f"{name}_{number}": png
+        for number, part in enumerate(parts, start=1)
+        for name, png in part["figures"].items()
     }
-    drawn = draw_curves(ordered)
-    curves = draw_png(drawn) if drawn else None
-    if curves:
-        figures["learning_curves"] = curves
-    pairs, recalls = ([part[name] for part in parts] for name in ("pair_table", "recall_table"))
+    if drawn := draw_curves(ordered):
+        figures["learning_curves"] = draw_png(drawn)
+    differences = tabulate_differences(ordered)
     tables = {
         "runs": tabulate_runs(ordered),
-        "differences": tabulate_differences(ordered).rename_axis("field").reset_index(),
-        "pairs": _concat(pairs),
-        "recalls": _concat(recalls),
+        "differences": differences.rename_axis("field").reset_index(),
+        "pairs": _concat([part["pairs"] for part in parts]),
+        "recalls": _concat([part["recalls"] for part in parts]),
     }
-    return Comparison(page=_render(ordered, parts, curves, tables), tables=tables, figures=figures)
+    by_run = differences.T.reset_index(drop=True)
+    by_run.insert(0, "run", [f"{each.name} {each.run_id}" for each in ordered])
+    page = _render(
+        records=ordered,
+        parts=parts,
+        curves=figures.get("learning_curves"),
+        runs=tables["runs"],
+        differences=by_run,
+        fields={name: Column(str(name)) for name in by_run},
+    )
+    return Comparison(page=page, tables=tables, figures=figures)
 
 
 def write_comparison(comparison: Comparison, folder: Path) -> None:
-    """Into a new folder: the page, a CSV file for each table, a PNG file for each figure."""
+    """Write the page, a CSV file for each table, and a PNG file for each figure."""
     (folder / "figures").mkdir(parents=True)
     (folder / REPORT_FILE).write_text(comparison.page, encoding="utf-8")
     for name, table in comparison.tables.items():
@@ -78,258 +139,60 @@ def write_comparison(comparison: Comparison, folder: Path) -> None:
 
 
 def _concat(tables: Sequence[pd.DataFrame]) -> pd.DataFrame:
-    """One under the other, without the empty ones."""
     filled = [table for table in tables if not table.empty]
     return pd.concat(filled, ignore_index=True) if filled else pd.DataFrame()
 
 
-def _render(
-    records: Sequence[Record],
-    parts: Sequence[dict[str, Any]],
-    curves: bytes | None,
-    tables: dict[str, pd.DataFrame],
-) -> str:
-    """The page."""
+def _compare_group(group: Group) -> dict[str, Any]:
+    """What the page shows of runs that were evaluated on the same images."""
+    pairs, recalls, front = tabulate_pairs(group), tabulate_recalls(group), find_pareto_front(group)
+    figures = {"accuracy_and_time": draw_scatter(group, front)}
+    if not recalls.empty:
+        figures["recalls"] = draw_recalls(group, recalls)
+        figures["confusion_matrices"] = draw_confusions(group)
+    gallery = None
+    if len(group.with_predictions) >= 2:
+        (first, _), (second, _) = group.with_predictions[:2]
+        images = find_disagreements(first, second, GALLERY_IMAGES).to_dict("records")
+        gallery = {"first": first, "second": second, "images": images}
+    return {
+        "group": group,
+        "front": front,
+        "pairs": pairs,
+        "differing": 0 if pairs.empty else int((pairs["p_corrected"] < ALPHA).sum()),
+        "recalls": recalls,
+        "figures": {name: draw_png(figure) for name, figure in figures.items()},
+        "gallery": gallery,
+    }
+
+
+def _render(**values: Any) -> str:
     environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined)
+    environment.filters |= {"show": _format_cell, "png_uri": png_uri}
+    environment.globals |= {
+        "ALPHA": ALPHA,
+        "GALLERY_IMAGES": GALLERY_IMAGES,
+        "MOST_DRAWN": MOST_DRAWN,
+        "PAIRS": PAIRS,
+        "RECALLS": RECALLS,
+        "RUNS": RUNS,
+        "picture_uri": picture_uri,
+    }
     template = environment.from_string(TEMPLATE.read_text(encoding="utf-8"))
-    published = sum(each.published for each in records)
-    counts = f"{len(records) - published} measured and {published} published runs"
-    if len(parts) > 1:
-        counts += (
-            f", evaluated on {len(parts)} different sets of test images: each set has its ranking"
-        )
-    note = "" if len(records) <= MOST_DRAWN else f"The first {MOST_DRAWN} runs of the table."
-    return template.render(
-        title=f"Comparison of {len(records)} runs",
-        counts=counts + ".",
-        runs=_render_table(
-            "All runs, those evaluated on the same images together", tables["runs"], _run_columns()
-        ),
-        differences=_differences_table(records, tables["differences"]),
-        curves=_render_figure(curves, "Accuracy by epoch and by seconds of training", note)
-        if curves
-        else None,
-        groups=parts,
-    )
+    return template.render(**values)
 
 
-def number_format(form: str, factor: float = 1.0) -> Callable[[Any], str]:
-    """Formats a number, and what is missing as MISSING."""
-
-    def shown(value: Any) -> str:
-        missing = value is None or (isinstance(value, float) and math.isnan(value))
-        return MISSING if missing else format(factor * value, form)
-
-    return shown
+def _format_cell(value: Any, form: str = "", factor: float = 1) -> str:
+    """A value as text, or as a number in `form`; MISSING if it is unknown or empty."""
+    if value is None or value == "" or (isinstance(value, float) and math.isnan(value)):
+        return MISSING
+    return format(factor * value, form) if form else str(value)
 
 
-def format_text(value: Any) -> str:
-    """As it stands; what is missing or empty as MISSING."""
-    missing = value is None or value == "" or (isinstance(value, float) and math.isnan(value))
-    return MISSING if missing else str(value)
-
-
-PERCENT, POINTS, PROBABILITY = (
-    number_format(".1%"),
-    number_format("+.1f", 100),
-    number_format(".3g"),
-)
-# Column of a table to its heading and how it is shown.
-Columns = dict[str, tuple[str, Callable[[Any], str]]]
-PAIRS: Columns = {
-    "first_name": ("first", format_text),
-    "first": ("its run id", format_text),
-    "second_name": ("second", format_text),
-    "second": ("its run id", format_text),
-    "images": ("images", number_format(",.0f")),
-    "difference": ("difference", POINTS),
-    "low": ("from", POINTS),
-    "high": ("to", POINTS),
-    "only_first": ("only first right", number_format(",.0f")),
-    "only_second": ("only second right", number_format(",.0f")),
-    "p_value": ("p", PROBABILITY),
-    "p_corrected": ("p corrected", PROBABILITY),
-}
-RECALLS: Columns = {
-    "name": ("run", format_text),
-    "run_id": ("run id", format_text),
-    "label": ("class", format_text),
-    "recall": ("recall", PERCENT),
-    "low": ("from", PERCENT),
-    "high": ("to", PERCENT),
-    "images": ("images", number_format(",.0f")),
-}
-
-
-def _run_columns() -> Columns:
-    """Of the table of runs: every metric of the test split has one."""
-    metrics = {n: (each.heading, number_format(each.form)) for n, each in TEST_METRICS.items()}
-    return {
-        "name": ("run", format_text),
-        "run_id": ("run id", format_text),
-        **metrics,
-        "val_accuracy": ("validation", PERCENT),
-        "train_accuracy": ("training", PERCENT),
-        "wall_time_s": ("wall time s", number_format(",.0f")),
-        "feature_cache": ("feature cache", format_text),
-        "epoch_time_s": ("epoch s", number_format(",.1f")),
-        "images_per_second": ("images/s", number_format(",.0f")),
-        "epochs": ("epochs", number_format(".0f")),
-        "peak_memory_mb": ("memory MB", number_format(",.0f")),
-        "notebook_minutes": ("notebook min", number_format(".0f")),
-        "differs_from_variant": ("differs from its variant", format_text),
-        "hardware": ("hardware", format_text),
-        "precision": ("precision", format_text),
-        "strategy": ("strategy", format_text),
-        "backbone": ("backbone", format_text),
-        "dataset": ("dataset", format_text),
-        "test_digest": ("test digest", format_text),
-        "source": ("source", format_text),
-    }
-
-
-def _render_table(caption: str, table: pd.DataFrame, columns: Columns) -> dict[str, Any]:
-    """For the template: every cell as text."""
-    rows = [
-        [shown(row[name]) for name, (_, shown) in columns.items()]
-        for row in table.to_dict("records")
-    ]
-    return {
-        "caption": caption,
-        "columns": [heading for heading, _ in columns.values()],
-        "numeric": [shown is not format_text for _, shown in columns.values()],
-        "rows": rows,
-    }
-
-
-def _differences_table(records: Sequence[Record], table: pd.DataFrame) -> dict[str, Any]:
-    """One row a run, since there may be many more runs than fields."""
-    names = table["field"].tolist()
-    by_run = table.set_index("field").T if names else pd.DataFrame()
-    rows = [
-        [
-            f"{each.name} {each.run_id}",
-            *map(format_text, by_run.loc[each.run_id]),
-        ]
-        for each in records
-        if names
-    ]
-    return {
-        "caption": "Recipe fields, as used, that are not the same in all runs",
-        "columns": ["run", *names],
-        "numeric": [False] * (1 + len(names)),
-        "rows": rows,
-    }
-
-
-def _describe_group(group: Group) -> dict[str, Any]:
-    """What the template shows of the runs that were evaluated on the same images."""
-    pair_table, recall_table = tabulate_pairs(group), tabulate_recalls(group)
-    front = find_pareto_front(group)
-    figures = [("accuracy_and_time", draw_scatter(group, front))]
-    if not recall_table.empty:
-        figures += [
-            ("recalls", draw_recalls(group, recall_table)),
-            ("confusion_matrices", draw_confusions(group)),
-        ]
-    drawn = {name: draw_png(figure) for name, figure in figures}
-    return {
-        "digest": group.test_digest,
-        "figures": drawn.items(),
-        "pair_table": pair_table,
-        "recall_table": recall_table,
-        "summary": _summarise(group),
-        "warning": _describe_selection_bias(group),
-        "front": _describe_front(front),
-        "scatter": _render_figure(drawn["accuracy_and_time"], "Test accuracy against wall time"),
-        "pairs": _render_table("Paired differences of test accuracy", pair_table, PAIRS),
-        "pair_summary": _summarise_pairs(pair_table),
-        "recalls": _render_table("Recall of each class, by run", recall_table, RECALLS),
-        "recall_picture": _render_figure(drawn.get("recalls"), "Recall of each class, by run"),
-        "confusions": _render_figure(
-            drawn.get("confusion_matrices"), "Confusion matrices side by side"
-        ),
-        "gallery": _build_gallery(group),
-    }
-
-
-def _format_run(record: Record) -> str:
-    """A run as the text speaks of it."""
-    return f"{record.name} ({record.run_id})"
-
-
-def _summarise(group: Group) -> str:
-    """How many runs, and the best."""
-    best = group.ranked[0]
-    return (
-        f"{len(group.ranked)} runs. The highest test accuracy: {_format_run(best)},"
-        f" {PERCENT(best.accuracy)} ({PERCENT(best.test_metrics.get('accuracy_low'))} to"
-        f" {PERCENT(best.test_metrics.get('accuracy_high'))})."
-    )
-
-
-def _describe_selection_bias(group: Group) -> str:
-    """Choosing by this table is choosing on test; what a fair choice would be."""
-    warning = (
-        "Whoever picks a run by its test accuracy chooses on test: the accuracy of the run that is"
-        " picked so flatters it, the more the more runs there are."
-    )
-    validated = [each for each in group.ranked if each.val_accuracy is not None]
-    if not validated:
-        return warning + " None of these runs has a validation accuracy to choose by."
-    best = max(validated, key=lambda each: each.val_accuracy or 0.0)
-    return (
-        f"{warning} By validation accuracy ({PERCENT(best.val_accuracy)}) the choice would be"
-        f" {_format_run(best)}, with {PERCENT(best.accuracy)} on test."
-    )
-
-
-def _describe_front(front: Sequence[Record]) -> str:
-    """The Pareto front in words."""
-    if not front:
-        return "No run has a wall time that can be compared."
-    each = "; ".join(
-        f"{_format_run(record)}: {record.seconds:,.0f} s, {PERCENT(record.accuracy)}"
-        for record in front
-    )
-    return f"No run is both quicker and better than these: {each}."
-
-
-def _summarise_pairs(pairs: pd.DataFrame) -> str:
-    """How many differ."""
-    if pairs.empty:
-        return ""
-    many = int((pairs["p_corrected"] < ALPHA).sum())
-    return f"{many} of {len(pairs)} pairs differ (corrected p below {ALPHA:g})."
-
-
-def _render_figure(png: bytes | None, alt: str, note: str = "") -> dict[str, str] | None:
-    """For the template."""
-    return {"uri": png_uri(png), "alt": alt, "note": note} if png else None
-
-
-def _build_gallery(group: Group) -> dict[str, Any] | None:
-    """Pictures on which the two best runs disagree; None for fewer than two."""
-    evaluated = [each for each in group.ranked if each.predictions is not None]
-    if len(evaluated) < 2:
-        return None
-    first, second = evaluated[:2]
-    table = find_disagreements(first, second, GALLERY_IMAGES)
-    images = []
-    for row in table.to_dict("records"):
-        images.append({**row, "uri": picture_uri(first.root, Path(row["path"]))})
-    return {
-        "title": (
-            f"Only one of the two is right. First: {_format_run(first)}; second:"
-            f" {_format_run(second)}. At most {GALLERY_IMAGES} images of either kind"
-            f"{'' if images else '; there are none'}."
-        ),
-        "images": images,
-    }
-
-
-def picture_uri(root: str | None, path: Path) -> str:
-    """The image as a thumbnail; "" where it is not on this machine, or not inside `root`."""
-    if root is None or path.is_absolute() or ".." in path.parts:
+def picture_uri(root: str | None, path: str) -> str:
+    """Return the thumbnail of an image as a data URI; "" if it is not on this machine, or is
+    outside of `root`.
+    """
+    if root is None or Path(path).is_absolute() or ".." in Path(path).parts:
         return ""
     return thumbnail_uri(Path(root) / path)

@@ -1,6 +1,6 @@
-"""Trainings compared: pure functions from records to tables.
+"""Tables that compare trainings: pure functions from records to pandas tables.
 
-Accuracies are compared only where the test images are the same, that is within one test digest.
+Accuracies are compared only on the same test images, which share one test digest.
 """
 
 from collections.abc import Sequence
@@ -9,7 +9,6 @@ from itertools import combinations
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import pandas as pd
 
 from har.evaluation.metrics import (
@@ -23,25 +22,35 @@ from har.notebooks import NOTEBOOKS
 from har.recipe import Recipe
 from har.tracking.records import Record, find_hits_by_path
 
-# Shown instead of what is not known.
+# Shown in place of an unknown value.
 MISSING = "-"
+RUN_COLUMNS = [
+    "run_id", "name", "source", "variant", "differs_from_variant", "hardware", "precision",
+    "strategy", "backbone", "dataset", "test_digest", *TEST_METRICS,
+    "val_accuracy", "train_accuracy", "wall_time_s", "feature_cache",
+    "epoch_time_s", "images_per_second", "epochs", "peak_memory_mb", "notebook_minutes",
+]  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True)
 class Group:
-    """Records evaluated on the same test images; `ranked` by test accuracy, best first."""
+    """Records evaluated on the same test images, `ranked` by test accuracy, best first."""
 
     test_digest: str
     ranked: tuple[Record, ...]
 
+    @property
+    def with_predictions(self) -> list[tuple[Record, pd.DataFrame]]:
+        """Ranked records whose predictions are known, with the predictions."""
+        return [(each, each.predictions) for each in self.ranked if each.predictions is not None]
+
 
 def group_by_test(records: Sequence[Record]) -> tuple[list[Group], list[Record]]:
-    """Groups, that of the newest run first; and the records without a test accuracy."""
+    """Return groups, the one with the newest run first, and records without a test accuracy."""
     evaluated = [each for each in records if each.accuracy is not None]
     evaluated.sort(key=lambda each: (each.started, each.run_id), reverse=True)
-    digests = dict.fromkeys(each.test_digest for each in evaluated)
     groups = []
-    for digest in digests:
+    for digest in dict.fromkeys(each.test_digest for each in evaluated):
         within = [each for each in evaluated if each.test_digest == digest]
         within.sort(key=lambda each: -(each.accuracy or 0.0))
         groups.append(Group(test_digest=digest, ranked=tuple(within)))
@@ -49,43 +58,31 @@ def group_by_test(records: Sequence[Record]) -> tuple[list[Group], list[Record]]
 
 
 def tabulate_runs(records: Sequence[Record]) -> pd.DataFrame:
-    """One row a run: what it was, how good, how long; NaN or None where not known."""
-    return pd.DataFrame([run_row(each) for each in records], columns=_run_columns())
-
-
-def _run_columns() -> list[str]:
-    """Of the table of runs, every metric of the test split among them."""
-    return [
-        "run_id", "name", "source", "variant", "differs_from_variant", "hardware", "precision",
-        "strategy", "backbone", "dataset", "test_digest", *TEST_METRICS,
-        "val_accuracy", "train_accuracy", "wall_time_s", "feature_cache",
-        "epoch_time_s", "images_per_second", "epochs", "peak_memory_mb", "notebook_minutes",
-    ]  # fmt: skip
+    """Return one row for each run, with RUN_COLUMNS; NaN or None if a value is unknown."""
+    return pd.DataFrame([run_row(each) for each in records], columns=RUN_COLUMNS)
 
 
 def run_row(record: Record) -> dict[str, Any]:
-    """By `_run_columns`. The time of an epoch is the median one's."""
+    """Return the values of RUN_COLUMNS; `epoch_time_s` is the median of the epochs."""
     history = record.history
     epoch_times = [epoch["epoch_time_s"] for epoch in history if "epoch_time_s" in epoch]
     notebook = NOTEBOOKS.get(record.variant)
-    found = {name: getattr(record, name) for name in _run_columns() if hasattr(record, name)}
-    return (
-        found
-        | record.test_metrics
-        | {
-            "source": "published" if record.published else "measured",
-            "wall_time_s": record.seconds,
-            "feature_cache": "hit" if record.cache_hit else "",
-            "epoch_time_s": float(np.median(epoch_times)) if epoch_times else None,
-            "epochs": len(history) or None,
-            "peak_memory_mb": record.memory_mb,
-            "notebook_minutes": notebook.minutes if notebook else None,
-        }
-    )
+    same_name = {name: getattr(record, name) for name in RUN_COLUMNS if hasattr(record, name)}
+    return {
+        **same_name,
+        **record.test_metrics,
+        "source": "published" if record.published else "measured",
+        "wall_time_s": record.seconds,
+        "feature_cache": "hit" if record.cache_hit else "",
+        "epoch_time_s": float(np.median(epoch_times)) if epoch_times else None,
+        "epochs": len(history) or None,
+        "peak_memory_mb": record.memory_mb,
+        "notebook_minutes": notebook.minutes if notebook else None,
+    }
 
 
 def tabulate_differences(records: Sequence[Record]) -> pd.DataFrame:
-    """One row a recipe field that is not the same in all, one column a run id."""
+    """Return one row for each recipe field whose value varies, and one column for each run id."""
     rows = {
         each.name: [record.recipe.get(each.name, MISSING) for record in records]
         for each in fields(Recipe)
@@ -96,18 +93,19 @@ def tabulate_differences(records: Sequence[Record]) -> pd.DataFrame:
 
 
 def tabulate_pairs(group: Group) -> pd.DataFrame:
-    """Every pair on the images that both were evaluated on, the better one first.
+    """Compare every pair of runs on the images that both were evaluated on, the better run first.
 
-    difference, low, high: accuracy of `first` minus that of `second`, and its 95 % interval;
-    only_first, only_second: images that only one has right; p_value: McNemar's exact test;
-    p_corrected: for the number of pairs (Holm).
+    difference, low, high: accuracy of `first` minus that of `second`, with its 95 % interval
+    only_first, only_second: number of images that only one of them has right
+    p_value, p_corrected: McNemar's exact test, and corrected for the number of pairs (Holm)
     """
-    evaluated = [each for each in group.ranked if each.predictions is not None]
+    evaluated = [each for each, _ in group.with_predictions]
     if len(evaluated) < 2:
         return pd.DataFrame()
-    hits, rows = _find_hits(evaluated), []
+    # (runs, images): 1 if right, 0 if wrong, NaN if the run was not evaluated on the image
+    by_path = [find_hits_by_path(each).astype(float) for _, each in group.with_predictions]
+    hits, rows = pd.concat(by_path, axis=1).to_numpy().T, []
     for i, j in combinations(range(len(evaluated)), 2):
-        first, second = evaluated[i], evaluated[j]
         both = ~np.isnan(hits[i]) & ~np.isnan(hits[j])
         if not both.any():
             continue
@@ -117,10 +115,10 @@ def tabulate_pairs(group: Group) -> pd.DataFrame:
         rows.append(
             {
                 "test_digest": group.test_digest,
-                "first_name": first.name,
-                "first": first.run_id,
-                "second_name": second.name,
-                "second": second.run_id,
+                "first_name": evaluated[i].name,
+                "first": evaluated[i].run_id,
+                "second_name": evaluated[j].name,
+                "second": evaluated[j].run_id,
                 "images": int(both.sum()),
                 "difference": difference,
                 "low": low,
@@ -136,19 +134,10 @@ def tabulate_pairs(group: Group) -> pd.DataFrame:
     return table
 
 
-def _find_hits(evaluated: Sequence[Record]) -> npt.NDArray[np.float64]:
-    """(runs, images): 1 where a run is right, 0 where it is not, NaN where it was not evaluated."""
-    series = [
-        find_hits_by_path(each.predictions).astype(float)
-        for each in evaluated
-        if each.predictions is not None
-    ]
-    return pd.concat(series, axis=1).to_numpy().T
-
-
 def find_pareto_front(group: Group) -> list[Record]:
-    """Runs that none beats in both accuracy and wall time, the quickest first. Runs that found
-    features in the cache, whose time is not the whole job's, stay out.
+    """Return the runs that no other run beats in both accuracy and wall time, fastest first.
+
+    Runs with a feature cache hit are left out: their time is not the time of the whole job.
     """
     timed = [each for each in group.ranked if each.seconds and not each.cache_hit]
     front: list[Record] = []
@@ -159,35 +148,23 @@ def find_pareto_front(group: Group) -> list[Record]:
 
 
 def tabulate_recalls(group: Group) -> pd.DataFrame:
-    """One row a run and class: recall with its 95 % interval, and the class's test images."""
+    """Return one row for each run and class: recall with its 95 % interval, and test images."""
     parts = []
-    for record in group.ranked:
-        if record.predictions is None:
-            continue
-        right = record.predictions.assign(
-            right=record.predictions["predicted"] == record.predictions["label"]
-        )
-        counts = right.groupby("label")["right"].agg(["sum", "size"])
-        low, high = wilson_intervals(counts["sum"].to_numpy(), counts["size"].to_numpy())
-        parts.append(
-            pd.DataFrame(
-                {
-                    "name": record.name,
-                    "run_id": record.run_id,
-                    "label": counts.index,
-                    "recall": (counts["sum"] / counts["size"]).to_numpy(),
-                    "low": low,
-                    "high": high,
-                    "images": counts["size"].to_numpy(),
-                }
-            )
-        )
+    for record, predictions in group.with_predictions:
+        hits = predictions["predicted"] == predictions["label"]
+        counts = hits.groupby(predictions["label"]).agg(["sum", "size"])
+        right, images = counts["sum"].to_numpy(), counts["size"].to_numpy()
+        low, high = wilson_intervals(right, images)
+        columns = {"label": counts.index, "recall": right / images, "low": low, "high": high}
+        part = pd.DataFrame({"name": record.name, "run_id": record.run_id, **columns})
+        parts.append(part.assign(images=images))
     return pd.concat(parts, ignore_index=True) if parts else pd.DataFrame()
 
 
 def find_disagreements(first: Record, second: Record, count: int) -> pd.DataFrame:
-    """Test images that only one of the two has right, at most `count` of either kind: path, label,
-    first, second (what each said).
+    """Return test images that only one of two runs has right, at most `count` for each run.
+
+    The columns are path, label, first and second (the classes that the two predicted).
     """
     assert first.predictions is not None and second.predictions is not None
     both = first.predictions.merge(second.predictions, on=["path", "label"], suffixes=("", "_2"))

@@ -30,7 +30,7 @@ from har.compare.ablation import (
     summarise_effect,
     tabulate_effects,
 )
-from har.compare.waterfall import draw_waterfall
+from har.compare.figures import draw_waterfall
 from har.data.manifest import Manifest
 from har.jobs.train import run_training
 from har.models.backbones import name_weights_by_content

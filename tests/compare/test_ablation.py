@@ -106,7 +106,7 @@ def test_the_sentence_is_computed() -> None:
         " (+40.0 to +60.0) points."
     )
     same = replace(effect(), difference=(0.01, -0.1, 0.12))
-    assert "no more than can be told" in summarise_effect(same)
+    assert "does not change accuracy measurably" in summarise_effect(same)
     assert "not known" in summarise_effect(replace(effect(), difference=None))
     assert "costs 56%" in summarise_effect(effect(before=AFTER, after=BEFORE))
 

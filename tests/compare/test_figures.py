@@ -1,9 +1,9 @@
-"""The waterfall of an ablation."""
+"""Figures that compare trainings."""
 
 from dataclasses import replace
 from pathlib import Path
 
-from har.compare.waterfall import draw_waterfall
+from har.compare.figures import draw_waterfall
 from tests.compare.test_ablation import AFTER, BEFORE, effect
 
 
