@@ -137,4 +137,6 @@ def test_offline_records_here(tmp_path: Path) -> None:
     assert {run.info.run_id for run in runs} == set(done.stdout.split()[1::2]) and len(runs) == 5
     under_mlflow = {**away, "MLFLOW_RUN_ID": "0" * 32}
     refused = subprocess.run(words, env=under_mlflow, capture_output=True, text=True, check=False)
-    assert refused.returncode == 2 and "--offline does not work through `mlflow run`" in refused.stderr
+    assert (
+        refused.returncode == 2 and "--offline does not work through `mlflow run`" in refused.stderr
+    )
