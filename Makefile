@@ -44,7 +44,7 @@ setup: $(READY)  ## Set up the virtual environment .venv (the other targets do i
 
 $(READY): pyproject.toml
 	$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 11) and sys.version_info < (3, 14) else "Python 3.11 to 3.13 is needed: make PYTHON=/path/to/python3.11")'
-	@echo "Setting up $(VENV): about two minutes and 1 GB of downloads, only this once."
+	@echo "Setting up $(VENV): about two minutes and $(if $(findstring cuda,$(EXTRAS)),several,1) GB of downloads, only this once."
 	$(PYTHON) -m venv $(VENV)
 	$(VENV)/bin/python -m pip install --quiet --editable '.[$(EXTRAS)]'
 	touch $(READY)

@@ -74,51 +74,52 @@ def _option_type(each: Field[Any]) -> click.ParamType[Any]:
     return kind(each.metadata["low"], each.metadata["high"])
 
 
+DATA_OPTIONS = (
+    click.option(
+        "--data",
+        default="auto",
+        show_default=True,
+        metavar="auto|sample|kaggle|DIR",
+        help="DIR: Kaggle's layout, a folder of images for each label, or a folder that `har"
+        " prepare` wrote. auto: the first of $HAR_DATA, Kaggle's input folder, ./data, and"
+        " the built-in sample.",
+    ),
+    click.option(
+        "--image-root",
+        type=click.Path(path_type=Path, file_okay=False),
+        metavar="DIR",
+        help="New place of the images of a prepared folder, if you moved them.",
+    ),
+    click.option(
+        "--test-fraction",
+        type=Between(0, 0.9),
+        help="Share of the images held out for test; 0: no test split, as in the notebooks."
+        "  [0.15]",
+    ),
+    click.option(
+        "--split-seed",
+        type=click.IntRange(0, 2**31 - 1),
+        help="Decides which images are for test and for validation; --seed is for training.  [0]",
+    ),
+    click.option(
+        "--duplicates",
+        type=Spelled(["near", "exact", "ignore"]),
+        help="Copies of one image stay on one side of every split. near: images that look"
+        " alike count as copies; exact: only byte-identical files; ignore: split copies"
+        " freely, as in the notebooks.  [near]",
+    ),
+    click.option(
+        "--test-file",
+        metavar="FILE",
+        help="CSV (filename,label) with labels for images in the data's folder test/; these"
+        " become the test split.  [none]",
+    ),
+)
+
+
 def data_options(command: Command) -> Command:
     """Add options that say where the images come from and how test images are held out."""
-    options = [
-        click.option(
-            "--data",
-            default="auto",
-            show_default=True,
-            metavar="auto|sample|kaggle|DIR",
-            help="DIR: Kaggle's layout, a folder of images for each label, or a folder that `har"
-            " prepare` wrote. auto: the first of $HAR_DATA, Kaggle's input folder, ./data, and"
-            " the built-in sample.",
-        ),
-        click.option(
-            "--image-root",
-            type=click.Path(path_type=Path, file_okay=False),
-            metavar="DIR",
-            help="New place of the images of a prepared folder, if you moved them.",
-        ),
-        click.option(
-            "--test-fraction",
-            type=Between(0, 0.9),
-            help="Share of the images held out for test; 0: no test split, as in the notebooks."
-            "  [0.15]",
-        ),
-        click.option(
-            "--split-seed",
-            type=click.IntRange(0, 2**31 - 1),
-            help="Decides which images are for test and for validation; --seed is for training."
-            "  [0]",
-        ),
-        click.option(
-            "--duplicates",
-            type=Spelled(["near", "exact", "ignore"]),
-            help="Copies of one image stay on one side of every split. near: images that look"
-            " alike count as copies; exact: only byte-identical files; ignore: split copies"
-            " freely, as in the notebooks.  [near]",
-        ),
-        click.option(
-            "--test-file",
-            metavar="FILE",
-            help="CSV (filename,label) with labels for images in the data's folder test/; these"
-            " become the test split.  [none]",
-        ),
-    ]
-    for option in reversed(options):
+    for option in reversed(DATA_OPTIONS):
         command = option(command)
     return command
 

@@ -45,8 +45,7 @@ def test_run_and_train_are_one_command() -> None:
 
 def test_help_shows_the_defaults_of_the_variants(cli) -> None:
     text = " ".join(cli("train", "--help").output.split())
-    assert "Maximum number of epochs. [40]" in text
-    assert "0: off. [original, v1: 0; v2, v3, v4, v5: 5]" in text
+    assert "[40]" in text and "[original, v1: 0; v2, v3, v4, v5: 5]" in text
 
 
 READING = [

@@ -142,16 +142,18 @@ def test_entry_points_forward_everything_they_declare(name: str) -> None:
 
 
 def blocks(language: str) -> list[str]:
-    text = (ROOT / "README.md").read_text()
+    pages = (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")))
+    text = "\n".join(page.read_text() for page in pages)
     return re.findall(rf"```{language}\n(.*?)\n```", text, re.DOTALL)
 
 
-def test_readme_shows_the_variants_as_printed() -> None:
+def test_docs_show_the_variants_as_printed() -> None:
     assert describe_variants() in blocks("text")
 
 
-def test_readme_names_only_options_that_exist() -> None:
+def test_docs_name_only_options_that_exist() -> None:
     known = {opt for command in main.commands.values() for p in command.params for opt in p.opts}
+    known.add("--help")
     for line in "\n".join(blocks("sh")).splitlines():
         if line.startswith(("har ", "python -m har ")):
             assert set(re.findall(r"(?<=\s)--[a-z-]+", line)) <= known, line
