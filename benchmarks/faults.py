@@ -9,10 +9,9 @@
 - requests: the trained model is served by `mlflow models serve` and gets requests that it cannot
   answer, and a good request after each.
 
-Lost are epochs that the store lacks or has with other numbers than an undisturbed training, good
-images that are missing, and good requests without the right answer; doubled are epochs, models and
-images that are recorded twice. The command exits with 1 unless all survived and nothing was lost
-or doubled.
+Lost are epochs that differ from those of an undisturbed training, good images that are missing, and
+good requests without the right answer. Doubled are epochs, models and images recorded twice. The
+command exits with 1 unless all survived and nothing was lost or doubled.
 """
 
 import csv
@@ -37,6 +36,7 @@ from har.util.progress import say
 from measuring import Claim, Tables
 
 EPOCHS = 8
+HAR = (sys.executable, "-m", "har")
 COMMAND_S = 300  # one that takes longer hangs
 TRAIN = (
     "train", "--backbone", "efficientnet-lite0", "--image-size", "64", "--batch-size", "16",
@@ -51,14 +51,20 @@ BAD_SHARE = 0.02
 # --- trainings
 
 
-def start_training(experiment: str, data: Path) -> subprocess.Popen[str]:
+def _har(*words: str) -> subprocess.CompletedProcess[str]:
+    say(f"har {' '.join(words)}")
+    command = [*HAR, *words]
+    return subprocess.run(command, capture_output=True, text=True, timeout=COMMAND_S, check=False)
+
+
+def _start_training(experiment: str, data: Path) -> subprocess.Popen[str]:
     """Start `har train` in an experiment of its own."""
     say(f"training: {experiment}")
-    command = [sys.executable, "-m", "har", *TRAIN, str(data), "--experiment", experiment]
+    command = [*HAR, *TRAIN, str(data), "--experiment", experiment]
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 
-def read_until(process: subprocess.Popen[str], start: str) -> str:
+def _read_until(process: subprocess.Popen[str], start: str) -> str:
     """Wait for a line of stderr that begins with `start`; return all lines up to it."""
     said = ""
     for line in process.stderr or ():
@@ -68,7 +74,7 @@ def read_until(process: subprocess.Popen[str], start: str) -> str:
     return said
 
 
-def read_run(experiment: str) -> tuple[Any, list[tuple[str, int, float]]]:
+def _read_run(experiment: str) -> tuple[Any, list[tuple[str, int, float]]]:
     """Read an experiment's one run, and the (name, epoch, value) of its compared metrics."""
     client = mlflow.MlflowClient()
     (run,) = client.search_runs([client.get_experiment_by_name(experiment).experiment_id])
@@ -76,10 +82,10 @@ def read_run(experiment: str) -> tuple[Any, list[tuple[str, int, float]]]:
     return run, [(name, e.step, e.value) for name, found in histories.items() for e in found]
 
 
-def compare_with_whole(count: Counter[str], experiment: str) -> None:
+def _compare_with_whole(count: Counter[str], experiment: str) -> None:
     """Compare a disturbed training with the one in experiment `whole`, which nothing disturbed."""
-    run, epochs = read_run(experiment)
-    whole, wanted = read_run("whole")
+    run, epochs = _read_run(experiment)
+    whole, wanted = _read_run("whole")
     models = mlflow.MlflowClient().search_logged_models([run.info.experiment_id])
     count["survived"] += run.info.status == "FINISHED"
     count["lost"] += len({epoch for _, epoch, _ in set(wanted) - set(epochs)})
@@ -89,59 +95,56 @@ def compare_with_whole(count: Counter[str], experiment: str) -> None:
     count["doubled"] += max(0, len(models) - 1)
 
 
-def inject_kills(data: Path, number: int, chance: random.Random) -> Counter[str]:
+def _inject_kills(data: Path, number: int, chance: random.Random) -> Counter[str]:
     """Kill trainings at a random moment before the last epoch, and resume them."""
     count = Counter(injected=number)
     for each in range(number):
         name = f"kill {each}"
-        process = start_training(name, data)
-        said = read_until(process, f"epoch {chance.randint(1, EPOCHS - 1)}/{EPOCHS}  loss")
+        process = _start_training(name, data)
+        said = _read_until(process, f"epoch {chance.randint(1, EPOCHS - 1)}/{EPOCHS}  loss")
         time.sleep(chance.uniform(0, 0.5))
         process.kill()
         said += process.communicate()[1]
-        run, _ = read_run(name)
-        resumed = measuring.har("train", "--resume", run.info.run_id, capture=True).stderr
-        # what the backup holds is not trained again
-        again = f"epoch 1/{EPOCHS}  loss" in resumed
-        count["lost"] += "backup to resume from" in said and again
-        compare_with_whole(count, name)
+        run, _ = _read_run(name)
+        resumed = _har("train", "--resume", run.info.run_id).stderr
+        # where there is a backup, training does not start again
+        restarted = f"epoch 1/{EPOCHS}  loss" in resumed
+        count["lost"] += restarted and "backup to resume from" in said
+        _compare_with_whole(count, name)
     return count
 
 
-def inject_outages(data: Path, server: "TrackingServer") -> Counter[str]:
+def _inject_outages(data: Path, server: "_TrackingServer") -> Counter[str]:
     """Kill the tracking server, put it to sleep, and kill it to the end of a training."""
     count = Counter(injected=3)
     for kind in ("killed", "asleep", "away"):
-        process = start_training(f"server {kind}", data)
-        read_until(process, f"epoch 2/{EPOCHS}  loss")
+        process = _start_training(f"server {kind}", data)
+        _read_until(process, f"epoch 2/{EPOCHS}  loss")
         server.send(signal.SIGSTOP) if kind == "asleep" else server.kill()
         if kind != "away":
-            read_until(process, f"epoch {EPOCHS - 1}/{EPOCHS}  loss")
+            _read_until(process, f"epoch {EPOCHS - 1}/{EPOCHS}  loss")
             server.send(signal.SIGCONT) if kind == "asleep" else server.start()
         process.communicate(timeout=COMMAND_S)
         if kind == "away":
             server.start()
-            measuring.har("sync")
-        compare_with_whole(count, f"server {kind}")
+            _har("sync")
+        _compare_with_whole(count, f"server {kind}")
     return count
 
 
-class TrackingServer:
+class _TrackingServer:
     """A real MLflow server, which keeps its port and its store."""
 
     def __init__(self, folder: Path) -> None:
-        """Start it."""
         self.folder, self.port = folder, measuring.free_port()
         self.start()
 
     def start(self) -> None:
-        """Start it and wait until it answers."""
         words = ["server", "--workers", "1", "--artifacts-destination", f"{self.folder}/artifacts"]
         words += ["--backend-store-uri", f"sqlite:///{self.folder}/mlflow.db"]
         self.process = measuring.start_server(words, self.port, self.folder)
 
     def kill(self) -> None:
-        """Kill it and its workers."""
         measuring.stop_server(self.process, signal.SIGKILL)
 
     def send(self, signal_number: int) -> None:
@@ -152,7 +155,7 @@ class TrackingServer:
 # --- files
 
 
-def replace_by(make: Callable[[Path], Any]) -> Callable[[Path], Any]:
+def _replace_by(make: Callable[[Path], Any]) -> Callable[[Path], Any]:
     """Return a damage that removes a file and makes something else in its place."""
     return lambda file: (file.unlink(), make(file))
 
@@ -161,15 +164,17 @@ DAMAGES: tuple[Callable[[Path], Any], ...] = (
     lambda file: file.write_bytes(file.read_bytes()[: file.stat().st_size // 2]),
     Path.unlink,
     # nobody writes into this pipe
-    replace_by(os.mkfifo),
-    replace_by(lambda file: file.symlink_to(file)),
+    _replace_by(os.mkfifo),
+    _replace_by(lambda file: file.symlink_to(file)),
     lambda file: file.write_bytes(b""),
     lambda file: file.write_text("no image"),
     lambda file: file.write_bytes(os.urandom(4000)),
 )
 
 
-def inject_bad_files(data: Path, scratch: Path, number: int, chance: random.Random) -> Counter[str]:
+def _inject_bad_files(
+    data: Path, scratch: Path, number: int, chance: random.Random
+) -> Counter[str]:
     """Damage images in copies of the data, in each as many as `har prepare` bears."""
     count: Counter[str] = Counter()
     while count["injected"] < number:
@@ -182,7 +187,7 @@ def inject_bad_files(data: Path, scratch: Path, number: int, chance: random.Rand
         for name in sorted(bad):
             chance.choice(DAMAGES)(folder / "train" / name)
         count["injected"] += len(bad)
-        if measuring.har("prepare", "--data", str(folder), "--out", str(out)).returncode:
+        if _har("prepare", "--data", str(folder), "--out", str(out)).returncode:
             continue
         dropped = json.loads((out / "dataset.json").read_text())["dropped"]
         with (out / "manifest.csv").open(newline="") as file:
@@ -211,20 +216,20 @@ BAD_REQUESTS = (
 )
 
 
-def inject_bad_requests(data: Path, scratch: Path, number: int) -> Counter[str]:
+def _inject_bad_requests(data: Path, scratch: Path, number: int) -> Counter[str]:
     """Send bad requests: each is refused or answered by an error in its row, the next one well."""
     count = Counter(injected=number)
     image = min((data / "train").iterdir()).read_bytes()
     good = measuring.encode_request([image])
-    run, _ = read_run("whole")
+    run, _ = _read_run("whole")
     with measuring.serve_model(f"runs:/{run.info.run_id}/model", scratch) as port:
-        wanted = measuring.ask(measuring.connect(port), good)
+        wanted = measuring.ask(port, good)
         for each in range(number):
             body = BAD_REQUESTS[each % len(BAD_REQUESTS)]
-            status, answer = measuring.ask(measuring.connect(port), body)
+            status, answer = measuring.ask(port, body)
             in_rows = status == 200 and all(r["error"] for r in json.loads(answer)["predictions"])
             count["survived"] += in_rows or 400 <= status < 500
-            count["lost"] += measuring.ask(measuring.connect(port), good) != wanted
+            count["lost"] += measuring.ask(port, good) != wanted or wanted[0] != 200
     return count
 
 
@@ -233,16 +238,16 @@ def measure(data: str, scratch: Path, tiny: bool) -> tuple[Tables, list[Claim]]:
     chance = random.Random(0)
     manifest = load_manifest(data)
     images = measuring.repeat_images(manifest, len(manifest.table), scratch / "images")
-    server = TrackingServer(scratch)
+    server = _TrackingServer(scratch)
     uri = f"http://127.0.0.1:{server.port}"
     os.environ |= {"MLFLOW_TRACKING_URI": uri, "HAR_CACHE": str(scratch / "cache")}
     try:
-        start_training("whole", images).communicate(timeout=COMMAND_S)
+        _start_training("whole", images).communicate(timeout=COMMAND_S)
         counts = {
-            "kill -9 while training": inject_kills(images, 1 if tiny else 4, chance),
-            "tracking server away": inject_outages(images, server),
-            "bad image file": inject_bad_files(images, scratch, 7 if tiny else 28, chance),
-            "bad request": inject_bad_requests(images, scratch, 12 if tiny else 60),
+            "kill -9 while training": _inject_kills(images, 1 if tiny else 4, chance),
+            "tracking server away": _inject_outages(images, server),
+            "bad image file": _inject_bad_files(images, scratch, 7 if tiny else 28, chance),
+            "bad request": _inject_bad_requests(images, scratch, 12 if tiny else 60),
         }
     finally:
         server.kill()

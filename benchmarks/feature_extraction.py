@@ -30,16 +30,16 @@ GROWTH_BACKBONE, GROWTH_IMAGES = "efficientnetb0", 4000
 WARM_UP_IMAGES = 2000
 
 
-def recipe_for(backbone: str) -> Recipe:
-    """Return v5's recipe, as it is on a CPU, with random weights."""
+def _recipe_for(backbone: str) -> Recipe:
+    # as v5 is on a CPU
     return replace(VARIANTS["v5"], backbone=backbone, weights="random", precision="float32")
 
 
-def measure_speed(manifest: Manifest, backbone: str, runtime: str, turns: int) -> dict[str, Any]:
+def _measure_speed(manifest: Manifest, backbone: str, runtime: str, turns: int) -> dict[str, Any]:
     """Return a row of the table of speeds."""
     import internals
 
-    recipe, rows = recipe_for(backbone), manifest.table
+    recipe, rows = _recipe_for(backbone), manifest.table
     extract = internals.build_extraction(manifest, recipe, runtime)
     forward = internals.build_forward(recipe, runtime)
 
@@ -53,27 +53,27 @@ def measure_speed(manifest: Manifest, backbone: str, runtime: str, turns: int) -
          for name, call in calls.items()},
         turns,
     )  # fmt: skip
-    forward_cpu_s = cpu_seconds(calls["bare"])
+    forward_cpu_s = _cpu_seconds(calls["bare"])
     return {
         "name": f"{backbone}, {runtime}",
         **{row["name"]: row["rate"] for row in measuring.summarise(found)},
         "ratio": measuring.median_ratio(found, "rate", "extraction", "bare"),
-        "limit": forward_cpu_s / (forward_cpu_s + cpu_seconds(decode)),
+        "limit": forward_cpu_s / (forward_cpu_s + _cpu_seconds(decode)),
     }
 
 
-def cpu_seconds(call: Callable[[], Any]) -> float:
-    """Return the CPU seconds of one call, of all cores."""
+def _cpu_seconds(call: Callable[[], Any]) -> float:
+    # of all cores
     started = time.process_time()
     call()
     return time.process_time() - started
 
 
-def measure_growth(manifest: Manifest, images: int) -> dict[str, Any]:
+def _measure_growth(manifest: Manifest, images: int) -> dict[str, Any]:
     """Return a row of the table of growth."""
     import internals
 
-    extract = internals.build_extraction(manifest, recipe_for(GROWTH_BACKBONE), "openvino")
+    extract = internals.build_extraction(manifest, _recipe_for(GROWTH_BACKBONE), "openvino")
     extract(measuring.some_images(manifest, WARM_UP_IMAGES).table)
     rows, features = measuring.some_images(manifest, images).table, []
     seconds, growth_mb = measuring.watched(lambda: features.append(extract(rows)))
@@ -93,9 +93,9 @@ def measure(data: str, scratch: Path, tiny: bool) -> tuple[Tables, list[Claim]]:
     speed, run = [], measuring.in_fresh_process
     for name in [GROWTH_BACKBONE] if tiny else SPEED_IMAGES:
         some = measuring.some_images(manifest, SPEED_IMAGES[name] // divisor)
-        speed += [run(measure_speed, some, name, each, turns) for each in measuring.RUNTIMES]
+        speed += [run(_measure_speed, some, name, each, turns) for each in measuring.RUNTIMES]
     most = min(GROWTH_IMAGES // divisor, len(manifest.table))
-    growth = [run(measure_growth, manifest, count) for count in (most // 4, most // 2, most)]
+    growth = [run(_measure_growth, manifest, count) for count in (most // 4, most // 2, most)]
     few, many = growth[0], growth[-1]
     decoded_mb = (many["images"] - few["images"]) * VARIANTS["v5"].image_size ** 2 * 3 / 1e6
     beyond = [each["growth MB"] - each["features MB"] for each in (few, many)]

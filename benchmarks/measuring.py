@@ -6,7 +6,6 @@ import http.client
 import itertools
 import json
 import os
-import platform
 import shutil
 import signal
 import socket
@@ -94,15 +93,14 @@ def run(
         out.parent.mkdir(parents=True, exist_ok=True)
         out.write_text(json.dumps(found, indent=1) + "\n")
         for title, rows in [*tables.items(), *([("claim", checked)] if checked else [])]:
-            click.echo(f"\n{format_table(title, rows)}")
+            click.echo(f"\n{_format_table(title, rows)}")
         click.echo(f"\nwritten: {out}")
         sys.exit(0 if all(each.met for each in claims) else 1)
 
     main()
 
 
-def format_table(title: str, rows: Sequence[Mapping[str, Any]]) -> str:
-    """Align the names to the left and the other columns to the right."""
+def _format_table(title: str, rows: Sequence[Mapping[str, Any]]) -> str:
     columns = list(dict.fromkeys(key for row in rows for key in row))
     lines = [[title, *columns[1:]]]
     lines += [[_format_cell(row.get(key, "")) for key in columns] for row in rows]
@@ -123,16 +121,9 @@ def _format_cell(value: Any) -> str:
 
 
 def _describe_machine() -> dict[str, Any]:
+    found = {"cpu": cpu_name(), "cores": available_cpus(), "load_average": os.getloadavg()}
     packages = ("tensorflow", "keras", "mlflow", "pillow", "har")
-    return {
-        "cpu": cpu_name(),
-        "cores": available_cpus(),
-        "memory_gb": round(psutil.virtual_memory().total / 1e9, 1),
-        "load_average": os.getloadavg(),
-        "system": platform.platform(),
-        "python": platform.python_version(),
-        **{name: version(name) for name in packages},
-    }
+    return found | {name: version(name) for name in packages}
 
 
 # --- time and memory
@@ -234,18 +225,16 @@ def store_in(folder: Path) -> dict[str, str]:
     return {"MLFLOW_TRACKING_URI": store, "HAR_CACHE": str(folder / "cache")}
 
 
-def har(*words: str, folder: Path | None = None, capture: bool = False) -> Any:
-    """Run a `har` command, with the store and the cache in `folder` if given."""
+def har(*words: str, folder: Path) -> str:
+    """Run a `har` command with the store and the cache in `folder`; return what it printed."""
     say(f"har {' '.join(words)}")
-    return subprocess.run(
-        [sys.executable, "-m", "har", *words],
-        env={**os.environ, **(store_in(folder) if folder else {})},
-        cwd=folder,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE if capture else None,
-        text=True,
-        check=False,
+    command, environment = [sys.executable, "-m", "har", *words], {**os.environ, **store_in(folder)}
+    done = subprocess.run(
+        command, env=environment, cwd=folder, stdout=subprocess.PIPE, text=True, check=False
     )
+    if done.returncode:
+        sys.exit(f"har {words[0]} ended with status {done.returncode}")
+    return done.stdout
 
 
 def har_run(variant: str, data: Path | str, folder: Path, *options: str) -> dict[str, Any]:
@@ -254,9 +243,7 @@ def har_run(variant: str, data: Path | str, folder: Path, *options: str) -> dict
     Returns the run's metrics, its `run_id` and its number of `epochs`.
     """
     folder.mkdir(exist_ok=True)
-    done = har("run", "--variant", variant, "--data", str(data), *options, folder=folder)
-    if done.returncode:
-        sys.exit(f"har run ended with status {done.returncode}")
+    har("run", "--variant", variant, "--data", str(data), *options, folder=folder)
     client = mlflow.MlflowClient(store_in(folder)["MLFLOW_TRACKING_URI"])
     experiment = client.get_experiment_by_name("har").experiment_id
     run = client.search_runs([experiment], order_by=["start_time DESC"], max_results=1)[0]
@@ -317,15 +304,9 @@ def serve_model(uri: str, folder: Path) -> Iterator[int]:
         stop_server(process)
 
 
-def connect(port: int) -> http.client.HTTPConnection:
-    """Connect to a server."""
-    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=START_TIMEOUT_S)
-    connection.connect()
-    return connection
-
-
-def ask(connection: http.client.HTTPConnection, body: bytes) -> tuple[int, bytes]:
+def ask(port: int, body: bytes) -> tuple[int, bytes]:
     """Send a request to a served model; return the status and the answer."""
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=START_TIMEOUT_S)
     connection.request("POST", "/invocations", body, {"Content-Type": "application/json"})
     answer = connection.getresponse()
     return answer.status, answer.read()

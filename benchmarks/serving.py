@@ -15,7 +15,7 @@ import itertools
 import json
 import os
 import statistics
-import threading
+import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from functools import cache, partial
@@ -45,7 +45,7 @@ mlflow.models.set_model(NoOp())
 """
 
 
-def log_models(uri: str, folder: Path) -> dict[str, str]:
+def _log_models(uri: str, folder: Path) -> dict[str, str]:
     """Log the no-op model, and the network of model `uri` in the stock TensorFlow flavour."""
     import keras
     import mlflow
@@ -68,16 +68,15 @@ def log_models(uri: str, folder: Path) -> dict[str, str]:
 
 
 @cache
-def load_bare(uri: str) -> Any:
-    """Load a model once."""
+def _load_bare(uri: str) -> Any:
     import internals
 
     return internals.load_bare(uri)
 
 
-def measure_bare(uri: str, files: list[bytes]) -> dict[str, float]:
+def _measure_bare(uri: str, files: list[bytes]) -> dict[str, float]:
     """Measure decoding and forward pass of one image and of a batch, and the forward pass alone."""
-    decode, forward = load_bare(uri)
+    decode, forward = _load_bare(uri)
     batch = files[:BATCH]
     images = decode(batch)
     one_s = [measuring.timed(lambda data=data: forward(decode([data]))) for data in files[:40]]
@@ -90,84 +89,77 @@ def measure_bare(uri: str, files: list[bytes]) -> dict[str, float]:
     }
 
 
-def encode_pixels(uri: str, files: list[bytes]) -> bytes:
+def _encode_pixels(uri: str, files: list[bytes]) -> bytes:
     """Encode decoded images as the JSON that the stock flavour takes."""
-    decode, _ = load_bare(uri)
+    decode, _ = _load_bare(uri)
     return json.dumps({"instances": decode(files).tolist()}).encode()
 
 
 # --- servers and clients
 
 
-def send(port: int, bodies: list[bytes], clients: int = 1) -> tuple[list[float], float]:
+def _send(port: int, bodies: list[bytes], clients: int = 1) -> tuple[list[float], float]:
     """Send all bodies from `clients` threads; return the seconds of each request, and of all."""
-    local = threading.local()
 
-    def answer(body: bytes) -> None:
-        status, text = measuring.ask(local.connection, body)
+    def send_one(body: bytes) -> None:
+        status, text = measuring.ask(port, body)
         if status != 200 or b'"label": null' in text:
             raise RuntimeError(f"status {status}: {text[:500]!r}")
 
-    def send_one(body: bytes) -> float:
-        # each thread keeps its connection, which is no part of an answer
-        if not hasattr(local, "connection"):
-            local.connection = measuring.connect(port)
-        return measuring.timed(partial(answer, body))
-
-    found: list[float] = []
+    started = time.perf_counter()
     with ThreadPoolExecutor(clients) as pool:
-        total_s = measuring.timed(lambda: found.extend(pool.map(send_one, bodies)))
-    return found, total_s
+        seconds = list(pool.map(lambda body: measuring.timed(partial(send_one, body)), bodies))
+    return seconds, time.perf_counter() - started
 
 
-def measure_served(port: int, files: list[bytes], count: int, clients: int = 1) -> dict[str, float]:
+def _measure_served(
+    port: int, files: list[bytes], count: int, clients: int = 1
+) -> dict[str, float]:
     """Send `count` requests of one image, and a tenth of that of a batch."""
     singles = [measuring.encode_request([data]) for data in files]
     batches = [measuring.encode_request(files[n : n + BATCH]) for n in (0, BATCH)]
-    one_s, _ = send(port, list(itertools.islice(itertools.cycle(singles), count)), clients)
+    one_s, _ = _send(port, list(itertools.islice(itertools.cycle(singles), count)), clients)
     bodies = list(itertools.islice(itertools.cycle(batches), count // 10))
     return {
         ONE: 1000 * statistics.median(one_s),
         "1 image, p99 ms": 1000 * statistics.quantiles(one_s, n=100)[-1],
-        BATCHES: BATCH * len(bodies) / send(port, bodies, clients)[1],
+        BATCHES: BATCH * len(bodies) / _send(port, bodies, clients)[1],
     }
 
 
-def measure_turns(
+def _measure_servers(
     models: dict[str, str], scratch: Path, files: list[bytes], turns: int
-) -> tuple[Turns, dict[str, float]]:
-    """Let bare calls and servers take turns; then ask OpenVINO's server from many clients."""
+) -> tuple[Turns, Tables]:
+    """Start the servers, let them and bare calls take turns, then ask from many clients."""
     with ExitStack() as stack:
         worker = stack.enter_context(measuring.fresh_process())
-        ports = {
-            name: stack.enter_context(measuring.serve_model(uri, scratch))
-            for name, uri in models.items()
-        }
-        pixels = worker.submit(encode_pixels, models["tensorflow"], files[:BATCH]).result()
+        pixels = worker.submit(_encode_pixels, models["tensorflow"], files[:BATCH]).result()
+        one = measuring.encode_request(files[:1])
+        ports, cold = {}, []
+        for name, uri in models.items():
+            started = time.perf_counter()
+            ports[name] = stack.enter_context(measuring.serve_model(uri, scratch))
+            _send(ports[name], [pixels if name == "stock" else one])
+            cold.append({"name": name, "seconds": time.perf_counter() - started})
 
         def call_bare(runtime: str) -> dict[str, float]:
-            return worker.submit(measure_bare, models[runtime], files).result()
+            return worker.submit(_measure_bare, models[runtime], files).result()
 
         calls: dict[str, Any] = {f"bare, {each}": partial(call_bare, each) for each in RUNTIMES}
         for name in ("no-op", *RUNTIMES):
-            calls[f"served, {name}"] = partial(measure_served, ports[name], files, 40)
-        calls["served, stock"] = lambda: {BATCHES: BATCH / send(ports["stock"], [pixels])[1]}
+            calls[f"served, {name}"] = partial(_measure_served, ports[name], files, 40)
+        calls["served, stock"] = lambda: {BATCHES: BATCH / _send(ports["stock"], [pixels])[1]}
         found = measuring.take_turns(calls, turns)
         say(f"{CLIENTS} clients")
-        return found, measure_served(ports["openvino"], files, 360, CLIENTS)
+        clients = _measure_served(ports["openvino"], files, 360, CLIENTS)
+    return found, {
+        "in turns, one client": measuring.summarise(found),
+        f"{CLIENTS} clients at once": [{"name": "served, openvino", **clients}],
+        "cold start to first answer": cold,
+    }
 
 
-def measure_cold_start(uri: str, scratch: Path, body: bytes) -> float:
-    """Return the seconds from the command to the first answer."""
-    with ExitStack() as stack:
-
-        def start() -> None:
-            send(stack.enter_context(measuring.serve_model(uri, scratch)), [body])
-
-        return measuring.timed(start)
-
-
-def measure_agreement(models: dict[str, str], images: Path, scratch: Path) -> float:
+def _measure_agreement(models: dict[str, str], images: Path, scratch: Path) -> float:
     """Return the share of images that both runtimes give the same label, by `har predict`."""
     labels = []
     for runtime in RUNTIMES:
@@ -179,8 +171,7 @@ def measure_agreement(models: dict[str, str], images: Path, scratch: Path) -> fl
     return sum(a == b for a, b in zip(*labels, strict=True)) / len(labels[0])
 
 
-def compare(turns: Turns, agreement: float) -> list[Claim]:
-    """Compare within a turn."""
+def _compare(turns: Turns, agreement: float) -> list[Claim]:
     ours, bare = "served, tensorflow", "bare, tensorflow"
     overhead = statistics.median(
         each[ONE] - alone[ONE] - no_op[ONE]
@@ -205,22 +196,13 @@ def measure(data: str, scratch: Path, tiny: bool) -> tuple[Tables, list[Claim]]:
     for name in RUNTIMES:
         run = measuring.har_run("v3", data, scratch, *LITE, "--runtime", name)
         models[name] = f"runs:/{run['run_id']}/model"
-    models |= measuring.in_fresh_process(log_models, models["tensorflow"], scratch)
+    models |= measuring.in_fresh_process(_log_models, models["tensorflow"], scratch)
     paths = itertools.islice(itertools.cycle(manifest.rows("test")["path"]), 2 * BATCH)
     files = [(manifest.root / path).read_bytes() for path in paths]
-    turns, clients = measure_turns(models, scratch, files, 1 if tiny else 9)
-    body = measuring.encode_request(files[:1])
-    cold = []
-    for name in ("no-op", *RUNTIMES):
-        times = [measure_cold_start(models[name], scratch, body) for _ in range(1 if tiny else 3)]
-        cold.append({"name": name, "seconds": statistics.median(times)})
+    turns, tables = _measure_servers(models, scratch, files, 1 if tiny else 9)
     count = min(64 if tiny else 2000, len(manifest.table))
     images = measuring.repeat_images(manifest, count, scratch / "labelled") / "train"
-    return {
-        "in turns, one client": measuring.summarise(turns),
-        f"{CLIENTS} clients at once": [{"name": "served, openvino", **clients}],
-        "cold start to first answer": cold,
-    }, compare(turns, measure_agreement(models, images, scratch))
+    return tables, _compare(turns, _measure_agreement(models, images, scratch))
 
 
 if __name__ == "__main__":

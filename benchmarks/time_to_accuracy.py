@@ -2,11 +2,11 @@
 
     python benchmarks/time_to_accuracy.py --data DIR
 
-- speed, with EfficientNetB7 and random weights, which cost what ImageNet's do: the original
-  notebook's loop for three epochs on 4,000 images; between them, so that a machine's faster and
-  slower hours are shared, v5 by each runtime as the whole job on 12,600 images, and its forward
-  pass alone; original and v3 for two epochs on 600 images. Where DIR has fewer images they are
-  repeated under other names. The loop's 40 epochs are extrapolated from the median epoch;
+- speed, with EfficientNetB7 and random weights, which cost what ImageNet's do: three epochs of the
+  original notebook's loop on 4,000 images; between them, so that all share the machine's faster and
+  slower hours, v5 by each runtime as the whole job on 12,600 images, and its forward pass alone;
+  original and v3 for two epochs on 600 images. Where DIR has fewer images they are repeated. The 40
+  epochs of the loop, original and v3 are extrapolated;
 - accuracy, with EfficientNet-Lite0 and its ImageNet weights on DIR's own images: v3 and v5 to their
   ends.
 
@@ -28,13 +28,13 @@ from har.util.hardware import has_bfloat16
 from har.util.progress import say
 from measuring import Claim, Tables
 
-NOTEBOOK_EPOCHS = 40
+EPOCHS = 40
 FORWARD_IMAGES, FORWARD_PASSES = 256, 3
 # How many times as long as v5 the loop takes at least: where the CPU has bfloat16, and elsewhere.
 TO_NOTEBOOK = {"tensorflow": (45, 30), "openvino": (75, 30)}
 
 
-def notebook_loop(folder: Path, images: int, backbone: str) -> tuple[float, float]:
+def _notebook_loop(folder: Path, images: int, backbone: str) -> tuple[float, float]:
     """Run the original notebook's cells in its own way; return seconds of decoding, of an epoch.
 
     Only the weights differ, which need a download.
@@ -71,7 +71,7 @@ def notebook_loop(folder: Path, images: int, backbone: str) -> tuple[float, floa
     return decode_s, measuring.timed(lambda: model.fit(data, labels, epochs=1, verbose=0))
 
 
-def measure_forward(manifest: Manifest, backbone: str, runtime: str) -> float:
+def _measure_forward(manifest: Manifest, backbone: str, runtime: str) -> float:
     """Return images a second of the forward pass alone, as for features of training images."""
     import internals
 
@@ -83,67 +83,80 @@ def measure_forward(manifest: Manifest, backbone: str, runtime: str) -> float:
     return len(images) / statistics.median(seconds[1:])
 
 
-def measure_speed(
+def _run_all(
     manifest: Manifest, scratch: Path, backbone: str, counts: tuple[int, int, int]
-) -> tuple[Tables, list[Claim]]:
-    """Run every way; the counts are images of v5's job, of the loop, of the other variants."""
-    images, loop_images, variant_images = counts
-    job = measuring.repeat_images(manifest, images, scratch / "job")
-    few = measuring.repeat_images(manifest, variant_images, scratch / "few")
+) -> tuple[list[dict[str, Any]], dict[str, dict[str, Any]], dict[str, dict[str, Any]]]:
+    """Run every way; return the loop's epochs, v5's runs by runtime, and the other variants' runs.
+
+    The counts are images of v5's job, of the loop, of the other variants.
+    """
+    job = measuring.repeat_images(manifest, counts[0], scratch / "job")
+    few = measuring.repeat_images(manifest, counts[2], scratch / "few")
     options = ("--backbone", backbone, "--weights", "random", "--duplicates", "ignore")
     epochs: list[dict[str, Any]] = []
 
     def run_loop() -> None:
-        name = f"epoch {len(epochs) + 1} of {NOTEBOOK_EPOCHS}"
+        name = f"epoch {len(epochs) + 1} of {EPOCHS}"
         say(f"the notebook's loop, {name}")
-        arguments = (notebook_loop, job, loop_images, backbone)
+        arguments = (_notebook_loop, job, counts[1], backbone)
         decode_s, epoch_s = measuring.in_fresh_process(*arguments)
         epochs.append({"name": name, "decoding, s": decode_s, "epoch, s": epoch_s})
 
     run_loop()
-    rows, jobs = [], {}
-    some = measuring.some_images(manifest, FORWARD_IMAGES)
+    v5, some = {}, measuring.some_images(manifest, FORWARD_IMAGES)
     for runtime in measuring.RUNTIMES:
-        rate = measuring.in_fresh_process(measure_forward, some, backbone, runtime)
+        rate = measuring.in_fresh_process(_measure_forward, some, backbone, runtime)
         run = measuring.har_run("v5", job, scratch / runtime, *options, "--runtime", runtime)
-        jobs[runtime] = (run["wall_time_s"], images / rate)
+        v5[runtime] = run | {"forward_rate": rate, "forward_s": counts[0] / rate}
+        run_loop()
+    variants = {
+        name: measuring.har_run(name, few, scratch / name, *options, "--epochs", "2")
+        for name in ("original", "v3")
+    }
+    return epochs, v5, variants
+
+
+def _measure_speed(
+    manifest: Manifest, scratch: Path, backbone: str, counts: tuple[int, int, int]
+) -> tuple[Tables, list[Claim]]:
+    """Run every way, and compare v5 with its forward pass and with the loop."""
+    epochs, v5, variants = _run_all(manifest, scratch, backbone, counts)
+    images, loop_images, _ = counts
+    # as if each epoch took as long as the median one
+    decode_s = statistics.median(each["decoding, s"] for each in epochs)
+    epoch_s = statistics.median(each["epoch, s"] for each in epochs)
+    loop_s = images / loop_images * (decode_s + EPOCHS * epoch_s)
+    seconds = {"notebook loop": (loop_images / epoch_s, loop_s)}
+    for name, run in variants.items():
+        # 15 % are test, and a share of the rest is validation; the first epoch, which compiles,
+        # does not count
+        trained = images * 0.85 * (1 - VARIANTS[name].validation_fraction)
+        rate = run["images_per_second"]
+        seconds[name] = (rate, EPOCHS * trained / rate)
+    rows = [
+        {"name": f"{name}, {EPOCHS} epochs (extrapolated)", "images/s": rate, "minutes": s / 60}
+        for name, (rate, s) in seconds.items()
+    ]
+    claims = []
+    for runtime, run in v5.items():
+        wall_s, forward_s = run["wall_time_s"], run["forward_s"]
         rows += [
-            {"name": f"forward pass alone, {runtime}", "images/s": rate,
-             "minutes": images / rate / 60},
-            {"name": f"v5, {runtime}, whole job", "minutes": run["wall_time_s"] / 60},
+            {"name": f"forward pass alone, {runtime}", "images/s": run["forward_rate"],
+             "minutes": forward_s / 60},
+            {"name": f"v5, {runtime}, whole job", "minutes": wall_s / 60},
             {"name": "  of that, extraction", "minutes": run["extraction_time_s"] / 60},
             {"name": "  of that, with training", "minutes": run["train_time_s"] / 60},
         ]  # fmt: skip
-        run_loop()
-    for name in ("original", "v3"):
-        run = measuring.har_run(name, few, scratch / name, *options, "--epochs", "2")
-        # of the last epoch: the first one compiles
-        rate = run["images_per_second"]
-        rows.append({"name": f"{name}, an epoch as trained here", "images/s": rate})
-    decode_s, epoch_s = (
-        statistics.median(each[key] for each in epochs) for key in ("decoding, s", "epoch, s")
-    )
-    # as if each epoch took as long as the median one
-    loop_s = images / loop_images * (decode_s + NOTEBOOK_EPOCHS * epoch_s)
-    name = f"notebook loop, {NOTEBOOK_EPOCHS} epochs (extrapolated)"
-    rows.insert(0, {"name": name, "images/s": loop_images / epoch_s, "minutes": loop_s / 60})
-    tables = {f"{backbone}, {images:,} images": rows, f"loop on {loop_images:,} images": epochs}
-    return tables, compare(jobs, loop_s)
-
-
-def compare(jobs: dict[str, tuple[float, float]], loop_s: float) -> list[Claim]:
-    """Compare v5's seconds with those of the forward pass, which come second, and of the loop."""
-    claims = []
-    for runtime, (wall_s, forward_s) in jobs.items():
         least = TO_NOTEBOOK[runtime][0 if has_bfloat16() else 1]
         claims += [
             Claim(f"v5, {runtime}: seconds - 1.25 x forward", wall_s - 1.25 * forward_s, "<=", 40),
             Claim(f"notebook loop / v5, {runtime}", loop_s / wall_s, ">=", least),
         ]
-    return claims
+    tables = {f"{backbone}, {images:,} images": rows, f"loop on {loop_images:,} images": epochs}
+    return tables, claims
 
 
-def measure_accuracy(
+def _measure_accuracy(
     data: str, scratch: Path, options: tuple[str, ...]
 ) -> tuple[Tables, list[Claim]]:
     """Train v3 and v5 to their ends."""
@@ -171,8 +184,8 @@ def measure(data: str, scratch: Path, tiny: bool) -> tuple[Tables, list[Claim]]:
     """Measure the speeds, then the accuracies."""
     backbone = "efficientnetb0" if tiny else "efficientnetb7"
     counts = (120, 64, 120) if tiny else (12_600, 4_000, 600)
-    speed, claims = measure_speed(load_manifest(data), scratch, backbone, counts)
-    accuracy, more = measure_accuracy(data, scratch, ("--epochs", "2") if tiny else ())
+    speed, claims = _measure_speed(load_manifest(data), scratch, backbone, counts)
+    accuracy, more = _measure_accuracy(data, scratch, ("--epochs", "2") if tiny else ())
     return speed | accuracy, claims + more
 
 

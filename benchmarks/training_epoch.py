@@ -36,7 +36,7 @@ FITS = {
 }
 
 
-def measure_fits(manifest: Manifest, steps: int, turns: int) -> Turns:
+def _measure_fits(manifest: Manifest, steps: int, turns: int) -> Turns:
     """Let short trainings and forward passes of as many images take turns."""
     import internals
 
@@ -60,7 +60,7 @@ def measure(data: str, scratch: Path, tiny: bool) -> tuple[Tables, list[Claim]]:
     """Measure in a fresh process."""
     manifest = measuring.some_images(load_manifest(data), 120 if tiny else MOST_IMAGES)
     steps, turns = (1, 1) if tiny else (20, 4)
-    found = measuring.in_fresh_process(measure_fits, manifest, steps, turns)
+    found = measuring.in_fresh_process(_measure_fits, manifest, steps, turns)
     rows = [
         row | {"to v3": measuring.median_ratio(found, "images/s", row["name"], AS_IT_IS)}
         for row in measuring.summarise(found)
