@@ -79,7 +79,7 @@ def _measure_accuracy(manifest: Manifest, backbone: str) -> str:
         starts = range(0, len(images), BATCH)
         features[split] = np.concatenate([forward(images[n : n + BATCH]) for n in starts])
     train, test = manifest.rows("train"), manifest.rows("test")
-    held_out = hold_out(train, 0.2, seed=0, what="validation")
+    held_out = hold_out(train, 0.2, 0, "validation")
     folds = [(np.flatnonzero(~held_out), np.flatnonzero(held_out))]
     pipeline = make_pipeline(StandardScaler(), LogisticRegression(max_iter=500))
     # fits all training images once the strength is chosen

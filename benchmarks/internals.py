@@ -21,9 +21,7 @@ with quiet_loading():
 
 from har.data.manifest import Manifest
 from har.inference.classifier import decoders
-from har.inference.extractors import EXTRACTORS, choose_arithmetic
-from har.inference.freezing import trace
-from har.inference.runtimes import compile_tensorflow
+from har.inference.runtimes import RUNTIMES, build_function, choose_arithmetic, run_batches
 from har.models.backbones import build_backbone as build_backbone
 from har.models.build import build_model, compile_model
 from har.models.devices import make_deterministic
@@ -79,20 +77,21 @@ def build_graphs(recipe: Recipe, classes: int) -> dict[str, Callable[[Images], A
     model = build_model(recipe, classes)
     return {
         "Keras' graph": tf.function(lambda images: model(images, training=False)),
-        "frozen graph": compile_tensorflow(model, "uint8"),
+        "frozen graph": build_function(model, "uint8"),
     }
 
 
 def build_forward(recipe: Recipe, runtime: str) -> Callable[[Images], None]:
     """Compile a backbone as for features of training images; the result takes float32 images."""
-    network = build_backbone(recipe)
-    prepared = EXTRACTORS[runtime](network, trace(network, "float32"), recipe)
-    extractor = prepared.compile(choose_arithmetic(runtime, recipe, exact=False))
-    size = extractor.batch_size
+    converted = RUNTIMES[runtime].convert(build_backbone(recipe))
+    arithmetic = choose_arithmetic(runtime, recipe.precision, exact=False)
+    compiled = RUNTIMES[runtime].compile(converted, arithmetic)
+    size = compiled.batch_size
 
     def forward(images: Images) -> None:
         starts = range(0, len(images), size)
-        extractor.run([(n, images[n : n + size]) for n in starts], lambda start, found: None)
+        batches = ((n, images[n : n + size]) for n in starts)
+        run_batches(compiled, batches, lambda start, found: None)
 
     return forward
 
