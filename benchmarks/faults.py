@@ -1,286 +1,204 @@
-"""What is done to a training and a server, and what comes of it: injected, survived, lost, doubled.
+"""Disturb trainings and servers at random moments; count what survives, is lost, or is doubled.
 
     python benchmarks/faults.py [--data DIR]
 
-Everything runs in this one command, by the commands that a user types, on the built-in sample or on
-images of DIR:
-
-- kills: a training gets kill -9 at a moment drawn by chance and goes on by `har train --resume`;
-- outages: a real `mlflow server` is killed and started again, put to sleep and woken, and killed to
+- kills: a training gets kill -9, and `har train --resume` continues it;
+- outages: a real `mlflow server` is killed and started again, put to sleep and woken, or killed to
   the end of the training, which `har sync` then records;
-- files: images are cut, emptied, overwritten, taken away, or become a pipe, and `har prepare` reads
-  the folder;
-- requests: the trained model is served by `mlflow models serve` and asked what it cannot answer,
-  a good request after each.
+- files: images are damaged, and `har prepare` reads the folder;
+- requests: the trained model is served by `mlflow models serve` and gets requests that it cannot
+  answer, and a good request after each.
 
-Lost are epochs that the store lacks or has with other numbers than an untroubled training, good
-images that are missing, and good requests without the right answer; doubled are epochs and models
-recorded twice. Prints a table, writes JSON, and exits with 1 unless all survived and nothing was
-lost or doubled.
+Lost are epochs that differ from those of an undisturbed training, good images that are missing, and
+good requests without the right answer. Doubled are epochs, models and images recorded twice. The
+command exits with 1 unless all survived and nothing was lost or doubled.
 """
 
-import base64
+import csv
 import json
 import os
 import random
-import re
 import shutil
 import signal
-import socket
 import subprocess
 import sys
-import tempfile
 import time
-import urllib.error
-import urllib.request
 from collections import Counter
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import click
 import mlflow
 
-from har.data.manifest import read_manifest
-from har.training.backup import backup_folder, read_state
+import measuring
+from har.data.prepare import load_manifest
 from har.util.progress import say
-from measuring import RESULTS, Bar, find_machine, finish, load_images
+from measuring import Claim, Tables
 
 EPOCHS = 8
-# A command takes seconds; one that hangs is an error of the benchmark.
-COMMAND_S = 300
-TINY = (
-    "--backbone", "efficientnet-lite0", "--image-size", "64", "--batch-size", "16",
-    "--patience", "0", "--epochs", str(EPOCHS),
+HAR = (sys.executable, "-m", "har")
+COMMAND_S = 300  # one that takes longer hangs
+TRAIN = (
+    "train", "--backbone", "efficientnet-lite0", "--image-size", "64", "--batch-size", "16",
+    "--patience", "0", "--epochs", str(EPOCHS), "--data",
 )  # fmt: skip
 COMPARED = ("train_loss", "train_accuracy", "val_loss", "val_accuracy")
-START_S = 180
-# `har prepare` stops where more than 2 % of the files are bad.
+COUNTS = ("injected", "survived", "lost", "doubled")
+# `har prepare` stops where more of the files are bad.
 BAD_SHARE = 0.02
 
 
-@dataclass(kw_only=True)
-class Count:
-    """What became of one kind of fault."""
-
-    fault: str
-    injected: int = 0
-    survived: int = 0
-    lost: int = 0
-    doubled: int = 0
+# --- trainings
 
 
-# --- a store, trainings in it
-
-
-class Server:
-    """A real MLflow server on a store in `folder`."""
-
-    def __init__(self, folder: Path) -> None:
-        """Not started yet."""
-        self.folder, self.port = folder, free_port()
-        self.uri = f"http://127.0.0.1:{self.port}"
-
-    def start(self) -> None:
-        """Returns when it answers."""
-        command = [sys.executable, "-m", "mlflow", "server", "--port", str(self.port)]
-        command += ["--workers", "1", "--backend-store-uri", f"sqlite:///{self.folder}/mlflow.db"]
-        command += ["--artifacts-destination", str(self.folder / "artifacts")]
-        with (self.folder / "server.log").open("a") as log:
-            self.process = subprocess.Popen(command, stdout=log, stderr=log, start_new_session=True)
-        wait_for(f"{self.uri}/health")
-
-    def send(self, signal_number: int) -> None:
-        """To the server and its workers."""
-        os.killpg(self.process.pid, signal_number)
-
-    def kill(self) -> None:
-        """With -9."""
-        self.send(signal.SIGKILL)
-        self.process.wait()
-
-
-def free_port() -> int:
-    """One that nobody listens on."""
-    with socket.socket() as found:
-        found.bind(("127.0.0.1", 0))
-        return int(found.getsockname()[1])
-
-
-def wait_for(address: str) -> None:
-    """Until a server answers there."""
-    for _ in range(START_S * 5):
-        try:
-            urllib.request.urlopen(address, timeout=2)
-            return
-        except OSError:
-            time.sleep(0.2)
-    sys.exit(f"no answer from {address}")
-
-
-def har(*words: str) -> subprocess.CompletedProcess[str]:
-    """Run a command to its end; what it said on stderr, and its exit status."""
+def _har(*words: str) -> subprocess.CompletedProcess[str]:
     say(f"har {' '.join(words)}")
-    command = [sys.executable, "-m", "har", *words]
-    return subprocess.run(command, check=False, capture_output=True, text=True, timeout=COMMAND_S)
+    command = [*HAR, *words]
+    return subprocess.run(command, capture_output=True, text=True, timeout=COMMAND_S, check=False)
 
 
-@contextmanager
-def training(experiment: str, data: Path) -> Iterator[subprocess.Popen[str]]:
-    """`har train`, at work."""
-    words = ["train", "--data", str(data), "--experiment", experiment, *TINY]
-    say(f"har {' '.join(words)}")
-    command = [sys.executable, "-m", "har", *words]
-    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
-        yield process
+def _start_training(experiment: str, data: Path) -> subprocess.Popen[str]:
+    """Start `har train` in an experiment of its own."""
+    say(f"training: {experiment}")
+    command = [*HAR, *TRAIN, str(data), "--experiment", experiment]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 
-def read_to_epoch(process: subprocess.Popen[str], epoch: int) -> None:
-    """Until it has said that an epoch is done."""
-    assert process.stderr is not None
-    for line in process.stderr:
-        if line.startswith(f"epoch {epoch}/{EPOCHS}  loss"):
-            return
+def _read_until(process: subprocess.Popen[str], start: str) -> str:
+    """Wait for a line of stderr that begins with `start`; return all lines up to it."""
+    said = ""
+    for line in process.stderr or ():
+        said += line
+        if line.startswith(start):
+            break
+    return said
 
 
-def end(process: subprocess.Popen[str]) -> int:
-    """Wait for it."""
-    process.communicate(timeout=COMMAND_S)
-    return int(process.returncode)
-
-
-def find_run(experiment: str) -> Any:
-    """The experiment's one run."""
+def _read_run(experiment: str) -> tuple[Any, list[tuple[str, int, float]]]:
+    """Read an experiment's one run, and the (name, epoch, value) of its compared metrics."""
     client = mlflow.MlflowClient()
     (run,) = client.search_runs([client.get_experiment_by_name(experiment).experiment_id])
-    return run
+    histories = {name: client.get_metric_history(run.info.run_id, name) for name in COMPARED}
+    return run, [(name, e.step, e.value) for name, found in histories.items() for e in found]
 
 
-def histories(run: Any) -> dict[str, list[tuple[int, float]]]:
-    """(step, value) of every compared metric, as recorded."""
-    client = mlflow.MlflowClient()
-    return {
-        name: [(e.step, e.value) for e in client.get_metric_history(run.info.run_id, name)]
-        for name in COMPARED
-    }
-
-
-def evaluate_training(count: Count, experiment: str, whole: Any) -> None:
-    """Count what became of a training in comparison with the untroubled one."""
-    run, wanted = find_run(experiment), histories(whole)
+def _compare_with_whole(count: Counter[str], experiment: str) -> None:
+    """Compare a disturbed training with the one in experiment `whole`, which nothing disturbed."""
+    run, epochs = _read_run(experiment)
+    whole, wanted = _read_run("whole")
     models = mlflow.MlflowClient().search_logged_models([run.info.experiment_id])
-    count.survived += run.info.status == "FINISHED"
-    lost, doubled = set(), set()
-    for name, found in histories(run).items():
-        steps = Counter(step for step, _ in found)
-        lost |= {step for step, value in wanted[name] if (step, value) not in found}
-        doubled |= {step for step, times in steps.items() if times > 1}
-    count.lost += len(lost) + (run.data.metrics.get("accuracy") != whole.data.metrics["accuracy"])
-    count.doubled += len(doubled) + max(0, len(models) - 1)
+    count["survived"] += run.info.status == "FINISHED"
+    count["lost"] += len({epoch for _, epoch, _ in set(wanted) - set(epochs)})
+    count["lost"] += run.data.metrics.get("accuracy") != whole.data.metrics["accuracy"]
+    times = Counter((name, epoch) for name, epoch, _ in epochs)
+    count["doubled"] += len({epoch for (_, epoch), n in times.items() if n > 1})
+    count["doubled"] += max(0, len(models) - 1)
 
 
-# --- faults
-
-
-def inject_kills(data: Path, whole: Any, number: int, chance: random.Random) -> Count:
-    """kill -9 at a random moment before the last epoch."""
-    count = Count(fault="kill -9 while training")
+def _inject_kills(data: Path, number: int, chance: random.Random) -> Counter[str]:
+    """Kill trainings at a random moment before the last epoch, and resume them."""
+    count = Counter(injected=number)
     for each in range(number):
         name = f"kill {each}"
-        with training(name, data) as process:
-            read_to_epoch(process, chance.randint(1, EPOCHS - 1))
-            time.sleep(chance.uniform(0, 0.5))
-            process.kill()
-            end(process)
-        count.injected += 1
-        run_id = find_run(name).info.run_id
-        state, _ = read_state(backup_folder(run_id))
-        next_epoch = len(state.history) + 1 if state else 1
-        said = har("train", "--resume", run_id).stderr
-        first = re.search(rf"^epoch (\d+)/{EPOCHS}  loss", said, re.MULTILINE)
-        # what the backup holds is not trained again
-        count.lost += first is None or int(first[1]) != next_epoch
-        evaluate_training(count, name, whole)
+        process = _start_training(name, data)
+        said = _read_until(process, f"epoch {chance.randint(1, EPOCHS - 1)}/{EPOCHS}  loss")
+        time.sleep(chance.uniform(0, 0.5))
+        process.kill()
+        said += process.communicate()[1]
+        run, _ = _read_run(name)
+        resumed = _har("train", "--resume", run.info.run_id).stderr
+        # where there is a backup, training does not start again
+        restarted = f"epoch 1/{EPOCHS}  loss" in resumed
+        count["lost"] += restarted and "backup to resume from" in said
+        _compare_with_whole(count, name)
     return count
 
 
-def inject_outages(data: Path, whole: Any, server: Server, number: int) -> Count:
-    """The server killed, asleep, and away to the end, in turn."""
-    count = Count(fault="tracking server away")
-    for each in range(number):
-        name, kind = f"outage {each}", ("killed", "asleep", "late")[each % 3]
-        with training(name, data) as process:
-            read_to_epoch(process, 2)
-            server.send(signal.SIGSTOP) if kind == "asleep" else server.kill()
-            if kind != "late":
-                read_to_epoch(process, EPOCHS - 1)
-                server.send(signal.SIGCONT) if kind == "asleep" else server.start()
-            end(process)
-        count.injected += 1
-        if kind == "late":
+def _inject_outages(data: Path, server: "_TrackingServer") -> Counter[str]:
+    """Kill the tracking server, put it to sleep, and kill it to the end of a training."""
+    count = Counter(injected=3)
+    for kind in ("killed", "asleep", "away"):
+        process = _start_training(f"server {kind}", data)
+        _read_until(process, f"epoch 2/{EPOCHS}  loss")
+        server.send(signal.SIGSTOP) if kind == "asleep" else server.kill()
+        if kind != "away":
+            _read_until(process, f"epoch {EPOCHS - 1}/{EPOCHS}  loss")
+            server.send(signal.SIGCONT) if kind == "asleep" else server.start()
+        process.communicate(timeout=COMMAND_S)
+        if kind == "away":
             server.start()
-            har("sync")
-        evaluate_training(count, name, whole)
+            _har("sync")
+        _compare_with_whole(count, f"server {kind}")
     return count
 
 
-def cut(file: Path) -> None:
-    """The first half."""
-    file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
+class _TrackingServer:
+    """A real MLflow server, which keeps its port and its store."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder, self.port = folder, measuring.free_port()
+        self.start()
+
+    def start(self) -> None:
+        words = ["server", "--workers", "1", "--artifacts-destination", f"{self.folder}/artifacts"]
+        words += ["--backend-store-uri", f"sqlite:///{self.folder}/mlflow.db"]
+        self.process = measuring.start_server(words, self.port, self.folder)
+
+    def kill(self) -> None:
+        measuring.stop_server(self.process, signal.SIGKILL)
+
+    def send(self, signal_number: int) -> None:
+        """Send a signal to it and its workers."""
+        os.killpg(self.process.pid, signal_number)
 
 
-def take_away(file: Path) -> None:
-    """Gone."""
-    file.unlink()
+# --- files
 
 
-def make_pipe(file: Path) -> None:
-    """Nobody writes into it."""
-    file.unlink()
-    os.mkfifo(file)
-
-
-def make_loop(file: Path) -> None:
-    """A link to itself."""
-    file.unlink()
-    file.symlink_to(file)
+def _replace_by(make: Callable[[Path], Any]) -> Callable[[Path], Any]:
+    """Return a damage that removes a file and makes something else in its place."""
+    return lambda file: (file.unlink(), make(file))
 
 
 DAMAGES: tuple[Callable[[Path], Any], ...] = (
-    cut,
-    take_away,
-    make_pipe,
-    make_loop,
+    lambda file: file.write_bytes(file.read_bytes()[: file.stat().st_size // 2]),
+    Path.unlink,
+    # nobody writes into this pipe
+    _replace_by(os.mkfifo),
+    _replace_by(lambda file: file.symlink_to(file)),
     lambda file: file.write_bytes(b""),
     lambda file: file.write_text("no image"),
     lambda file: file.write_bytes(os.urandom(4000)),
 )
 
 
-def inject_bad_files(data: Path, scratch: Path, number: int, chance: random.Random) -> Count:
-    """As many as a folder may have, in copies of the data, until `number` are reached."""
-    count = Count(fault="bad image file")
-    while count.injected < number:
-        folder = scratch / f"files {count.injected}"
+def _inject_bad_files(
+    data: Path, scratch: Path, number: int, chance: random.Random
+) -> Counter[str]:
+    """Damage images in copies of the data, in each as many as `har prepare` bears."""
+    count: Counter[str] = Counter()
+    while count["injected"] < number:
+        folder = scratch / f"files {count['injected']}"
+        out = scratch / f"prepared {count['injected']}"
         shutil.copytree(data, folder)
         files = sorted((folder / "train").iterdir())
-        chosen = chance.sample(files, min(int(BAD_SHARE * len(files)), number - count.injected))
-        for file in chosen:
-            chance.choice(DAMAGES)(file)
-        out = scratch / f"prepared {count.injected}"
-        count.injected += len(chosen)
-        if har("prepare", "--data", str(folder), "--out", str(out)).returncode:
+        most = min(int(BAD_SHARE * len(files)), number - count["injected"])
+        bad = {file.name for file in chance.sample(files, most)}
+        for name in sorted(bad):
+            chance.choice(DAMAGES)(folder / "train" / name)
+        count["injected"] += len(bad)
+        if _har("prepare", "--data", str(folder), "--out", str(out)).returncode:
             continue
-        found = read_manifest(out)
-        named = {Path(each.filename).name for each in found.summary.dropped}
-        kept = Counter(Path(path).name for path in found.table["path"])
-        count.survived += len(named & {file.name for file in chosen})
-        count.lost += len(files) - len(chosen) - len(kept)
-        count.doubled += sum(kept.values()) - len(kept)
+        dropped = json.loads((out / "dataset.json").read_text())["dropped"]
+        with (out / "manifest.csv").open(newline="") as file:
+            kept = Counter(Path(row["path"]).name for row in csv.DictReader(file))
+        count["survived"] += len(bad & {Path(each["filename"]).name for each in dropped})
+        count["lost"] += len(files) - len(bad) - len(kept)
+        count["doubled"] += sum(kept.values()) - len(kept)
     return count
 
+
+# --- requests
 
 BAD_REQUESTS = (
     b"",
@@ -298,121 +216,50 @@ BAD_REQUESTS = (
 )
 
 
-def ask(address: str, body: bytes) -> tuple[int, Any]:
-    """Status, and what the answer says."""
-    request = urllib.request.Request(
-        f"{address}/invocations", body, {"Content-Type": "application/json"}
-    )
-    try:
-        with urllib.request.urlopen(request, timeout=60) as answer:
-            return answer.status, json.load(answer)
-    except urllib.error.HTTPError as error:
-        return error.code, None
-
-
-def inject_bad_requests(run: Any, data: Path, scratch: Path, number: int) -> Count:
-    """Each is refused or answered with an error in its row, and a good one is answered after it."""
-    count = Count(fault="bad request")
-    port = free_port()
-    address = f"http://127.0.0.1:{port}"
-    command = [sys.executable, "-m", "mlflow", "models", "serve", "--env-manager", "local"]
-    command += ["--model-uri", f"runs:/{run.info.run_id}/model", "--port", str(port)]
-    image = next(iter(sorted((data / "train").iterdir()))).read_bytes()
-    good = json.dumps({"inputs": [base64.b64encode(image).decode()]}).encode()
-    with (scratch / "serve.log").open("w") as log:
-        process = subprocess.Popen(
-            command,
-            stdout=log,
-            stderr=log,
-            start_new_session=True,
-            env={**os.environ, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"},
-        )
-        try:
-            wait_for(f"{address}/health")
-            _, wanted = ask(address, good)
-            for each in range(number):
-                status, answer = ask(address, BAD_REQUESTS[each % len(BAD_REQUESTS)])
-                count.injected += 1
-                in_row = status == 200 and all(row["error"] for row in answer["predictions"])
-                count.survived += in_row or 400 <= status < 500
-                count.lost += ask(address, good) != (200, wanted)
-        finally:
-            os.killpg(process.pid, signal.SIGTERM)
-            process.wait()
+def _inject_bad_requests(data: Path, scratch: Path, number: int) -> Counter[str]:
+    """Send bad requests: each is refused or answered by an error in its row, the next one well."""
+    count = Counter(injected=number)
+    image = min((data / "train").iterdir()).read_bytes()
+    good = measuring.encode_request([image])
+    run, _ = _read_run("whole")
+    with measuring.serve_model(f"runs:/{run.info.run_id}/model", scratch) as port:
+        wanted = measuring.ask(port, good)
+        for each in range(number):
+            body = BAD_REQUESTS[each % len(BAD_REQUESTS)]
+            status, answer = measuring.ask(port, body)
+            in_rows = status == 200 and all(r["error"] for r in json.loads(answer)["predictions"])
+            count["survived"] += in_rows or 400 <= status < 500
+            count["lost"] += measuring.ask(port, good) != wanted or wanted[0] != 200
     return count
 
 
-# --- the measurement
-
-
-def count_lines(counts: list[Count]) -> list[str]:
-    """One row a kind of fault."""
-    heads = ("injected", "survived", "lost", "doubled")
-    lines = [f"{'fault':<28}" + "".join(f"{head:>10}" for head in heads)]
-    for count in counts:
-        numbers = "".join(f"{getattr(count, head):>10}" for head in heads)
-        lines.append(f"{count.fault:<28}{numbers}")
-    return lines
-
-
-def build_bars(counts: list[Count]) -> list[Bar]:
-    """All survived, none lost, none doubled."""
-    bars = []
-    for count in counts:
-        share = count.survived / count.injected
-        bars += [
-            Bar(claim=f"{count.fault}: survived", measured=share, bound=1.0, at_least=True),
-            Bar(claim=f"{count.fault}: lost", measured=count.lost, bound=0.0, at_least=False),
-            Bar(claim=f"{count.fault}: doubled", measured=count.doubled, bound=0.0, at_least=False),
-        ]
-    return bars
-
-
-def copy_data(data: str, folder: Path) -> Path:
-    """The labelled images in Kaggle's layout, once each."""
-    from time_to_accuracy import repeat_images
-
-    manifest = load_images(data)
-    return repeat_images(manifest, len(manifest.table), folder)
-
-
-@click.command(help=__doc__.partition("\n")[0])
-@click.option("--data", default="sample", show_default=True, help="images, as for `har run`")
-@click.option("--out", type=Path, default=RESULTS / "faults.json", show_default=True)
-@click.option("--kills", type=click.IntRange(1), default=4, show_default=True)
-@click.option("--outages", type=click.IntRange(1), default=3, show_default=True)
-@click.option("--files", type=click.IntRange(1), default=28, show_default=True)
-@click.option("--requests", type=click.IntRange(1), default=60, show_default=True)
-@click.option("--seed", type=click.IntRange(0), default=0, show_default=True)
-def main(
-    data: str, out: Path, kills: int, outages: int, files: int, requests: int, seed: int
-) -> None:
-    """Inject, count, print, write, evaluate."""
-    chance, began = random.Random(seed), time.monotonic()
-    with tempfile.TemporaryDirectory() as name:
-        scratch = Path(name)
-        images = copy_data(data, scratch / "images")
-        server = Server(scratch)
-        os.environ |= {"MLFLOW_TRACKING_URI": server.uri, "HAR_CACHE": str(scratch / "cache")}
-        mlflow.set_tracking_uri(server.uri)
-        server.start()
-        try:
-            with training("whole", images) as process:
-                end(process)
-            whole = find_run("whole")
-            counts = [
-                inject_kills(images, whole, kills, chance),
-                inject_outages(images, whole, server, outages),
-                inject_bad_files(images, scratch, files, chance),
-                inject_bad_requests(whole, images, scratch, requests),
-            ]
-        finally:
-            server.kill()
-    click.echo("\n".join(count_lines(counts)))
-    click.echo(f"in {(time.monotonic() - began) / 60:.1f} minutes, seed {seed}")
-    found = {"machine": find_machine(), "counts": [asdict(each) for each in counts]}
-    finish(out, found, build_bars(counts))
+def measure(data: str, scratch: Path, tiny: bool) -> tuple[Tables, list[Claim]]:
+    """Inject every kind of fault and count."""
+    chance = random.Random(0)
+    manifest = load_manifest(data)
+    images = measuring.repeat_images(manifest, len(manifest.table), scratch / "images")
+    server = _TrackingServer(scratch)
+    uri = f"http://127.0.0.1:{server.port}"
+    os.environ |= {"MLFLOW_TRACKING_URI": uri, "HAR_CACHE": str(scratch / "cache")}
+    try:
+        _start_training("whole", images).communicate(timeout=COMMAND_S)
+        counts = {
+            "kill -9 while training": _inject_kills(images, 1 if tiny else 4, chance),
+            "tracking server away": _inject_outages(images, server),
+            "bad image file": _inject_bad_files(images, scratch, 7 if tiny else 28, chance),
+            "bad request": _inject_bad_requests(images, scratch, 12 if tiny else 60),
+        }
+    finally:
+        server.kill()
+    rows = [
+        {"name": fault, **{each: count[each] for each in COUNTS}} for fault, count in counts.items()
+    ]
+    total = sum(counts.values(), Counter())
+    return {"fault": rows}, [
+        Claim("survived / injected", total["survived"] / total["injected"], ">=", 1),
+        Claim("lost or doubled", total["lost"] + total["doubled"], "<=", 0),
+    ]
 
 
 if __name__ == "__main__":
-    main()
+    measuring.run(__file__, __doc__, measure)

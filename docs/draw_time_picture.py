@@ -4,7 +4,6 @@ python docs/draw_time_picture.py [benchmarks/results/time_to_accuracy.json]
 """
 
 import json
-import statistics
 import sys
 from pathlib import Path
 from typing import Any
@@ -12,39 +11,29 @@ from typing import Any
 from matplotlib.figure import Figure
 
 from har.notebooks import NOTEBOOKS
-from har.recipe import VARIANTS
 
 DOCS = Path(__file__).parent
 FOUND = DOCS.parent / "benchmarks" / "results" / "time_to_accuracy.json"
-EPOCHS = 40
 MEASURED, EXTRAPOLATED, PUBLISHED = "#1b6ca8", "#8fbfe0", "#8a8a8a"
 
 Row = tuple[str, float, str]
 
 
-def minutes_here(found: dict[str, Any]) -> list[Row]:
-    """Label, minutes and colour of each way on the machine that was measured on."""
-    speed, scale = found["speed"], found["scale"]
-    images, loop = scale["job_images"], speed["loop"]
-    factor = images / loop["images"]
-    decode_s, epoch_s = statistics.median(loop["decode_s"]), statistics.median(loop["epoch_s"])
-    loop_s = factor * (decode_s + EPOCHS * epoch_s)
-    rows = [("notebook's loop, 40 epochs", loop_s, EXTRAPOLATED)]
-    for name in ("original", "v3"):
-        # 15 % are test, and a share of the rest is validation
-        trained = images * 0.85 * (1 - VARIANTS[name].validation_fraction)
-        rows.append(
-            (f"{name}, 40 epochs", EPOCHS * trained / speed[name]["rates"][-1], EXTRAPOLATED)
-        )
-    for runtime, run in speed["v5"].items():
-        rows.append((f"v5, {runtime}", run["wall_time_s"], MEASURED))
-    return [(label, seconds / 60, colour) for label, seconds, colour in rows]
+def rows_here(measured: list[dict[str, Any]]) -> list[Row]:
+    """Return label, minutes and colour of each whole job on the machine that was measured."""
+    rows = []
+    for ending, colour in ((" (extrapolated)", EXTRAPOLATED), (", whole job", MEASURED)):
+        ways = [row for row in measured if row["name"].endswith(ending)]
+        rows += [(row["name"].removesuffix(ending), row["minutes"], colour) for row in ways]
+    return rows
 
 
 def draw(found: dict[str, Any]) -> Figure:
-    """One dot a row on a logarithmic axis, its minutes beside it."""
+    """Draw one dot a row on a logarithmic axis, with its minutes beside it."""
     machine = found["machine"]
-    here = minutes_here(found)
+    # backbone and images, and the rows: the first table
+    title, measured = next(iter(found["tables"].items()))
+    here = rows_here(measured)
     there = [
         (f"{name}, {each.hardware}", float(each.minutes), PUBLISHED)
         for name, each in NOTEBOOKS.items()
@@ -70,7 +59,7 @@ def draw(found: dict[str, Any]) -> Figure:
     axes.grid(axis="x", color="#eeeeee")
     cores = f"{machine['cores']} CPU cores ({machine['cpu']})"
     axes.set_title(
-        f"EfficientNetB7 at 160 px, {found['scale']['job_images']:,} images\n"
+        f"{title}, at 160 px\n"
         f"above: {cores}; dark measured, light extrapolated from measured epochs\n"
         "below: other hardware, as the notebooks published",
         fontsize=10,
