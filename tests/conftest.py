@@ -100,13 +100,17 @@ def network() -> keras.Model:
 
 
 def tiny_recipe(variant: str = "v3", **fields: object) -> Recipe:
-    """A variant small enough for a test: the tiny backbone, 32 pixels, two epochs."""
+    """A variant small enough for a test: the tiny backbone, 32 pixels, two epochs, one device.
+
+    Two devices take three times as long: a test of them gives `strategy="mirrored"`.
+    """
     small = {
         "backbone": "efficientnet-lite0",
         "image_size": TINY_SIZE,
         "batch_size": 4,
         "epochs": 2,
         "precision": "float32",
+        "strategy": "one_device",
     }
     return replace(VARIANTS[variant], **{**small, **fields})
 
@@ -142,9 +146,19 @@ def isolated(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.Monke
     keras.config.set_dtype_policy("float32")
 
 
+@contextmanager
+def tiny_backbones() -> Iterator[None]:
+    """The tiny backbone in the place of EfficientNet-Lite0, until the block ends."""
+    with pytest.MonkeyPatch.context() as patch:
+        tiny = Backbone(build_tiny, build_tiny)
+        patch.setitem(backbones.BACKBONES, "efficientnet-lite0", tiny)
+        yield
+
+
 @pytest.fixture
-def tiny_backbone(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(backbones.BACKBONES, "efficientnet-lite0", Backbone(build_tiny, build_tiny))
+def tiny_backbone() -> Iterator[None]:
+    with tiny_backbones():
+        yield
 
 
 @pytest.fixture

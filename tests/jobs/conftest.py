@@ -8,7 +8,10 @@ from har.jobs.train import run_training
 from har.recipe import Recipe
 from har.tracking.records import Record
 from har.training.job import build_job
-from tests.conftest import tiny_recipe
+from tests.conftest import tiny_backbones, tiny_recipe
+
+
+FINISHED = tiny_recipe(strategy="mirrored")
 
 
 def run_tiny(recipe: Recipe, manifest: Manifest, variant: str = "v3") -> Record:
@@ -16,17 +19,12 @@ def run_tiny(recipe: Recipe, manifest: Manifest, variant: str = "v3") -> Record:
     return run_training(job, "har-tests", started=0.0)
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def finished(manifest: Manifest, store_uri: str) -> Record:
-    """One finished run of v3 that the tests below look at."""
-    from har.models import backbones
-    from har.models.backbones import Backbone
-    from tests.conftest import build_tiny
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(backbones.BACKBONES, "efficientnet-lite0", Backbone(build_tiny, build_tiny))
-        mlflow.set_tracking_uri(store_uri)
-        return run_tiny(tiny_recipe(), manifest)
+    """One finished run of v3, on two devices, that these tests look at."""
+    mlflow.set_tracking_uri(store_uri)
+    with tiny_backbones():
+        return run_tiny(FINISHED, manifest)
 
 
 @pytest.fixture

@@ -2,6 +2,7 @@
 
 import json
 import re
+from contextlib import redirect_stderr
 from dataclasses import asdict, replace
 from io import StringIO
 from pathlib import Path
@@ -17,11 +18,12 @@ from har.data.manifest import Manifest
 from har.evaluation.evaluate import evaluate, evaluate_features, tabulate_by_duplicate
 from har.recipe import Recipe, digest_recipe
 from har.serving.load import load_logged_model
+from har.tracking.records import Record
 from har.tracking.store import open_run
 from har.tracking.ui import VIEW
 from har.util.errors import UserError
-from tests.conftest import tiny_recipe
-from tests.jobs.conftest import run_tiny
+from tests.conftest import tiny_backbones, tiny_recipe
+from tests.jobs.conftest import FINISHED, run_tiny
 
 EPOCH_METRICS = {
     "train_loss", "train_accuracy", "train_top_3_accuracy", "val_loss", "val_accuracy",
@@ -59,7 +61,7 @@ def test_the_ui_shows_a_training_experiment_and_a_view(run: mlflow.entities.Run)
 
 
 def test_params_say_requested_used_and_found(run: mlflow.entities.Run) -> None:
-    params, recipe = run.data.params, tiny_recipe()
+    params, recipe = run.data.params, FINISHED
     for name, value in asdict(recipe).items():
         plain = name in ("precision", "strategy", "backbone")
         # under one name, so that the UI shows one column
@@ -97,7 +99,7 @@ def test_tags_find_the_run(run: mlflow.entities.Run, manifest: Manifest) -> None
     assert tags["dataset"] == manifest.name
     assert tags["dataset_digest"] == manifest.dataset_digest
     assert tags["test_digest"] == manifest.test_digest
-    assert tags["recipe_digest"] == digest_recipe(tiny_recipe())
+    assert tags["recipe_digest"] == digest_recipe(FINISHED)
     assert "**v3** on 2xCPU" in tags["mlflow.note.content"]
     assert f"{run.data.metrics['accuracy']:.1%}" in tags["mlflow.note.content"]
 
@@ -124,7 +126,7 @@ def test_artifacts(run: mlflow.entities.Run, manifest: Manifest) -> None:
         return mlflow.artifacts.load_text(f"runs:/{run.info.run_id}/{path}")
 
     recipe = json.loads(load("recipe.json"))
-    assert Recipe(**recipe["requested"]) == Recipe(**recipe["used"]) == tiny_recipe()
+    assert Recipe(**recipe["requested"]) == Recipe(**recipe["used"]) == FINISHED
     assert len(json.loads(load("history.json"))) == 2
     assert load("manifest.csv") == manifest.table.to_csv(index=False)
     assert json.loads(load("dataset.json"))["test_digest"] == manifest.test_digest
@@ -164,10 +166,9 @@ def test_a_model_trained_on_features_answers_images_as_was_logged(
 
 
 def test_a_model_that_disagrees_with_the_features_is_not_evaluated(
-    manifest: Manifest, store: str, tiny_backbone: None
+    run: mlflow.entities.Run, manifest: Manifest
 ) -> None:
-    outcome = run_tiny(tiny_recipe("v5"), manifest, "v5")
-    classifier = load_logged_model(f"runs:/{outcome.run_id}/model").classifier
+    classifier = load_logged_model(f"runs:/{run.info.run_id}/model").classifier
     features = np.zeros((len(manifest.rows("test")), 8), np.float32)
     with pytest.raises(UserError, match=r"differ by .* from those computed from features"):
         evaluate_features(classifier, manifest, lambda x: np.eye(3)[[0] * len(x)], features)
@@ -190,20 +191,26 @@ def test_images_with_a_copy_in_train_are_evaluated_apart(
     assert (found["accuracy_low"] <= found["accuracy"]).all()
 
 
-def test_no_test_split_no_accuracy(tiny_backbone: None, manifest: Manifest, store: str) -> None:
-    untested = replace(manifest, table=manifest.table.assign(split="train"))
-    outcome = run_tiny(tiny_recipe("original"), untested, "original")
+@pytest.fixture(scope="module")
+def untested(manifest: Manifest, store_uri: str) -> tuple[Record, str]:
+    """A run of v1 without a test split, and what it said."""
+    without = replace(manifest, table=manifest.table.assign(split="train"))
+    mlflow.set_tracking_uri(store_uri)
+    with tiny_backbones(), redirect_stderr(StringIO()) as said:
+        return run_tiny(tiny_recipe("v1"), without, "v1"), said.getvalue()
+
+
+def test_no_test_split_no_accuracy(untested: tuple[Record, str], store: str) -> None:
+    outcome, _ = untested
     metrics = mlflow.get_run(outcome.run_id).data.metrics
     assert outcome.test_metrics == {} and "train_accuracy" in metrics
     assert not TEST_METRICS & set(metrics) and "best_epoch" not in metrics
 
 
-def test_exploration_is_logged(
-    tiny_backbone: None, manifest: Manifest, store: str, capsys: pytest.CaptureFixture[str]
-) -> None:
-    outcome = run_tiny(tiny_recipe("v1"), manifest, "v1")
+def test_exploration_is_logged(untested: tuple[Record, str], store: str) -> None:
+    outcome, said = untested
     text = mlflow.artifacts.load_text(f"runs:/{outcome.run_id}/exploration.txt")
-    assert "labels: 3" in text and text in capsys.readouterr().err
+    assert "labels: 3" in text and text in said
 
 
 @pytest.mark.parametrize(

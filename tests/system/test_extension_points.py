@@ -74,7 +74,7 @@ def test_it_is_served_as_it_computes(added: None, runtime: str, tmp_path: Path) 
 def test_it_trains_and_resumes_to_the_bit(
     added: None, loader: str, manifest: Manifest, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    plain = {"loader": loader, "augmentation": "none", "epochs": 3, "strategy": "one_device"}
+    plain = {"loader": loader, "augmentation": "none", "epochs": 3}
     recipe = tiny_recipe("v3", **plain)
     backup = RecordingBackup()
     whole = train(tiny_job(recipe, manifest), backup=backup)
@@ -100,7 +100,7 @@ def test_the_real_convnext_tiny_is_one_entry(
     entry = keras_application("ConvNeXtTiny")
     monkeypatch.setitem(backbones.BACKBONES, "efficientnet-lite0", entry)
     for runtime in RUNTIMES:
-        recipe = tiny_recipe("v5", weights="random", epochs=1, strategy="one_device")
+        recipe = tiny_recipe("v5", weights="random", epochs=1)
         job = build_job("v5", recipe, ("backbone",), manifest, runtime)
         outcome = run_training(job, "convnext", started=0.0)
         assert mlflow.get_run(outcome.run_id).info.status == "FINISHED"

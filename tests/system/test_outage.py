@@ -39,7 +39,7 @@ class Server:
                 command,
                 stdout=log,
                 stderr=log,
-                env={**os.environ, "PATH": PATH},
+                env={**os.environ, "PATH": PATH, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"},
                 start_new_session=True,
             )
         for _ in range(600):
@@ -66,19 +66,26 @@ class Server:
         self.process.wait()
 
 
+@pytest.fixture(scope="module")
+def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """One server for all tests here: each leaves it as it was."""
+    found = Server(tmp_path_factory.mktemp("server"))
+    found.start()
+    yield found
+    found.kill()
+
+
 @pytest.fixture
-def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
+def server(running: Server, monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
+    """The server, at an address with a password that no message may show."""
     for name, value in (("MAX_RETRIES", "1"), ("TIMEOUT", "5"), ("BACKOFF_FACTOR", "1")):
         monkeypatch.setenv(f"MLFLOW_HTTP_REQUEST_{name}", value)
-    found = Server(tmp_path)
-    found.start()
-    with_password = found.uri.replace("//", "//ana:confidential@")
+    with_password = running.uri.replace("//", "//ana:confidential@")
     monkeypatch.setenv("MLFLOW_TRACKING_URI", with_password)
     before = mlflow.get_tracking_uri()
-    mlflow.set_tracking_uri(found.uri)
-    yield found
+    mlflow.set_tracking_uri(with_password)
+    yield running
     mlflow.set_tracking_uri(before)
-    found.kill()
 
 
 @pytest.fixture
@@ -171,16 +178,19 @@ def test_away_for_a_few_epochs(trouble: str, server: Server, data: Path) -> None
 @pytest.mark.parametrize("command", ["train", "prepare"])
 @pytest.mark.skipif(sys.platform != "linux", reason="limits the server's disk as Linux can")
 def test_a_store_that_cannot_write_is_said_before_the_work(
-    command: str, server: Server, data: Path, tmp_path: Path
+    command: str, server: Server, data: Path, tmp_path: Path, cli
 ) -> None:
+    prepare = ["prepare", "--data", str(data), "--out", str(tmp_path / "out")]
+    words = {"train": arguments(data, "full"), "prepare": prepare}
     server.fill_disk(True)
-    words = {"train": arguments(data, "full"), "prepare": ["prepare", "--data", str(data)]}
-    process = start([*words[command], *(["--out", f"{tmp_path}/out"] * (command == "prepare"))])
-    said = process.communicate(timeout=120)[0]
-    assert process.returncode == 2, said
-    assert "cannot be used" in said and "--offline" in said
+    try:
+        result = cli(*words[command])
+    finally:
+        server.fill_disk(False)
+    assert result.exit_code == 2, result.output
+    assert "cannot be used" in result.output and "--offline" in result.output
     for too_much in ("checking images", "Traceback", "confidential"):
-        assert too_much not in said
+        assert too_much not in result.output
 
 
 def test_away_to_the_end_then_sync(server: Server, data: Path, cli) -> None:
@@ -198,13 +208,11 @@ def test_away_to_the_end_then_sync(server: Server, data: Path, cli) -> None:
     server.start()
     run_id = only_run(server, "late").info.run_id
     assert f"har train --resume {run_id}" in said
-    done = subprocess.run(
-        [sys.executable, "-m", "har", "sync"], capture_output=True, text=True, check=True
-    )
-    assert run_id in done.stdout
-    assert "confidential" not in done.stdout + done.stderr
+    done = cli("sync")
+    assert done.exit_code == 0 and run_id in done.stdout, done.output
+    assert "confidential" not in done.output
     # recorded, not trained again
-    assert "  loss " not in done.stderr
+    assert "  loss " not in done.output
     assert_whole(server, only_run(server, "late"))
     assert cli("sync").output.strip() == "nothing to record"
 

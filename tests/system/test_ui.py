@@ -45,8 +45,8 @@ def runs(
         mlflow.set_tracking_uri(f"sqlite:///{folder}/mlflow.db")
         run_preparation(str(tiny_raw), {"test_fraction": 0.25}, None, folder / "out", "har", 0.0)
         for variant in ("v2", "original"):
-            recipe = tiny_recipe(variant, strategy="one_device")
-            job = build_job(variant, recipe, ("backbone", "strategy"), manifest)
+            recipe = tiny_recipe(variant)
+            job = build_job(variant, recipe, ("backbone",), manifest)
             run_training(job, "har", started=0.0)
         import_notebooks("har")
         run_comparison([], "har", folder / "comparison")

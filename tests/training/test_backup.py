@@ -39,7 +39,7 @@ STATE = State(
 
 @pytest.fixture
 def job(manifest: Manifest, tiny_backbone: None) -> TrainingJob:
-    return tiny_job(tiny_recipe("v3", strategy="one_device"), manifest)
+    return tiny_job(tiny_recipe("v3"), manifest)
 
 
 def test_a_state_is_read_as_it_was_written(tmp_path: Path) -> None:

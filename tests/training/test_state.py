@@ -19,10 +19,10 @@ pytestmark = pytest.mark.usefixtures("tiny_backbone")
 
 RECIPES = {
     "original": {},
-    "v3": {},  # two replicas
-    "v4": {"patience": 2, "strategy": "one_device"},
+    "v3": {"strategy": "mirrored"},
+    "v4": {"patience": 2},
     "v5": {"augmentation": "flip_rotate_zoom_contrast", "feature_views": 3},
-    "v2": {"fine_tune": "all", "strategy": "one_device", "checkpoint": "last"},
+    "v2": {"fine_tune": "all", "checkpoint": "last"},
 }
 
 
@@ -49,7 +49,9 @@ def test_it_goes_on_to_the_same_numbers_and_weights(variant: str, manifest: Mani
     backup = RecordingBackup()
     whole, states = train(tiny_job(recipe, manifest), backup=backup), backup.states
     assert len(states) == len(whole.history)
-    for done, state in enumerate(states, start=1):
+    after_epochs = {"original": range(1, 5)}.get(variant, (1, len(states)))
+    for done in after_epochs:
+        state = states[done - 1]
         told: dict[int, dict[str, float]] = {}
         backup = RecordingBackup(resume_from=state)
         result = train(tiny_job(recipe, manifest), on_epoch=told.__setitem__, backup=backup)
@@ -64,7 +66,7 @@ def test_it_goes_on_to_the_same_numbers_and_weights(variant: str, manifest: Mani
 
 def test_patience_is_remembered(manifest: Manifest) -> None:
     """A training that early stopping had ended is not trained on."""
-    recipe = tiny_recipe("v3", epochs=9, patience=1, learning_rate=1e-9, strategy="one_device")
+    recipe = tiny_recipe("v3", epochs=9, patience=1, learning_rate=1e-9)
     backup = RecordingBackup()
     whole, states = train(tiny_job(recipe, manifest), backup=backup), backup.states
     assert len(whole.history) < 9
