@@ -15,6 +15,7 @@ from har.tracking.query import delete_models, has_finished
 from har.tracking.records import Record, check_same_data, load_recorded_training
 from har.tracking.store import DEFAULT_EXPERIMENT, check_store, open_experiment
 from har.training.backup import (
+    check_backup,
     delete_backup,
     is_trained,
     is_training,
@@ -68,6 +69,7 @@ def resume_training(
         UserError: there is no backup, the run has finished, another process trains it, or the
             overrides, the data or this machine would make another training of it.
     """
+    check_backup(run_id)
     check_store()
     with training_lock(run_id):
         if _delete_finished_backup(run_id):

@@ -145,6 +145,15 @@ def list_backups() -> list[str]:
     return sorted(each.parent.name for each in backup_folder("-").parent.glob(f"*/{JOB_FILE}"))
 
 
+def check_backup(run_id: str) -> None:
+    """Raise a UserError unless the run has a backup."""
+    if run_id not in (there := list_backups()):
+        raise UserError(
+            f"cannot resume run {run_id}: no backup in {backup_folder('-').parent}. A training has"
+            f" one until it finishes. There are backups of: {', '.join(there) or 'none'}"
+        )
+
+
 def delete_backup(run_id: str) -> None:
     """Delete a run's backup, if there is one."""
     shutil.rmtree(backup_folder(run_id), ignore_errors=True)
@@ -206,12 +215,8 @@ def is_trained(run_id: str) -> bool:
 
 def _read_job_file(run_id: str) -> dict[str, Any]:
     """Read SAVED_FIELDS; `overridden` was called `typed` in older versions."""
+    check_backup(run_id)
     file = backup_folder(run_id) / JOB_FILE
-    if not file.is_file():
-        raise UserError(
-            f"cannot resume run {run_id}: no backup in {file.parent}. A training has one until it"
-            f" finishes. There are backups of: {', '.join(list_backups()) or 'none'}"
-        )
     try:
         text: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
         text |= {name: Recipe(**text[name]) for name in ("requested", "used")}

@@ -255,17 +255,7 @@ def extract_splits(
     # all of them must fit, or the views would push each other out
     check_limit(images * features * 4)
     check_feature_memory(len(train), recipe.feature_views, features)
-    if recipe.augmentation == "none":
-        # both at once: another validation fraction finds them in the cache too
-        both = manifest.rows("train")
-        found = extraction.features(both)
-        row_of = pd.Series(np.arange(len(both)), index=both["path"])
-        train_features = found[row_of[train["path"]].to_numpy()][None]
-        validation_features = found[row_of[validation["path"]].to_numpy()]
-    else:
-        views = [extraction.features(train, view=v) for v in range(recipe.feature_views)]
-        train_features = np.stack(views)
-        validation_features = extraction.features(validation)
+    train_features, validation_features = _extract_training(extraction, splits)
     test = extraction.features(manifest.rows("test"), exact=True)
     return FeatureSplits(
         train=train_features,
@@ -281,6 +271,20 @@ def extract_splits(
             converted=extraction.converted,
         ),
     )
+
+
+def _extract_training(extraction: Extraction, splits: Splits) -> tuple[Features, Features]:
+    """Compute train (views, images, ...) and validation (images, ...)."""
+    train, validation, recipe = splits.train, splits.validation, extraction.recipe
+    if recipe.augmentation != "none":
+        views = [extraction.features(train, view=view) for view in range(recipe.feature_views)]
+        return np.stack(views), extraction.features(validation)
+    # both at once: another validation fraction finds them in the cache too
+    both = extraction.manifest.rows("train")
+    found = extraction.features(both)
+    row_of = pd.Series(np.arange(len(both)), index=both["path"])
+    train_rows, validation_rows = (row_of[rows["path"]].to_numpy() for rows in (train, validation))
+    return found[train_rows][None], found[validation_rows]
 
 
 def digest_weights(network: Any) -> str:

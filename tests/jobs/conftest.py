@@ -10,7 +10,6 @@ from har.tracking.records import Record
 from har.training.job import build_job
 from tests.conftest import tiny_backbones, tiny_recipe
 
-
 FINISHED = tiny_recipe(strategy="mirrored")
 
 

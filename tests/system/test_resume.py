@@ -231,7 +231,7 @@ def test_mlflow_run_has_a_run_of_its_own(cli, monkeypatch: pytest.MonkeyPatch) -
     # as its entry point types it
     result = cli("train", "--variant", "v3", "--data", "auto", "--resume", "2" * 32)
     assert result.exit_code == 2
-    assert f"not for `mlflow run`, which has opened another run: har train --resume {'2' * 32}" in (
+    assert f"through `mlflow run`, which has opened another run: har train --resume {'2' * 32}" in (
         result.stderr
     )
 

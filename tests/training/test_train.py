@@ -55,8 +55,7 @@ def losses(result: Result) -> list[float]:
 @pytest.mark.parametrize("variant", ["original", "v3", "v5"])
 def test_same_seed_same_numbers(variant: str, manifest: Manifest) -> None:
     first, again, other = (
-        losses(train(tiny_job(tiny_recipe(variant, seed=seed), manifest)))
-        for seed in (3, 3, 4)
+        losses(train(tiny_job(tiny_recipe(variant, seed=seed), manifest))) for seed in (3, 3, 4)
     )
     assert first == again != other
 
