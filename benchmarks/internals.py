@@ -36,7 +36,8 @@ Images = npt.NDArray[Any]
 def build_epoch(manifest: Manifest, recipe: Recipe) -> Any:
     """Build one epoch of training data from all images of the manifest."""
     make_deterministic()
-    return loaders.build_training_dataset(manifest, manifest.table, recipe)
+    source = loaders.image_source(manifest, manifest.table, recipe)
+    return loaders.build_training_dataset(source, manifest, manifest.table, recipe)
 
 
 def read_images(manifest: Manifest, rows: pd.DataFrame, recipe: Recipe) -> Images:
@@ -52,9 +53,14 @@ def build_fit(
     splits = loaders.split_training(manifest, recipe)
     model = build_model(recipe, len(manifest.class_names))
     compile_model(model, recipe, steps_per_execution)
+    train, validation = (
+        loaders.image_source(manifest, rows, recipe) for rows in (splits.train, splits.validation)
+    )
     data = {
-        "x": loaders.build_training_dataset(manifest, splits.train, recipe),
-        "validation_data": loaders.build_validation_dataset(manifest, splits.validation, recipe),
+        "x": loaders.build_training_dataset(train, manifest, splits.train, recipe),
+        "validation_data": loaders.build_validation_dataset(
+            validation, manifest, splits.validation, recipe
+        ),
     }
     numbers = {"steps_per_epoch": steps, "epochs": epochs, "shuffle": False, "verbose": 0}
     images = epochs * (steps * recipe.batch_size + len(splits.validation))

@@ -180,52 +180,83 @@ def shuffled_indices(count: int, kept: int, recipe: Recipe, first_epoch: int) ->
     return tf.data.Dataset.range(first_epoch, recipe.epochs).flat_map(one_epoch)
 
 
-def build_training_dataset(
-    manifest: Manifest, rows: pd.DataFrame, recipe: Recipe, first_epoch: int = 0
-) -> tf.data.Dataset:
-    """Build the (images, labels) batches of all epochs that are left, as one data set.
+@dataclass(frozen=True, kw_only=True)
+class Source:
+    """The inputs of some rows: images, or features instead of them.
 
-    Images are (batch_size, size, size, 3), uint8 without augmentation and float32 with;
-    labels are encoded for the recipe's loss. An epoch is `count_steps` batches.
+    `load` yields batches of inputs; `change(inputs, indices, seed)` makes them training inputs by
+    augmentation, or by choosing a view.
+    """
+
+    load: Loader
+    change: Callable[[Any, Any, Any], Any] = lambda inputs, indices, seed: inputs
+
+
+def image_source(manifest: Manifest, rows: pd.DataFrame, recipe: Recipe) -> Source:
+    """Build the source of (batch, size, size, 3) images, uint8, or float32 with augmentation."""
+    augment = AUGMENTATIONS[recipe.augmentation]
+    return Source(
+        load=LOADERS[recipe.loader](manifest, rows, recipe),
+        change=lambda images, indices, seed: augment(images, seed),
+    )
+
+
+def feature_source(features: npt.NDArray[np.float32]) -> Source:
+    """Build the source of (batch, ...) features from a (views, rows, ...) float32 array.
+
+    In training, each row comes each time as one of its views at random; else as the first view.
+    """
+    views, count, *shape = features.shape
+    with tf.device("CPU:0"):
+        # one row for each view of an image
+        flat = tf.convert_to_tensor(features.reshape(views * count, *shape))
+
+    def load(indices: tf.data.Dataset, batch_size: int, drop: bool) -> tf.data.Dataset:
+        batches = indices.batch(batch_size, drop_remainder=drop)
+        return batches.map(lambda batch: (tf.gather(flat, batch), batch))
+
+    def choose_view(inputs: Any, indices: Any, seed: Any) -> Any:
+        drawn = tf.random.stateless_uniform(tf.shape(indices), seed, 0, views, tf.int64)
+        return tf.gather(flat, drawn * count + indices)
+
+    return Source(load=load, change=choose_view)
+
+
+def build_training_dataset(
+    source: Source, manifest: Manifest, rows: pd.DataFrame, recipe: Recipe, first_epoch: int = 0
+) -> tf.data.Dataset:
+    """Build the (inputs, labels) batches of all epochs that are left, as one data set.
+
+    Labels are encoded for the recipe's loss. An epoch is `count_steps` batches.
     """
     steps = count_steps(len(rows), recipe)
-    change = AUGMENTATIONS[recipe.augmentation]
     encode = build_label_encoder(manifest, rows, recipe)
 
     def finish(step: Any, batch: tuple[Any, Any]) -> tuple[Any, Any]:
-        images, indices = batch
-        return change(images, tf.stack([tf.cast(recipe.seed, tf.int64), step])), encode(indices)
+        inputs, indices = batch
+        seed = tf.stack([tf.cast(recipe.seed, tf.int64), step])
+        return source.change(inputs, indices, seed), encode(indices)
 
-    load = LOADERS[recipe.loader](manifest, rows, recipe)
     indices = shuffled_indices(len(rows), steps * recipe.batch_size, recipe, first_epoch)
-    batches = load(indices, recipe.batch_size, True).enumerate(first_epoch * steps)
+    batches = source.load(indices, recipe.batch_size, True).enumerate(first_epoch * steps)
     return prefetch(batches.map(finish, num_parallel_calls=available_cpus()))
 
 
 def build_validation_dataset(
-    manifest: Manifest, rows: pd.DataFrame, recipe: Recipe, replicas: int = 1
+    source: Source, manifest: Manifest, rows: pd.DataFrame, recipe: Recipe, replicas: int = 1
 ) -> tf.data.Dataset | None:
-    """Build (images, labels) batches of every row once, in order, never augmented; None for no
-    rows.
+    """Build (inputs, labels) batches of every row once, in order, never augmented; each has work
+    for every replica. None for no rows.
     """
     if rows.empty:
         return None
-    return _build_evaluation_batches(
-        LOADERS[recipe.loader](manifest, rows, recipe), manifest, rows, recipe, replicas
-    )
-
-
-def _build_evaluation_batches(
-    load: Loader, manifest: Manifest, rows: pd.DataFrame, recipe: Recipe, replicas: int
-) -> tf.data.Dataset:
-    """Build (inputs, labels) batches of every row once, in order, with work for each replica."""
     encode = build_label_encoder(manifest, rows, recipe)
     size, last = size_evaluation_batches(len(rows), recipe.batch_size, replicas)
-    batches = load(tf.data.Dataset.range(len(rows) - last), size, False)
+    batches = source.load(tf.data.Dataset.range(len(rows) - last), size, False)
     if last:
         tail = tf.data.Dataset.range(len(rows) - last, len(rows))
-        batches = batches.concatenate(load(tail, last, False))
-    return prefetch(batches.map(lambda images, indices: (images, encode(indices))))
+        batches = batches.concatenate(source.load(tail, last, False))
+    return prefetch(batches.map(lambda inputs, indices: (inputs, encode(indices))))
 
 
 def size_evaluation_batches(images: int, batch_size: int, replicas: int) -> tuple[int, int]:
@@ -252,55 +283,6 @@ def size_evaluation_batches(images: int, batch_size: int, replicas: int) -> tupl
         f"{images} validation images cannot be split over {replicas} devices: change --batch-size"
         " or --validation-fraction"
     )
-
-
-def build_feature_training_dataset(
-    features: npt.NDArray[np.float32],
-    manifest: Manifest,
-    rows: pd.DataFrame,
-    recipe: Recipe,
-    first_epoch: int = 0,
-) -> tf.data.Dataset:
-    """Build `build_training_dataset`'s batches of features instead of images, from a (views, rows,
-    ...) float32 array.
-
-    The same rows come in the same order, each time as one of the image's views at random.
-    """
-    views, count, *shape = features.shape
-    steps = count_steps(count, recipe)
-    encode = build_label_encoder(manifest, rows, recipe)
-    with tf.device("CPU:0"):
-        # one row a view of an image
-        flat = tf.convert_to_tensor(features.reshape(views * count, *shape))
-
-    def finish(step: Any, indices: Any) -> tuple[Any, Any]:
-        seed = tf.stack([tf.cast(recipe.seed, tf.int64), step])
-        drawn = tf.random.stateless_uniform(tf.shape(indices), seed, 0, views, tf.int64)
-        return tf.gather(flat, drawn * count + indices), encode(indices)
-
-    indices = shuffled_indices(count, steps * recipe.batch_size, recipe, first_epoch)
-    batches = indices.batch(recipe.batch_size, drop_remainder=True).enumerate(first_epoch * steps)
-    return prefetch(batches.map(finish))
-
-
-def build_feature_validation_dataset(
-    features: npt.NDArray[np.float32],
-    manifest: Manifest,
-    rows: pd.DataFrame,
-    recipe: Recipe,
-    replicas: int,
-) -> tf.data.Dataset | None:
-    """Build `build_validation_dataset`'s batches from a (rows, ...) float32 array of features."""
-    if rows.empty:
-        return None
-    with tf.device("CPU:0"):
-        kept = tf.convert_to_tensor(features)
-
-    def load(indices: tf.data.Dataset, batch_size: int, drop: bool) -> tf.data.Dataset:
-        batches = indices.batch(batch_size, drop_remainder=drop)
-        return batches.map(lambda batch: (tf.gather(kept, batch), batch))
-
-    return _build_evaluation_batches(load, manifest, rows, recipe, replicas)
 
 
 def build_label_encoder(

@@ -22,11 +22,11 @@ from har.training.features import Extracted, extract_splits
 from har.training.job import TrainingJob
 from har.training.loaders import (
     Splits,
-    build_feature_training_dataset,
-    build_feature_validation_dataset,
     build_training_dataset,
     build_validation_dataset,
     count_steps,
+    feature_source,
+    image_source,
     name_bad_images,
     split_training,
 )
@@ -82,8 +82,12 @@ def build_image_inputs(job: TrainingJob, splits: Splits, first_epoch: int) -> Fi
     """Train the whole model on every image in every epoch, as the notebooks do."""
     recipe, manifest, strategy = job.used, job.manifest, STRATEGIES[job.used.strategy]()
     replicas = strategy.num_replicas_in_sync
-    train_data = build_training_dataset(manifest, splits.train, recipe, first_epoch)
-    validation_data = build_validation_dataset(manifest, splits.validation, recipe, replicas)
+    train, validation, validation_data = splits.train, splits.validation, None
+    source = image_source(manifest, train, recipe)
+    train_data = build_training_dataset(source, manifest, train, recipe, first_epoch)
+    if not validation.empty:
+        source = image_source(manifest, validation, recipe)
+        validation_data = build_validation_dataset(source, manifest, validation, recipe, replicas)
     with strategy.scope():
         model = build_model(recipe, len(manifest.class_names))
     return FitInputs(
@@ -110,11 +114,11 @@ def build_feature_inputs(job: TrainingJob, splits: Splits, first_epoch: int) -> 
     return FitInputs(
         learner=head,
         model=model,
-        train_data=build_feature_training_dataset(
-            found.train, manifest, splits.train, recipe, first_epoch
+        train_data=build_training_dataset(
+            feature_source(found.train), manifest, splits.train, recipe, first_epoch
         ),
-        validation_data=build_feature_validation_dataset(
-            found.validation, manifest, splits.validation, recipe, replicas
+        validation_data=build_validation_dataset(
+            feature_source(found.validation[None]), manifest, splits.validation, recipe, replicas
         ),
         extracted=found.extracted,
         test_features=found.test,

@@ -35,6 +35,7 @@ from har.training.loaders import (
     build_label_encoder,
     build_training_dataset,
     build_validation_dataset,
+    image_source,
     read_images,
     split_training,
 )
@@ -120,7 +121,9 @@ def test_stream_yields_what_v2s_pipeline_makes(manifest: Manifest) -> None:
 
     files = tf.data.Dataset.from_tensor_slices((paths, rows["label_id"].to_numpy()))
     theirs = list(files.map(load, tf.data.AUTOTUNE).batch(4).prefetch(tf.data.AUTOTUNE))
-    ours = list(build_validation_dataset(manifest, rows, recipe))
+    ours = list(
+        build_validation_dataset(image_source(manifest, rows, recipe), manifest, rows, recipe)
+    )
     assert len(ours) == len(theirs) > 1
     for (images, labels), (their_images, their_labels) in zip(ours, theirs, strict=True):
         np.testing.assert_array_equal(images, np.rint(their_images))
@@ -202,7 +205,9 @@ def test_a_pass_is_the_whole_batches_of_all_training_images(manifest: Manifest) 
     recipe = tiny_recipe("original", epochs=1, batch_size=5)
     rows = split_training(manifest, recipe).train
     assert len(rows) == len(manifest.rows("train")) and len(rows) % 5
-    batches = list(build_training_dataset(manifest, rows, recipe))
+    batches = list(
+        build_training_dataset(image_source(manifest, rows, recipe), manifest, rows, recipe)
+    )
     assert [len(images) for images, _ in batches] == [5] * (len(rows) // 5)
 
 

@@ -11,11 +11,11 @@ from har.training import loaders
 from har.training.augmentation import AUGMENTATIONS, change_contrast, rotate_and_zoom
 from har.training.loaders import (
     LOADERS,
-    build_feature_training_dataset,
-    build_feature_validation_dataset,
     build_training_dataset,
     build_validation_dataset,
     count_steps,
+    feature_source,
+    image_source,
     size_evaluation_batches,
     split_training,
 )
@@ -28,7 +28,11 @@ Batches = list[tuple[np.ndarray, np.ndarray]]
 def batches(manifest: Manifest, first_epoch: int = 0, **fields: object) -> Batches:
     recipe = tiny_recipe(**fields)
     rows = split_training(manifest, recipe).train
-    return list(build_training_dataset(manifest, rows, recipe, first_epoch).as_numpy_iterator())
+    return list(
+        build_training_dataset(
+            image_source(manifest, rows, recipe), manifest, rows, recipe, first_epoch
+        ).as_numpy_iterator()
+    )
 
 
 def assert_equal(first: Batches, second: Batches) -> None:
@@ -44,7 +48,9 @@ def test_features_come_in_the_order_of_their_images(manifest: Manifest) -> None:
     # a feature that says which row and which view it is of
     count = np.arange(len(rows), dtype=np.float32)
     views = np.stack([np.stack([count, np.full_like(count, view)], axis=1) for view in range(3)])
-    found = list(build_feature_training_dataset(views, manifest, rows, recipe).as_numpy_iterator())
+    found = list(
+        build_training_dataset(feature_source(views), manifest, rows, recipe).as_numpy_iterator()
+    )
     images = batches(manifest, augmentation="none", epochs=3)
     assert len(found) == len(images)
     label_ids = rows["label_id"].to_numpy()
@@ -57,11 +63,15 @@ def test_features_come_in_the_order_of_their_images(manifest: Manifest) -> None:
 def test_validation_features_come_once_and_in_order(manifest: Manifest) -> None:
     rows = manifest.rows("train").reset_index(drop=True)
     features = np.arange(len(rows), dtype=np.float32)[:, None]
-    found = build_feature_validation_dataset(features, manifest, rows, tiny_recipe("v5"), 2)
+    found = build_validation_dataset(
+        feature_source(features[None]), manifest, rows, tiny_recipe("v5"), 2
+    )
     pairs = [(x, y) for batch in found.as_numpy_iterator() for x, y in zip(*batch, strict=True)]
     assert [int(x[0]) for x, _ in pairs] == list(range(len(rows)))
     assert [y for _, y in pairs] == rows["label_id"].tolist()
-    empty = build_feature_validation_dataset(features[:0], manifest, rows[:0], tiny_recipe(), 2)
+    empty = build_validation_dataset(
+        feature_source(features[None, :0]), manifest, rows[:0], tiny_recipe(), 2
+    )
     assert empty is None
 
 
@@ -69,11 +79,12 @@ def test_no_pipeline_tunes_itself(manifest: Manifest) -> None:
     recipe = tiny_recipe()
     rows = manifest.rows("train").reset_index(drop=True)
     features = np.zeros((1, len(rows), 2), np.float32)
+    images = image_source(manifest, rows, recipe)
     for dataset in (
-        build_training_dataset(manifest, rows, recipe),
-        build_validation_dataset(manifest, rows, recipe),
-        build_feature_training_dataset(features, manifest, rows, recipe),
-        build_feature_validation_dataset(features[0], manifest, rows, recipe, 1),
+        build_training_dataset(images, manifest, rows, recipe),
+        build_validation_dataset(images, manifest, rows, recipe),
+        build_training_dataset(feature_source(features), manifest, rows, recipe),
+        build_validation_dataset(feature_source(features), manifest, rows, recipe),
     ):
         assert dataset is not None and dataset.options().autotune.enabled is False
 
@@ -152,7 +163,11 @@ def test_labels_are_encoded_for_the_loss(manifest: Manifest) -> None:
 def test_validation_is_every_image_once_in_order_unchanged(manifest: Manifest, loader: str) -> None:
     recipe = tiny_recipe(validation_fraction=0.3, loader=loader)
     rows = split_training(manifest, recipe).validation
-    found = list(build_validation_dataset(manifest, rows, recipe).as_numpy_iterator())
+    found = list(
+        build_validation_dataset(
+            image_source(manifest, rows, recipe), manifest, rows, recipe
+        ).as_numpy_iterator()
+    )
     images = np.concatenate([images for images, _ in found])
     expected = [
         decode((manifest.root / path).read_bytes(), recipe.resize, TINY_SIZE)
@@ -180,7 +195,7 @@ def test_one_device_takes_whole_batches_and_the_rest() -> None:
 
 
 def test_fewer_validation_images_than_devices_are_refused() -> None:
-    with pytest.raises(UserError, match="1 validation images cannot be dealt out to 2 devices"):
+    with pytest.raises(UserError, match="1 validation images cannot be split over 2 devices"):
         size_evaluation_batches(1, 32, 2)
 
 
