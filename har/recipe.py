@@ -62,11 +62,7 @@ def field_values(recipe: "Recipe") -> list[tuple[Field[Any], Any]]:
 
 @dataclass(frozen=True, kw_only=True)
 class Recipe:
-    """Every setting in which one training can differ from another. The defaults are `original`.
-
-    Raises:
-        UserError: a value is not allowed, or two values exclude each other.
-    """
+    """Every setting in which one training can differ from another. The defaults are `original`."""
 
     loader: Loader = axis(
         "memory",

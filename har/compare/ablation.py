@@ -34,11 +34,7 @@ class Step:
 
 
 def plan_ablation(base: Recipe, end: Recipe) -> list[Step]:
-    """Plan the base, each change alone, the chain of changes, the end without each, and the end.
-
-    Raises:
-        UserError: the two recipes are equal.
-    """
+    """Plan the base, each change alone, the chain of changes, the end without each, and the end."""
     found = changes(base, end)
     if not found:
         raise UserError("nothing to compare: the two recipes are the same; give two that differ")

@@ -89,11 +89,7 @@ def _check_limits(image: Image.Image, data: bytes) -> None:
 
 
 def decode_rgb(data: bytes) -> Pixels:
-    """Decode image bytes to (height, width, 3) uint8, as `open_image` and `to_rgb` do.
-
-    Raises:
-        ImageError: as in `open_image` and `to_rgb`.
-    """
+    """Decode image bytes to (height, width, 3) uint8, as `open_image` and `to_rgb` do."""
     return np.asarray(to_rgb(open_image(data)))
 
 

@@ -45,10 +45,6 @@ def load_manifest(
 
     `overrides` are the fields of Split that the user gave; the others come from `default`.
     `image_root` is the new folder of the images of a prepared folder, if they were moved.
-
-    Raises:
-        UserError: as in `prepare` and `read_manifest`; or the folder was prepared with another
-            split than `overrides` ask for.
     """
     source = find_source(data)
     if source.layout == "prepared":
@@ -69,11 +65,7 @@ def load_manifest(
 
 
 def choose_split(overrides: Mapping[str, Any], default: Split = Split()) -> Split:
-    """Return `default` changed by `overrides`; a test file sets the test fraction to 0.
-
-    Raises:
-        UserError: a test fraction together with a test file.
-    """
+    """Return `default` changed by `overrides`; a test file sets the test fraction to 0."""
     split = replace(default, **overrides)
     if split.test_file == "none":
         return split

@@ -37,9 +37,6 @@ def assign_splits(table: pd.DataFrame, split: Split) -> npt.NDArray[np.str_]:
 
     `part` is "test" for the images of a test file. Two kinds of images are then unused: copies
     of test images, which must not be trained on, and test images with copies under other labels.
-
-    Raises:
-        UserError: as in `hold_out`.
     """
     if split.test_file == "none":
         held_out = hold_out(table, split.test_fraction, split.split_seed, "test")

@@ -70,9 +70,6 @@ def measure_robustness(
 
     If the split has more images, the row `none` has the accuracy on the chosen images, which
     differs from the accuracy of `evaluate`.
-
-    Raises:
-        UserError: `most` is below 1, or as in `load_test_rows`.
     """
     if most < 1:
         raise UserError(f"robustness needs at least 1 image; received {most}")

@@ -14,11 +14,7 @@ from har.tracking.tags import NOTEBOOK, SOURCE_TAG, name_run, recipe_params
 
 
 def import_notebooks(experiment: str) -> dict[str, str]:
-    """Variant to run id of each published run in `experiment`, recorded now if it is not there.
-
-    Raises:
-        UserError: the tracking store cannot be used.
-    """
+    """Variant to run id of each published run in `experiment`, recorded now if it is not there."""
     experiment_id = open_experiment(experiment)
     there = {
         run.data.tags["variant"]: run.info.run_id

@@ -45,9 +45,6 @@ def build_model(recipe: Recipe, num_classes: int) -> keras.Model:
 
     Batch normalisation in the backbone always uses its stored statistics. Stochastic depth, in
     the backbones of keras.applications, is active in `fit`, as in the notebooks, even if frozen.
-
-    Raises:
-        UserError: the backbone's weights cannot be downloaded or read.
     """
     with precision_policy(recipe.precision):
         backbone = build_backbone(recipe)

@@ -146,11 +146,7 @@ def _convolve(
 
 
 def build_imagenet_lite(name: str, image_size: int) -> keras.Model:
-    """Build a member of LITES with the ImageNet weights from its installed package.
-
-    Raises:
-        UserError: the package is not installed, or its file is not the known one.
-    """
+    """Build a member of LITES with the ImageNet weights from its installed package."""
     model = build_lite(name, image_size)
     arrays = read_imagenet_arrays(LITES[name])
     for layer in model.layers:
