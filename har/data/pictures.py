@@ -1,9 +1,11 @@
-"""Thumbnails and figures inside an HTML page, and labels inside a figure."""
+"""HTML pages without external files: thumbnails and figures in them, and labels in a figure."""
 
 import base64
 import io
 from pathlib import Path
+from typing import Any
 
+import jinja2
 from matplotlib.figure import Figure
 from PIL import Image, ImageOps
 
@@ -38,9 +40,15 @@ def draw_png(figure: Figure) -> bytes:
     return buffer.getvalue()
 
 
-def png_uri(png: bytes) -> str:
-    """Return a PNG file as a data URI."""
+def _png_uri(png: bytes) -> str:
     return f"data:image/png;base64,{base64.b64encode(png).decode()}"
+
+
+def render_page(template: Path, **values: Any) -> str:
+    """Render an HTML template; texts are escaped, and `png_uri` puts a PNG file into the page."""
+    environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined)
+    page = environment.from_string(template.read_text(encoding="utf-8"))
+    return page.render(png_uri=_png_uri, **values)
 
 
 def one_line(text: str, width: int = 24) -> str:
