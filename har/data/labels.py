@@ -1,6 +1,4 @@
-"""Labels of images: from Kaggle's CSV, from a test file in the same format, or from the names of
-class folders.
-"""
+"""Labels of images: from Kaggle's CSV, a test file like it, or the names of class folders."""
 
 import warnings
 from pathlib import Path, PureWindowsPath

@@ -7,20 +7,21 @@ from typing import Any
 
 import jinja2
 from matplotlib.figure import Figure
-from PIL import Image, ImageOps
+from PIL import Image
 
 from har.data.images import ImageError, decode_rgb
 
 THUMBNAIL_PX = 112
 
 
-def thumbnail(path: Path) -> Image.Image | None:
-    """Shrink an image file to THUMBNAIL_PX, keeping its proportions; None if it is unreadable."""
+def thumbnail(path: Path, size: int = THUMBNAIL_PX) -> Image.Image | None:
+    """Shrink an image file to `size` pixels, keeping its proportions; None if it is unreadable."""
     try:
-        pixels = decode_rgb(path.read_bytes())
+        picture = Image.fromarray(decode_rgb(path.read_bytes()))
     except (OSError, ImageError):
         return None
-    return ImageOps.contain(Image.fromarray(pixels), (THUMBNAIL_PX, THUMBNAIL_PX))
+    picture.thumbnail((size, size))
+    return picture
 
 
 def thumbnail_uri(path: Path) -> str:

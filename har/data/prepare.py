@@ -1,6 +1,4 @@
-"""From a folder of images to a checked manifest: every file is opened, copies are grouped, and
-test images are held out.
-"""
+"""From a folder of images to a checked manifest: copies grouped, test images held out."""
 
 import os
 from collections import Counter
@@ -153,9 +151,7 @@ def _announce(manifest: Manifest, why: str) -> Manifest:
 
 
 def _inspect_images(root: Path, paths: "pd.Series[str]") -> tuple[pd.DataFrame, dict[Any, str]]:
-    """Decode every image; return facts of the good ones, and reasons for the bad ones, both by
-    the index of `paths`.
-    """
+    """Facts of each readable image, and reasons for the others, by the index of `paths`."""
     good: dict[Any, dict[str, Any]] = {}
     bad: dict[Any, str] = {}
     files = [root / path for path in paths]

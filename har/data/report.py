@@ -57,9 +57,7 @@ def draw_samples(manifest: Manifest, seed: int = 0) -> Figure:
 
 
 def render_report(manifest: Manifest) -> str:
-    """Render the page: counts, class balance, groups of copies with their images, leaks, and
-    dropped images. Names from the data are escaped.
-    """
+    """Render the page: counts, class balance, copies with their images, leaks, dropped images."""
     groups = describe_groups(manifest.table).groupby("duplicate_group", sort=False)
     return render_page(
         TEMPLATE,

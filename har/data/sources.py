@@ -89,9 +89,7 @@ def _find_automatically() -> Source:
 
 
 def folder_source(folder: Path, why: str) -> Source:
-    """Recognise a folder: prepared, in Kaggle's layout (or the parent of such a folder, as in
-    Kaggle's archive), or with class folders.
-    """
+    """Recognise a folder: prepared, Kaggle's layout (also one level down), or class folders."""
     if not folder.is_dir():
         raise UserError(f"no such folder: {folder} ({why})")
     name = folder.resolve().name
@@ -120,9 +118,7 @@ def _sample_source(why: str) -> Source:
 
 
 def draw_sample(out: Path, per_class: int, test_images: int, seed: int) -> Path:
-    """Draw the 15-action sample into `out`, with a progress bar; an interrupted drawing leaves
-    nothing behind.
-    """
+    """Draw the 15-action sample into `out`; if interrupted, leave nothing behind."""
     out = out.resolve()
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise UserError(f"{out} exists already and is not an empty folder: give another --out")

@@ -29,9 +29,7 @@ def import_notebooks(experiment: str) -> dict[str, str]:
 
 
 def _record_notebook(notebook: Notebook, experiment_id: str) -> str:
-    """Record a finished run that took the published time and ended now: the notebooks do not say
-    when they ran.
-    """
+    """Record a finished run of the published duration that ends now: its date is not known."""
     client, ended = mlflow.MlflowClient(), round(1000 * time.time())
     started = ended - 60_000 * notebook.minutes
     run = client.create_run(experiment_id, start_time=started, tags=_notebook_tags(notebook))

@@ -76,9 +76,7 @@ LITES = {
 
 
 def _scale_stages(width: float, depth: float) -> list[Stage]:
-    """`BASE_STAGES` with scaled filters, in multiples of 8, and scaled repeats, rounded up. The
-    first and the last stage keep their repeats.
-    """
+    """Scale BASE_STAGES; the first and the last stage keep their repeats."""
 
     def round_filters(filters: float) -> int:
         nearest = int(filters + 4) // 8 * 8
