@@ -15,18 +15,10 @@ Loader = Literal["memory", "stream", "features"]
 Resize = Literal["bicubic", "bilinear"]
 Augmentation = Literal["none", "flip_rotate_zoom_contrast"]
 Backbone = Literal[
-    "efficientnetb0",
-    "efficientnetb1",
-    "efficientnetb2",
-    "efficientnetb3",
-    "efficientnetb4",
-    "efficientnetb5",
-    "efficientnetb6",
-    "efficientnetb7",
-    "efficientnet-lite0",
-    "efficientnet-lite1",
-    "efficientnet-lite2",
-]
+    "efficientnetb0", "efficientnetb1", "efficientnetb2", "efficientnetb3", "efficientnetb4",
+    "efficientnetb5", "efficientnetb6", "efficientnetb7",
+    "efficientnet-lite0", "efficientnet-lite1", "efficientnet-lite2",
+]  # fmt: skip
 FineTune = Literal["frozen", "top", "all"]
 Head = Literal["flatten_dense512", "gap_dropout"]
 Loss = Literal["categorical_crossentropy", "sparse_categorical_crossentropy"]
@@ -62,11 +54,7 @@ def field_values(recipe: "Recipe") -> list[tuple[Field[Any], Any]]:
 
 @dataclass(frozen=True, kw_only=True)
 class Recipe:
-    """Every setting in which one training can differ from another. The defaults are `original`.
-
-    Raises:
-        UserError: a value is not allowed, or two values exclude each other.
-    """
+    """Every setting in which one training can differ from another. The defaults are `original`."""
 
     loader: Loader = axis(
         "memory",
@@ -222,14 +210,7 @@ V4 = replace(V3, precision="mixed_float16")
 # not augment: each augmented view would cost one more pass over the images, and eight views did
 # not raise the accuracy (docs/experiment.md).
 V5 = replace(V4, loader="features", augmentation="none")
-VARIANTS: dict[str, Recipe] = {
-    "original": ORIGINAL,
-    "v1": V1,
-    "v2": V2,
-    "v3": V3,
-    "v4": V4,
-    "v5": V5,
-}
+VARIANTS = {"original": ORIGINAL, "v1": V1, "v2": V2, "v3": V3, "v4": V4, "v5": V5}
 
 
 def parent_of(variant: str) -> str | None:

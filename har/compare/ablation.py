@@ -22,10 +22,7 @@ Kind = Literal["base", "add", "chain", "leave", "end"]
 
 @dataclass(frozen=True, kw_only=True)
 class Step:
-    """A recipe of an ablation; `recipe` is None if it is forbidden, and `why_not` says why.
-
-    `field` is the field that changed last.
-    """
+    """A recipe of an ablation, None if it is forbidden (`why_not`); `field` changed last."""
 
     kind: Kind
     field: str
@@ -34,11 +31,7 @@ class Step:
 
 
 def plan_ablation(base: Recipe, end: Recipe) -> list[Step]:
-    """Plan the base, each change alone, the chain of changes, the end without each, and the end.
-
-    Raises:
-        UserError: the two recipes are equal.
-    """
+    """Plan the base, each change alone, the chain of changes, the end without each, and the end."""
     found = changes(base, end)
     if not found:
         raise UserError("nothing to compare: the two recipes are the same; give two that differ")
@@ -140,11 +133,7 @@ class Effect:
 def find_effects(
     steps: Sequence[Step], costs: Sequence[Cost | None], found: dict[str, tuple[Any, Any]]
 ) -> list[Effect]:
-    """Find the effect of each step but base and end.
-
-    `costs` are the costs of the steps, None if unknown; `found` are the `changes` between the
-    recipes.
-    """
+    """Find the effect of each step but base and end; `found` are the changes between these two."""
     base, end = costs[0], costs[-1]
     previous, effects = base, []
     for step, cost in zip(steps[1:-1], costs[1:-1], strict=True):

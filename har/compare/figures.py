@@ -67,9 +67,7 @@ def _draw_legend(figure: Figure, **where: Any) -> None:
 
 
 def draw_curves(records: Sequence[Record]) -> Figure | None:
-    """Draw accuracy by epoch and by seconds, of validation, or else of training; None without a
-    history.
-    """
+    """Draw validation (or else training) accuracy by epoch and by seconds; None without history."""
     drawn = [each for each in records if each.history][:MOST_DRAWN]
     if not drawn:
         return None
@@ -140,10 +138,7 @@ def _draw_shares(axes: Axes, table: pd.DataFrame, fontsize: int) -> None:
 
 
 def draw_waterfall(effects: Sequence[Effect]) -> Figure:
-    """Draw how an ablation's chain of changes leads from the base's wall time to the end's.
-
-    Each change has the seconds of each cause, as in `Effect.parts`.
-    """
+    """Draw the wall time of an ablation from base to end: each change, by `Effect.parts`."""
     chain = [each for each in effects if each.kind == "chain"]
     known = [each for each in chain if each.before is not None and each.after is not None]
     figure = Figure(figsize=(10, 2.2 + 0.42 * len(known)), layout="constrained")
@@ -172,9 +167,7 @@ def draw_waterfall(effects: Sequence[Effect]) -> Figure:
 
 
 def _draw_causes(axes: Axes, row: int, effect: Effect, colours: dict[str, str]) -> None:
-    """A row of the waterfall: first the causes that add time, to the right and in the upper half;
-    then those that save time, to the left and in the lower half.
-    """
+    """A row of the waterfall: causes that add time in the upper half, others in the lower half."""
     assert effect.before is not None
     at = effect.before.wall_s
     axes.axvline(at, color="0.8", linewidth=0.5, zorder=0)

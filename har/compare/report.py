@@ -4,9 +4,8 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
-import jinja2
 import pandas as pd
 
 from har.compare.figures import MOST_DRAWN, draw_confusions, draw_curves, draw_recalls, draw_scatter
@@ -21,7 +20,7 @@ from har.compare.tables import (
     tabulate_recalls,
     tabulate_runs,
 )
-from har.data.pictures import draw_png, png_uri, thumbnail_uri
+from har.data.pictures import draw_png, render_page, thumbnail_uri
 from har.data.report import REPORT_FILE
 from har.evaluation.metrics import TEST_METRICS
 from har.tracking.records import Record
@@ -41,59 +40,38 @@ class Comparison:
     figures: dict[str, bytes]
 
 
-class Column(NamedTuple):
-    """How the page shows a column of a table: as text, or as `factor` times a number in `form`."""
-
-    heading: str
-    form: str = ""
-    factor: float = 1
-
-
-RUNS = {
-    "name": Column("run"),
-    "run_id": Column("run id"),
-    **{name: Column(each.heading, each.form) for name, each in TEST_METRICS.items()},
-    "val_accuracy": Column("validation", ".1%"),
-    "train_accuracy": Column("training", ".1%"),
-    "wall_time_s": Column("wall time s", ",.0f"),
-    "feature_cache": Column("feature cache"),
-    "epoch_time_s": Column("epoch s", ",.1f"),
-    "images_per_second": Column("images/s", ",.0f"),
-    "epochs": Column("epochs", ".0f"),
-    "peak_memory_mb": Column("memory MB", ",.0f"),
-    "notebook_minutes": Column("notebook min", ".0f"),
-    "differs_from_variant": Column("differs from its variant"),
-    "hardware": Column("hardware"),
-    "precision": Column("precision"),
-    "strategy": Column("strategy"),
-    "backbone": Column("backbone"),
-    "dataset": Column("dataset"),
-    "test_digest": Column("test digest"),
-    "source": Column("source"),
-}
-PAIRS = {
-    "first_name": Column("first"),
-    "first": Column("its run id"),
-    "second_name": Column("second"),
-    "second": Column("its run id"),
-    "images": Column("images", ",.0f"),
-    "difference": Column("difference", "+.1f", 100),
-    "low": Column("from", "+.1f", 100),
-    "high": Column("to", "+.1f", 100),
-    "only_first": Column("only first right", ",.0f"),
-    "only_second": Column("only second right", ",.0f"),
-    "p_value": Column("p", ".3g"),
-    "p_corrected": Column("p corrected", ".3g"),
-}
-RECALLS = {
-    "name": Column("run"),
-    "run_id": Column("run id"),
-    "label": Column("class"),
-    "recall": Column("recall", ".1%"),
-    "low": Column("from", ".1%"),
-    "high": Column("to", ".1%"),
-    "images": Column("images", ",.0f"),
-}
+# The columns of the page's tables, each with the format of its numbers; "" means text.
+FORMS = {
+    "runs": {
+        "name": "", "run_id": "", **{name: each.form for name, each in TEST_METRICS.items()},
+        "val_accuracy": ".1%", "train_accuracy": ".1%", "wall_time_s": ",.0f",
+        "feature_cache": "", "epoch_time_s": ",.1f", "images_per_second": ",.0f",
+        "epochs": ".0f", "peak_memory_mb": ",.0f", "notebook_minutes": ".0f",
+        "differs_from_variant": "", "hardware": "", "precision": "", "strategy": "",
+        "backbone": "", "dataset": "", "test_digest": "", "source": "",
+    },
+    "pairs": {
+        "first_name": "", "first": "", "second_name": "", "second": "", "images": ",.0f",
+        "difference": "+.1f", "low": "+.1f", "high": "+.1f", "only_first": ",.0f",
+        "only_second": ",.0f", "p_value": ".3g", "p_corrected": ".3g",
+    },
+    "recalls": {
+        "name": "", "run_id": "", "label": "", "recall": ".1%", "low": ".1%", "high": ".1%",
+        "images": ",.0f",
+    },
+}  # fmt: skip
+# Headings of columns; the others have their names.
+HEADINGS = {
+    **{name: each.heading for name, each in TEST_METRICS.items()},
+    "name": "run", "run_id": "run id", "val_accuracy": "validation", "train_accuracy": "training",
+    "wall_time_s": "wall time s", "feature_cache": "feature cache", "epoch_time_s": "epoch s",
+    "images_per_second": "images/s", "peak_memory_mb": "memory MB",
+    "notebook_minutes": "notebook min", "differs_from_variant": "differs from its variant",
+    "test_digest": "test digest", "first_name": "first", "first": "its run id",
+    "second_name": "second", "second": "its run id", "low": "from", "high": "to",
+    "only_first": "only first right", "only_second": "only second right", "p_value": "p",
+    "p_corrected": "p corrected", "label": "class",
+}  # fmt: skip
 
 
 def build_comparison(records: Sequence[Record]) -> Comparison:
@@ -117,13 +95,18 @@ def build_comparison(records: Sequence[Record]) -> Comparison:
     }
     by_run = differences.T.reset_index(drop=True)
     by_run.insert(0, "run", [f"{each.name} {each.run_id}" for each in ordered])
-    page = _render(
+    page = render_page(
+        TEMPLATE,
         records=ordered,
         parts=parts,
         curves=figures.get("learning_curves"),
         runs=tables["runs"],
         differences=by_run,
-        fields={name: Column(str(name)) for name in by_run},
+        forms={**FORMS, "fields": dict.fromkeys(by_run, "")},
+        headings=HEADINGS,
+        limits={"alpha": ALPHA, "gallery": GALLERY_IMAGES, "drawn": MOST_DRAWN},
+        show=_format_cell,
+        picture_uri=picture_uri,
     )
     return Comparison(page=page, tables=tables, figures=figures)
 
@@ -150,8 +133,9 @@ def _compare_group(group: Group) -> dict[str, Any]:
     if not recalls.empty:
         figures["recalls"] = draw_recalls(group, recalls)
         figures["confusion_matrices"] = draw_confusions(group)
-    gallery = None
+    points, gallery = pairs, None
     if len(group.with_predictions) >= 2:
+        points = pairs.assign(**100 * pairs[["difference", "low", "high"]])
         (first, _), (second, _) = group.with_predictions[:2]
         images = find_disagreements(first, second, GALLERY_IMAGES).to_dict("records")
         gallery = {"first": first, "second": second, "images": images}
@@ -159,6 +143,7 @@ def _compare_group(group: Group) -> dict[str, Any]:
         "group": group,
         "front": front,
         "pairs": pairs,
+        "pairs_in_points": points,
         "differing": 0 if pairs.empty else int((pairs["p_corrected"] < ALPHA).sum()),
         "recalls": recalls,
         "figures": {name: draw_png(figure) for name, figure in figures.items()},
@@ -166,33 +151,15 @@ def _compare_group(group: Group) -> dict[str, Any]:
     }
 
 
-def _render(**values: Any) -> str:
-    environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined)
-    environment.filters |= {"show": _format_cell, "png_uri": png_uri}
-    environment.globals |= {
-        "ALPHA": ALPHA,
-        "GALLERY_IMAGES": GALLERY_IMAGES,
-        "MOST_DRAWN": MOST_DRAWN,
-        "PAIRS": PAIRS,
-        "RECALLS": RECALLS,
-        "RUNS": RUNS,
-        "picture_uri": picture_uri,
-    }
-    template = environment.from_string(TEMPLATE.read_text(encoding="utf-8"))
-    return template.render(**values)
-
-
-def _format_cell(value: Any, form: str = "", factor: float = 1) -> str:
+def _format_cell(value: Any, form: str = "") -> str:
     """A value as text, or as a number in `form`; MISSING if it is unknown or empty."""
     if value is None or value == "" or (isinstance(value, float) and math.isnan(value)):
         return MISSING
-    return format(factor * value, form) if form else str(value)
+    return format(value, form) if form else str(value)
 
 
 def picture_uri(root: str | None, path: str) -> str:
-    """Return the thumbnail of an image as a data URI; "" if it is not on this machine, or is
-    outside of `root`.
-    """
+    """Return an image's thumbnail as a data URI; "" if it is not here, or outside of `root`."""
     if root is None or Path(path).is_absolute() or ".." in Path(path).parts:
         return ""
     return thumbnail_uri(Path(root) / path)

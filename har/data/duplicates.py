@@ -29,9 +29,7 @@ Ints = npt.NDArray[np.int64]
 
 
 def perceptual_hash(image: Image.Image) -> str:
-    """Return four hashes of an RGB image as 64 hexadecimal digits: dhash and phash of the image,
-    then of its mirror image.
-    """
+    """Return 64 hexadecimal digits: dhash and phash of an RGB image, then of its mirror image."""
     grey = image.convert("L")
     # resized here, once for the image and its mirror image: ImageHash keeps images of this size
     small = [(each, grey.resize(size, Image.Resampling.LANCZOS)) for each, size in HASHES.items()]

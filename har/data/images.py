@@ -41,11 +41,7 @@ class ImageError(UserError):
 
 
 def read_image(path: Path) -> bytes:
-    """Read the bytes of an image file.
-
-    Raises:
-        ImageError: the file is missing, too large, not a regular file, or cannot be read.
-    """
+    """Read the bytes of an image file; raise an ImageError if that is not possible."""
     try:
         if not path.is_file():
             raise ImageError("not a file" if path.exists() else "no such file")
@@ -57,11 +53,7 @@ def read_image(path: Path) -> bytes:
 
 
 def open_image(data: bytes) -> Image.Image:
-    """Read an image's header, without decoding its pixels.
-
-    Raises:
-        ImageError: the format is not one of `FORMATS`, or the image exceeds a limit above.
-    """
+    """Read an image's header; raise an ImageError for an unknown format or beyond a limit."""
     if not data:
         raise ImageError("empty: 0 bytes")
     if len(data) > MAX_BYTES:
@@ -73,11 +65,6 @@ def open_image(data: bytes) -> Image.Image:
     # Pillow raises errors of many types on hostile bytes, such as struct.error and SyntaxError
     except Exception as error:
         raise ImageError(f"not an image of the kinds {', '.join(FORMATS)}") from error
-    _check_limits(image, data)
-    return image
-
-
-def _check_limits(image: Image.Image, data: bytes) -> None:
     size = f"{image.width}x{image.height} pixels"
     if image.width * image.height > MAX_PIXELS:
         raise ImageError(f"{size}, more than {MAX_PIXELS:,}")
@@ -86,23 +73,18 @@ def _check_limits(image: Image.Image, data: bytes) -> None:
     # an MPO file holds several JPEGs; the first one is read
     if image.format in ("JPEG", "MPO") and data.count(START_OF_SCAN) > MAX_SCANS:
         raise ImageError(f"a JPEG of more than {MAX_SCANS} scans")
+    return image
 
 
 def decode_rgb(data: bytes) -> Pixels:
-    """Decode image bytes to (height, width, 3) uint8, as `open_image` and `to_rgb` do.
-
-    Raises:
-        ImageError: as in `open_image` and `to_rgb`.
-    """
+    """Decode image bytes to (height, width, 3) uint8, as `open_image` and `to_rgb` do."""
     return np.asarray(to_rgb(open_image(data)))
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
-    """Decode the first frame of an open image, turn it upright by its EXIF tag, and put
-    transparent pixels on white. The image itself may change.
+    """Decode an open image: first frame, upright by its EXIF tag, transparency on white.
 
-    Raises:
-        ImageError: the pixel data is truncated or corrupt.
+    The image itself may change. Truncated or corrupt pixel data raise an ImageError.
     """
     try:
         ImageOps.exif_transpose(image, in_place=True)
@@ -121,9 +103,7 @@ def to_rgb(image: Image.Image) -> Image.Image:
 
 
 def is_plain_jpeg(image: Image.Image) -> bool:
-    """Return True if TensorFlow decodes this file like Pillow: it knows neither CMYK nor the
-    EXIF orientation.
-    """
+    """Return True if TensorFlow decodes the file like Pillow: no CMYK, no EXIF orientation."""
     if image.format != "JPEG" or image.mode not in ("RGB", "L"):
         return False
     return image.getexif().get(ExifTags.Base.Orientation, 1) == 1
@@ -161,11 +141,7 @@ RESIZERS: dict[str, Callable[[Pixels, int], Pixels]] = {
 
 
 def decode(data: bytes, resize: str, size: int) -> Pixels:
-    """Decode bytes to (size, size, 3) uint8; `resize` is a key of RESIZERS.
-
-    Raises:
-        ImageError: as in `decode_rgb`, or there is too little memory to resize.
-    """
+    """Decode bytes to (size, size, 3) uint8, or raise an ImageError; `resize` is in RESIZERS."""
     image = decode_rgb(data)
     try:
         return RESIZERS[resize](image, size)

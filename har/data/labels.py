@@ -1,6 +1,4 @@
-"""Labels of images: from Kaggle's CSV, from a test file in the same format, or from the names of
-class folders.
-"""
+"""Labels of images: from Kaggle's CSV, a test file like it, or the names of class folders."""
 
 import warnings
 from pathlib import Path, PureWindowsPath
@@ -45,11 +43,7 @@ def read_labels(source: Source, test_file: str = "none") -> pd.DataFrame:
 
 
 def find_test_file(source: Source, test_file: str) -> Path:
-    """Find the test file from the working folder or in the source's folder.
-
-    Raises:
-        UserError: there is none.
-    """
+    """Find the test file from the working folder or in the source's folder."""
     for path in (Path(test_file), source.root / test_file):
         if path.is_file():
             return path
@@ -67,11 +61,7 @@ def _read_class_folders(source: Source) -> pd.DataFrame:
 
 
 def read_csv(csv: Path, folder: str) -> pd.DataFrame:
-    """Read a CSV with the columns filename and label, whose images are in `folder`.
-
-    Raises:
-        UserError: as in `read_labels`.
-    """
+    """Read a CSV with the columns filename and label, whose images are in `folder`."""
     try:
         with warnings.catch_warnings():
             # pandas only warns about rows longer than the header, and shifts or cuts them

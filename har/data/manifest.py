@@ -99,11 +99,7 @@ def format_manifest_files(manifest: Manifest) -> dict[str, str]:
 
 
 def write_manifest(manifest: Manifest, out: Path) -> None:
-    """Write both files of a prepared folder atomically, dataset.json last.
-
-    Raises:
-        UserError: the folder cannot be written.
-    """
+    """Write both files of a prepared folder atomically, dataset.json last."""
     try:
         out.mkdir(parents=True, exist_ok=True)
         # two processes at once could leave the table of one beside the summary of the other

@@ -1,24 +1,27 @@
-"""Thumbnails and figures inside an HTML page, and labels inside a figure."""
+"""HTML pages without external files: thumbnails and figures in them, and labels in a figure."""
 
 import base64
 import io
 from pathlib import Path
+from typing import Any
 
+import jinja2
 from matplotlib.figure import Figure
-from PIL import Image, ImageOps
+from PIL import Image
 
 from har.data.images import ImageError, decode_rgb
 
 THUMBNAIL_PX = 112
 
 
-def thumbnail(path: Path) -> Image.Image | None:
-    """Shrink an image file to THUMBNAIL_PX, keeping its proportions; None if it is unreadable."""
+def thumbnail(path: Path, size: int = THUMBNAIL_PX) -> Image.Image | None:
+    """Shrink an image file to `size` pixels, keeping its proportions; None if it is unreadable."""
     try:
-        pixels = decode_rgb(path.read_bytes())
+        picture = Image.fromarray(decode_rgb(path.read_bytes()))
     except (OSError, ImageError):
         return None
-    return ImageOps.contain(Image.fromarray(pixels), (THUMBNAIL_PX, THUMBNAIL_PX))
+    picture.thumbnail((size, size))
+    return picture
 
 
 def thumbnail_uri(path: Path) -> str:
@@ -38,9 +41,15 @@ def draw_png(figure: Figure) -> bytes:
     return buffer.getvalue()
 
 
-def png_uri(png: bytes) -> str:
-    """Return a PNG file as a data URI."""
+def _png_uri(png: bytes) -> str:
     return f"data:image/png;base64,{base64.b64encode(png).decode()}"
+
+
+def render_page(template: Path, **values: Any) -> str:
+    """Render an HTML template; texts are escaped, and `png_uri` puts a PNG file into the page."""
+    environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined)
+    page = environment.from_string(template.read_text(encoding="utf-8"))
+    return page.render(png_uri=_png_uri, **values)
 
 
 def one_line(text: str, width: int = 24) -> str:

@@ -1,14 +1,11 @@
-"""From a folder of images to a checked manifest: every file is opened, copies are grouped, and
-test images are held out.
-"""
+"""From a folder of images to a checked manifest: copies grouped, test images held out."""
 
 import os
 from collections import Counter
 from collections.abc import Mapping
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import replace
-from itertools import chain
+from multiprocessing.pool import ThreadPool
 from pathlib import Path
 from typing import Any
 
@@ -45,10 +42,6 @@ def load_manifest(
 
     `overrides` are the fields of Split that the user gave; the others come from `default`.
     `image_root` is the new folder of the images of a prepared folder, if they were moved.
-
-    Raises:
-        UserError: as in `prepare` and `read_manifest`; or the folder was prepared with another
-            split than `overrides` ask for.
     """
     source = find_source(data)
     if source.layout == "prepared":
@@ -69,11 +62,7 @@ def load_manifest(
 
 
 def choose_split(overrides: Mapping[str, Any], default: Split = Split()) -> Split:
-    """Return `default` changed by `overrides`; a test file sets the test fraction to 0.
-
-    Raises:
-        UserError: a test fraction together with a test file.
-    """
+    """Return `default` changed by `overrides`; a test file sets the test fraction to 0."""
     split = replace(default, **overrides)
     if split.test_file == "none":
         return split
@@ -162,19 +151,13 @@ def _announce(manifest: Manifest, why: str) -> Manifest:
 
 
 def _inspect_images(root: Path, paths: "pd.Series[str]") -> tuple[pd.DataFrame, dict[Any, str]]:
-    """Decode every image; return facts of the good ones, and reasons for the bad ones, both by
-    the index of `paths`.
-    """
+    """Facts of each readable image, and reasons for the others, by the index of `paths`."""
     good: dict[Any, dict[str, Any]] = {}
     bad: dict[Any, str] = {}
     files = [root / path for path in paths]
-    tasks = [files[i : i + FILES_PER_TASK] for i in range(0, len(files), FILES_PER_TASK)]
     # more threads than CPUs are slower: six threads on two CPUs take twice as long
-    with (
-        ThreadPoolExecutor(available_cpus()) as pool,
-        progress("checking images", len(paths)) as advance,
-    ):
-        found = chain.from_iterable(pool.map(lambda task: [*map(_inspect_image, task)], tasks))
+    with ThreadPool(available_cpus()) as pool, progress("checking images", len(paths)) as advance:
+        found = pool.imap(_inspect_image, files, FILES_PER_TASK)
         for (index, path), facts in zip(paths.items(), found, strict=True):
             if isinstance(facts, str):
                 bad[index] = facts

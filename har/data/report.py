@@ -3,13 +3,12 @@
 from pathlib import Path
 from typing import Any
 
-import jinja2
 import pandas as pd
 from matplotlib.figure import Figure
 
 from har.data.duplicates import describe_groups
 from har.data.manifest import Manifest
-from har.data.pictures import draw_png, one_line, png_uri, thumbnail, thumbnail_uri
+from har.data.pictures import draw_png, one_line, render_page, thumbnail, thumbnail_uri
 
 TEMPLATE = Path(__file__).with_name("report.html")
 REPORT_FILE = "report.html"
@@ -58,17 +57,14 @@ def draw_samples(manifest: Manifest, seed: int = 0) -> Figure:
 
 
 def render_report(manifest: Manifest) -> str:
-    """Render the page: counts, class balance, groups of copies with their images, leaks, and
-    dropped images. Names from the data are escaped.
-    """
-    environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined)
-    template = environment.from_string(TEMPLATE.read_text(encoding="utf-8"))
+    """Render the page: counts, class balance, copies with their images, leaks, dropped images."""
     groups = describe_groups(manifest.table).groupby("duplicate_group", sort=False)
-    return template.render(
+    return render_page(
+        TEMPLATE,
         manifest=manifest,
         summary=manifest.summary,
-        balance=png_uri(draw_png(draw_class_balance(manifest))),
-        samples=png_uri(draw_png(draw_samples(manifest))),
+        balance=draw_png(draw_class_balance(manifest)),
+        samples=draw_png(draw_samples(manifest)),
         groups=[group.to_dict("records") for _, group in list(groups)[:MAX_GROUPS]],
         leaks=manifest.summary.leaks[:MAX_GROUPS],
         thumbnail_uri=lambda path: thumbnail_uri(manifest.root / path),

@@ -65,11 +65,7 @@ def is_image_name(path: Path) -> bool:
 
 
 def find_source(data: str) -> Source:
-    """Find the images that `--data` names: auto, sample, kaggle, or a folder.
-
-    Raises:
-        UserError: the folder does not exist or has no known layout; Kaggle cannot be reached.
-    """
+    """Find the images that `--data` names: auto, sample, kaggle, or a folder."""
     if data == "auto":
         return _find_automatically()
     if data == "sample":
@@ -93,12 +89,7 @@ def _find_automatically() -> Source:
 
 
 def folder_source(folder: Path, why: str) -> Source:
-    """Recognise a folder: prepared, in Kaggle's layout (or the parent of such a folder, as in
-    Kaggle's archive), or with class folders.
-
-    Raises:
-        UserError: the folder does not exist, or it has none of these layouts.
-    """
+    """Recognise a folder: prepared, Kaggle's layout (also one level down), or class folders."""
     if not folder.is_dir():
         raise UserError(f"no such folder: {folder} ({why})")
     name = folder.resolve().name
@@ -127,12 +118,7 @@ def _sample_source(why: str) -> Source:
 
 
 def draw_sample(out: Path, per_class: int, test_images: int, seed: int) -> Path:
-    """Draw the 15-action sample into `out`, with a progress bar; an interrupted drawing leaves
-    nothing behind.
-
-    Raises:
-        UserError: `out` exists and is not an empty folder, or it cannot be written.
-    """
+    """Draw the 15-action sample into `out`; if interrupted, leave nothing behind."""
     out = out.resolve()
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise UserError(f"{out} exists already and is not an empty folder: give another --out")

@@ -37,9 +37,6 @@ def assign_splits(table: pd.DataFrame, split: Split) -> npt.NDArray[np.str_]:
 
     `part` is "test" for the images of a test file. Two kinds of images are then unused: copies
     of test images, which must not be trained on, and test images with copies under other labels.
-
-    Raises:
-        UserError: as in `hold_out`.
     """
     if split.test_file == "none":
         held_out = hold_out(table, split.test_fraction, split.split_seed, "test")
@@ -70,20 +67,7 @@ def hold_out(
         return np.zeros(len(table), dtype=bool)
     by_group = table.groupby("duplicate_group")["label"]
     groups = by_group.first()[by_group.nunique() == 1]
-    _check_enough(groups, fraction, table["label"].unique(), purpose)
-    _, held_out = train_test_split(
-        groups.index.to_numpy(), test_size=fraction, stratify=groups, random_state=seed
-    )
-    return table["duplicate_group"].isin(held_out).to_numpy()
-
-
-def _check_enough(
-    groups: pd.Series, fraction: float, labels: npt.NDArray[np.object_], purpose: str
-) -> None:
-    """Raise a UserError unless both sides get an image of every label; `groups` is the label of
-    each group that may be held out.
-    """
-    counts = groups.value_counts().reindex(labels, fill_value=0)
+    counts = groups.value_counts().reindex(table["label"].unique(), fill_value=0)
     if counts.min() < 2:
         raise UserError(
             f"too few images for a {purpose} split: every label needs 2 distinct images without"
@@ -97,3 +81,7 @@ def _check_enough(
             f"too few images for a {purpose} fraction of {fraction}: {classes} labels need at"
             f" least {needed} distinct images; found {len(groups)}"
         )
+    _, held_out = train_test_split(
+        groups.index.to_numpy(), test_size=fraction, stratify=groups, random_state=seed
+    )
+    return table["duplicate_group"].isin(held_out).to_numpy()

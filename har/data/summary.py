@@ -27,10 +27,7 @@ class BadImage:
 
 @dataclass(frozen=True)
 class Leak:
-    """An image of Kaggle's own test/ folder that is an "exact" or "near" copy of a training image.
-
-    `test` and `train` are paths that start from the data folder.
-    """
+    """An image of Kaggle's own folder test/ that is an exact or near copy of a training image."""
 
     test: str
     train: str

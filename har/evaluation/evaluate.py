@@ -77,11 +77,7 @@ class Evaluation:
 
 
 def evaluate(classifier: Classifier, manifest: Manifest) -> Evaluation:
-    """Evaluate on the manifest's test split, decoded as in training.
-
-    Raises:
-        UserError: as in `load_test_rows`, or the probabilities are not finite.
-    """
+    """Evaluate on the manifest's test split, decoded as in training."""
     rows = load_test_rows(classifier, manifest)
     parts = []
     with progress("evaluating on test images", len(rows)) as advance:
@@ -113,9 +109,6 @@ def evaluate_features(
     """Evaluate from the features of the test split; `head` maps them to probabilities.
 
     The classifier predicts the first batch of images too, as a check.
-
-    Raises:
-        UserError: as in `evaluate`, or the check gives other probabilities.
     """
     rows = load_test_rows(classifier, manifest)
     parts = [np.asarray(head(features[i : i + 1024])) for i in range(0, len(rows), 1024)]
@@ -152,11 +145,7 @@ def tabulate_by_duplicate(evaluation: Evaluation, manifest: Manifest) -> pd.Data
 
 
 def load_test_rows(classifier: Classifier, manifest: Manifest) -> pd.DataFrame:
-    """Return the test split, with `label_id` in the classifier's order of classes.
-
-    Raises:
-        UserError: there is no test split, or it has labels that the classifier does not know.
-    """
+    """Return the test split, with `label_id` in the classifier's order of classes."""
     rows = manifest.rows("test")
     if rows.empty:
         raise UserError(
@@ -177,9 +166,6 @@ def read_batches(
     """Yield (images, row numbers) for all rows in order, decoded as in training.
 
     The batches are (batch, size, size, 3) uint8 and (batch,) int64.
-
-    Raises:
-        UserError: an image is missing or changed.
     """
     load = build_stream_loader(manifest, rows, classifier.recipe)
     batches = prefetch(load(tf.data.Dataset.range(len(rows)), BATCH_SIZE, False))

@@ -12,8 +12,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import PercentFormatter
 from PIL import Image
 
-from har.data.images import ImageError, decode_rgb
-from har.data.pictures import one_line
+from har.data.pictures import one_line, thumbnail
 from har.evaluation import metrics
 from har.evaluation.evaluate import Evaluation
 
@@ -143,7 +142,11 @@ def draw_mistakes(evaluation: Evaluation, root: Path, count: int = 24) -> Figure
     )
     grid = figure.subplots(rows, GALLERY_COLUMNS, squeeze=False).ravel()
     for axes, mistake in zip(grid, shown.to_dict("records"), strict=False):
-        _draw_picture(axes, root / mistake["path"])
+        # as small as it is drawn: a gallery of whole photos would take a gigabyte
+        picture = thumbnail(root / mistake["path"], THUMBNAIL_SIZE)
+        axes.imshow(picture or Image.new("RGB", (4, 3), "lightgrey"))
+        if picture is None:
+            axes.text(1.5, 1, "cannot be read", ha="center", va="center")
         label, predicted = (one_line(mistake[name], 20) for name in ("label", "predicted"))
         title = f"{label}\n-> {predicted} {100 * mistake['probability']:.0f} %"
         axes.set_title(title, fontsize=9, parse_math=False)
@@ -152,14 +155,3 @@ def draw_mistakes(evaluation: Evaluation, root: Path, count: int = 24) -> Figure
         # images at the top of their cells, so that the titles of a row are at one height
         axes.set_anchor("N")
     return figure
-
-
-def _draw_picture(axes: Axes, path: Path) -> None:
-    try:
-        picture = Image.fromarray(decode_rgb(path.read_bytes()))
-        # as small as it is drawn: a gallery of whole photos would take a gigabyte
-        picture.thumbnail((THUMBNAIL_SIZE, THUMBNAIL_SIZE))
-    except (OSError, ImageError):
-        picture = Image.new("RGB", (4, 3), "lightgrey")
-        axes.text(0.5, 0.5, "cannot be read", ha="center", va="center", transform=axes.transAxes)
-    axes.imshow(np.asarray(picture))

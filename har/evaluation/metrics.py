@@ -162,9 +162,7 @@ def reliability(
 
 
 def calibration_error(probabilities: Floats, label_ids: Ints, bins: int = 15) -> float:
-    """Return the expected calibration error: |confidence - accuracy| over the bins of
-    `reliability`, weighted by images (Guo et al. 2017); 0 is perfect.
-    """
+    """Return the expected calibration error (Guo et al. 2017), with `reliability`'s bins."""
     found = reliability(probabilities, label_ids, bins)
     gap = np.abs(found["confidence"] - found["accuracy"])
     return float(np.nansum(found["images"] * gap) / len(label_ids))

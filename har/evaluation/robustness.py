@@ -25,10 +25,7 @@ MAX_IMAGES = 1000
 
 
 def shift(images: Pixels, share: float) -> Pixels:
-    """Move images right and down by `share` of their side, at least one pixel.
-
-    The edge that appears repeats the outermost pixels.
-    """
+    """Move images right and down by `share` of their side, at least a pixel; repeat the edge."""
     by = max(1, round(images.shape[1] * share))
     padded = np.pad(images, ((0, 0), (by, 0), (by, 0), (0, 0)), mode="edge")
     return padded[:, :-by, :-by]
@@ -70,9 +67,6 @@ def measure_robustness(
 
     If the split has more images, the row `none` has the accuracy on the chosen images, which
     differs from the accuracy of `evaluate`.
-
-    Raises:
-        UserError: `most` is below 1, or as in `load_test_rows`.
     """
     if most < 1:
         raise UserError(f"robustness needs at least 1 image; received {most}")

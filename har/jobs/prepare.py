@@ -31,9 +31,6 @@ def run_preparation(
 
     With `image_root`, `data` is a prepared folder whose images were moved: it is checked and
     written again.
-
-    Raises:
-        UserError: as `open_experiment`, `prepare` and `load_manifest`.
     """
     open_experiment(experiment)
     if image_root is None:

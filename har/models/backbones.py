@@ -81,11 +81,7 @@ BACKBONES: dict[str, Backbone] = {
 
 
 def build_backbone(recipe: Recipe) -> keras.Model:
-    """Build the recipe's backbone with its weights, and freeze what the recipe does not train.
-
-    Raises:
-        UserError: the weights cannot be downloaded or read.
-    """
+    """Build the recipe's backbone with its weights, and freeze what the recipe does not train."""
     backbone = BACKBONES[recipe.backbone]
     if recipe.weights == "imagenet":
         network = backbone.build_imagenet(recipe.image_size)
@@ -118,11 +114,7 @@ def set_trainable(
 
 
 def name_weights_by_content(recipe: Recipe) -> Recipe:
-    """Replace the name of a weights file by its SHA-256, which does not depend on its folder.
-
-    Raises:
-        UserError: the file does not exist.
-    """
+    """Replace the name of a weights file by its SHA-256, which does not depend on its folder."""
     if recipe.weights in ("imagenet", "random"):
         return recipe
     _check_weights_file(Path(recipe.weights))

@@ -45,9 +45,6 @@ def build_model(recipe: Recipe, num_classes: int) -> keras.Model:
 
     Batch normalisation in the backbone always uses its stored statistics. Stochastic depth, in
     the backbones of keras.applications, is active in `fit`, as in the notebooks, even if frozen.
-
-    Raises:
-        UserError: the backbone's weights cannot be downloaded or read.
     """
     with precision_policy(recipe.precision):
         backbone = build_backbone(recipe)
@@ -76,9 +73,7 @@ def compile_model(model: keras.Model, recipe: Recipe, steps_per_execution: int =
 def build_head(
     recipe: Recipe, num_features: int, num_classes: int, steps_per_execution: int = 1
 ) -> keras.Model:
-    """Build and compile only the layers after the backbone: (batch, features) float32 to (batch,
-    classes) probabilities.
-    """
+    """Build and compile only the layers after the backbone: (batch, features) to probabilities."""
     with precision_policy(recipe.precision):
         inputs = layers.Input((num_features,), name="features")
         head = keras.Model(inputs, _apply_head(inputs, recipe, num_classes))
@@ -87,10 +82,7 @@ def build_head(
 
 
 def find_backbone(model: keras.Model) -> keras.Model:
-    """Return the backbone of a model of `build_model`: the layer after its input.
-
-    A head may contain networks too.
-    """
+    """Return the backbone: the layer after the input. A head may contain networks too."""
     return next(layer for layer in model.layers if not isinstance(layer, layers.InputLayer))
 
 

@@ -122,10 +122,7 @@ def describe_unused_gpu(hardware: Hardware) -> list[str]:
 
 
 def make_deterministic() -> None:
-    """Without a GPU, make TensorFlow refuse operations whose results may vary between runs.
-
-    With a GPU this would cost much speed, so nothing changes.
-    """
+    """Make TensorFlow's operations repeatable on a CPU; on a GPU this would cost much speed."""
     if not has_gpu():
         tf.config.experimental.enable_op_determinism()
 

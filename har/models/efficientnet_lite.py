@@ -76,9 +76,7 @@ LITES = {
 
 
 def _scale_stages(width: float, depth: float) -> list[Stage]:
-    """`BASE_STAGES` with scaled filters, in multiples of 8, and scaled repeats, rounded up. The
-    first and the last stage keep their repeats.
-    """
+    """Scale BASE_STAGES; the first and the last stage keep their repeats."""
 
     def round_filters(filters: float) -> int:
         nearest = int(filters + 4) // 8 * 8
@@ -117,40 +115,24 @@ def _add_block(x: Any, name: str, stage: Stage, stride: int) -> Any:
     inputs, channels = x, x.shape[-1]
     if stage.expansion > 1:
         x = _convolve(x, f"{name}.expand_conv", f"{name}.bn0", channels * stage.expansion)
-    x = layers.DepthwiseConv2D(
-        stage.kernel,
-        strides=stride,
-        padding="same",
-        use_bias=False,
-        name=f"{name}.depthwise_conv",
-    )(x)
+    depthwise = {"strides": stride, "padding": "same", "use_bias": False}
+    x = layers.DepthwiseConv2D(stage.kernel, name=f"{name}.depthwise_conv", **depthwise)(x)
     x = layers.BatchNormalization(epsilon=BATCH_NORM_EPSILON, name=f"{name}.bn1")(x)
     x = layers.ReLU(6)(x)
-    x = _convolve(x, f"{name}.project_conv", f"{name}.bn2", stage.filters, activate=False)
+    x = _convolve(x, f"{name}.project_conv", f"{name}.bn2", stage.filters, relu=False)
     return layers.Add()([x, inputs]) if stride == 1 and channels == stage.filters else x
 
 
 def _convolve(
-    x: Any,
-    name: str,
-    norm_name: str,
-    filters: int,
-    *,
-    kernel: int = 1,
-    stride: int = 1,
-    activate: bool = True,
+    x: Any, name: str, norm: str, filters: int, kernel: int = 1, stride: int = 1, relu: bool = True
 ) -> Any:
     x = layers.Conv2D(filters, kernel, strides=stride, padding="same", use_bias=False, name=name)(x)
-    x = layers.BatchNormalization(epsilon=BATCH_NORM_EPSILON, name=norm_name)(x)
-    return layers.ReLU(6)(x) if activate else x
+    x = layers.BatchNormalization(epsilon=BATCH_NORM_EPSILON, name=norm)(x)
+    return layers.ReLU(6)(x) if relu else x
 
 
 def build_imagenet_lite(name: str, image_size: int) -> keras.Model:
-    """Build a member of LITES with the ImageNet weights from its installed package.
-
-    Raises:
-        UserError: the package is not installed, or its file is not the known one.
-    """
+    """Build a member of LITES with the ImageNet weights from its installed package."""
     model = build_lite(name, image_size)
     arrays = read_imagenet_arrays(LITES[name])
     for layer in model.layers:
