@@ -135,7 +135,7 @@ def decide_without_test(selected: Selected, champion: Champion | None) -> Decisi
     """Decide where there is no champion to compare with, or it is the candidate or ignored."""
     same = champion is not None and champion.run_id == selected.record.run_id
     if champion is None:
-        why = "there is no champion yet"
+        why = "it is the first champion"
     elif same:
         why = f"the candidate is the present champion, version {champion.version}"
     else:

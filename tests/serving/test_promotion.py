@@ -164,7 +164,7 @@ def test_the_first_champion(lab: Lab, cli) -> None:
     dry = cli("promote", "--experiment", "har", "--dry-run")
     assert dry.exit_code == 0, dry.output
     assert dry.stdout.splitlines()[-2:] == [
-        "would promote: there is no champion yet",
+        "would promote: it is the first champion",
         "dry run: nothing was changed",
     ]
     assert aliases() == {} and versions() == []
@@ -175,7 +175,7 @@ def test_the_first_champion(lab: Lab, cli) -> None:
         "candidates with test digest d1: 2",
         f"candidate: train · 11110, run {run_id}, selected on test (accuracy 80.0%, too high"
         " since selected by it)",
-        "promoted: there is no champion yet",
+        "promoted: it is the first champion",
         "models:/har@champion is now version 1",
     ]
     assert aliases() == {"champion": run_id}

@@ -138,7 +138,7 @@ def test_why_has_all_the_numbers() -> None:
 
 def test_the_first_is_promoted_and_the_champion_not_again() -> None:
     first = decide_without_test(chosen([FIRST]), None)
-    assert (first.outcome, first.why) == ("would promote", "there is no champion yet")
+    assert (first.outcome, first.why) == ("would promote", "it is the first champion")
     again = decide_without_test(chosen([candidate("c")]), CHAMPION)
     assert again.outcome == "kept"
     assert again.why == "the candidate is the present champion, version 3"
