@@ -7,7 +7,6 @@ same files. Memory is that of one epoch in a fresh process. Callbacks are clocke
 EfficientNet-Lite0, whose steps are the shortest, so that callbacks weigh the most.
 """
 
-import contextlib
 import functools
 import os
 import time
@@ -91,6 +90,21 @@ def _measure_memory(manifest: Manifest, loader: str) -> float:
     return grown_mb
 
 
+def _clock(owner: Any, name: str, seconds: Counter[str], label: str) -> None:
+    """Add the seconds of all calls of a method to `seconds[label]`."""
+    function = getattr(owner, name)
+
+    # Keras looks at attributes of callbacks' methods: wraps copies them
+    @functools.wraps(function)
+    def clocked(*arguments: Any, **named: Any) -> Any:
+        started = time.perf_counter()
+        result = function(*arguments, **named)
+        seconds[label] += time.perf_counter() - started
+        return result
+
+    setattr(owner, name, clocked)
+
+
 def _measure_callbacks(data: str, folder: Path) -> dict[str, float]:
     """Run `har run` in this process; return the seconds of `fit`, its callbacks and its logging."""
     import keras
@@ -103,25 +117,12 @@ def _measure_callbacks(data: str, folder: Path) -> dict[str, float]:
     seconds: Counter[str] = Counter()
     found: dict[str, float] = {}
 
-    def clock(owner: Any, name: str, label: str) -> None:
-        function = getattr(owner, name)
-
-        # Keras looks at attributes of callbacks' methods: wraps copies them
-        @functools.wraps(function)
-        def clocked(*arguments: Any, **named: Any) -> Any:
-            started = time.perf_counter()
-            result = function(*arguments, **named)
-            seconds[label] += time.perf_counter() - started
-            return result
-
-        setattr(owner, name, clocked)
-
     plain_fit = keras.Model.fit
 
     def fit(model: Any, *arguments: Any, callbacks: Any, **named: Any) -> Any:
         for each in callbacks:
             for name in [name for name in dir(each) if name.startswith("on_")]:
-                clock(each, name, "callbacks")
+                _clock(each, name, seconds, "callbacks")
         seconds.clear()
         started = time.perf_counter()
         result = plain_fit(model, *arguments, callbacks=callbacks, **named)
@@ -129,10 +130,13 @@ def _measure_callbacks(data: str, folder: Path) -> dict[str, float]:
         return result
 
     keras.Model.fit = fit
-    clock(mlflow.MlflowClient, "log_batch", "logging")
+    _clock(mlflow.MlflowClient, "log_batch", seconds, "logging")
     lite = ["--backbone", "efficientnet-lite0", "--epochs", "2"]
-    with contextlib.suppress(SystemExit):
+    try:
         main(["run", "--variant", "v3", "--data", data, *lite])
+    except SystemExit as status:
+        if status.code:
+            raise RuntimeError(f"har run ended with status {status.code}") from status
     return found
 
 
