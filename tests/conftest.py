@@ -193,6 +193,17 @@ def store(store_uri: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> It
         mlflow.end_run()
 
 
+@contextmanager
+def tracking_to(uri: str) -> Iterator[None]:
+    """Another MLflow store, until the block ends."""
+    before = mlflow.get_tracking_uri()
+    mlflow.set_tracking_uri(uri)
+    try:
+        yield
+    finally:
+        mlflow.set_tracking_uri(before)
+
+
 @pytest.fixture
 def cli():
     """Run a command in this process: `cli("run", "--epochs", "2")`."""

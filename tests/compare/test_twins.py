@@ -125,16 +125,6 @@ def test_two_trainings_find_each_other(two_runs: list[str], cli) -> None:
     MlflowClient().restore_run(two_runs[1])
 
 
-@contextmanager
-def tracking_to(uri: str) -> Iterator[None]:
-    before = mlflow.get_tracking_uri()
-    mlflow.set_tracking_uri(uri)
-    try:
-        yield
-    finally:
-        mlflow.set_tracking_uri(before)
-
-
 def record(hardware: str) -> str:
     """A run as a training leaves it, without the training."""
     client = MlflowClient()
