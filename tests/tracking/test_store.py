@@ -115,8 +115,8 @@ def test_a_server_that_does_not_answer_is_said_before_any_work(
 
 
 def test_offline_records_here(cli, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
-    with tracking_to(""):  # as in a new process: MLflow reads the variable
+    with tracking_to(None):
+        monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
         done = cli("import-notebooks", "--offline")
     assert done.exit_code == 0, done.output
     runs = MlflowClient(f"sqlite:///{Path.cwd()}/mlflow.db").search_runs(["1"])
