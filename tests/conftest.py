@@ -193,6 +193,17 @@ def store(store_uri: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> It
         mlflow.end_run()
 
 
+@contextmanager
+def tracking_to(uri: str | None) -> Iterator[None]:
+    """Another MLflow store, until the block ends; None: the one that the environment names."""
+    before = mlflow.get_tracking_uri()
+    mlflow.set_tracking_uri(uri)
+    try:
+        yield
+    finally:
+        mlflow.set_tracking_uri(before)
+
+
 @pytest.fixture
 def cli():
     """Run a command in this process: `cli("run", "--epochs", "2")`."""
@@ -235,3 +246,16 @@ def serving(command: list[str], port: int, log: Path, **environment: str) -> Ite
         finally:
             os.killpg(process.pid, signal.SIGTERM)
             process.wait(timeout=30)
+
+
+@contextmanager
+def tracking_server(folder: Path) -> Iterator[str]:
+    """A real MLflow server that keeps everything in a folder; yields its address."""
+    command = ["mlflow", "server", "--workers", "1"]
+    command += ["--backend-store-uri", f"sqlite:///{folder}/mlflow.db"]
+    command += ["--artifacts-destination", str(folder / "artifacts")]
+    # the server's own jobs would start four processes more
+    with serving(
+        command, free_port(), folder / "log", MLFLOW_SERVER_ENABLE_JOB_EXECUTION="false"
+    ) as address:
+        yield address

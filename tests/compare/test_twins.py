@@ -1,13 +1,8 @@
 """Twins across hardware: who is one, what is said of them, and who writes it."""
 
 import re
-import sys
-import threading
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from dataclasses import replace
-from pathlib import Path
 
 import mlflow
 import numpy as np
@@ -19,7 +14,6 @@ from har.compare.twins import (
     compare_twins,
     find_twins,
     format_comparisons,
-    link_twins,
     name_tag,
 )
 from har.data.manifest import Manifest
@@ -28,7 +22,7 @@ from har.jobs.train import run_training
 from har.models.devices import STRATEGIES
 from har.training.job import build_job
 from tests.compare.conftest import HERE
-from tests.conftest import free_port, serving, tiny_recipe
+from tests.conftest import tiny_recipe
 
 THERE = replace(
     HERE,
@@ -123,52 +117,6 @@ def test_two_trainings_find_each_other(two_runs: list[str], cli) -> None:
     tags = MlflowClient().get_run(two_runs[0]).data.tags
     assert "twin.1xCPU" not in tags
     MlflowClient().restore_run(two_runs[1])
-
-
-@contextmanager
-def tracking_to(uri: str) -> Iterator[None]:
-    before = mlflow.get_tracking_uri()
-    mlflow.set_tracking_uri(uri)
-    try:
-        yield
-    finally:
-        mlflow.set_tracking_uri(before)
-
-
-def record(hardware: str) -> str:
-    """A run as a training leaves it, without the training."""
-    client = MlflowClient()
-    tags = {"recipe_digest": "r", "dataset_digest": "d", "test_digest": "t", "job": "train"}
-    tags |= {"variant": "v3", "differs_from_variant": "none", "hardware": hardware}
-    run_id = client.create_run("0", tags=tags).info.run_id
-    client.log_metric(run_id, "wall_time_s", 10.0)
-    client.log_metric(run_id, "accuracy", 0.5)
-    table = "path,label,predicted\na,x,x\nb,x,y\n"
-    client.log_text(run_id, table, "evaluation/predictions.csv")
-    return run_id
-
-
-def test_two_that_end_at_once_on_a_shared_server(store: str, tmp_path: Path) -> None:
-    port = free_port()
-    command = [sys.executable, "-m", "mlflow", "server", "--workers", "2"]
-    command += ["--backend-store-uri", f"sqlite:///{tmp_path}/mlflow.db"]
-    command += ["--artifacts-destination", str(tmp_path / "artifacts")]
-    quick = {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
-    with serving(command, port, tmp_path / "log", **quick) as address, tracking_to(address):
-        runs = [record(hardware) for hardware in ("1xP100", "2xT4", "1xCPU")]
-        together = threading.Barrier(len(runs))
-
-        def end(run_id: str) -> None:
-            together.wait()
-            MlflowClient().set_terminated(run_id)
-            link_twins(run_id)
-
-        with ThreadPoolExecutor(len(runs)) as pool:
-            list(pool.map(end, runs))
-        for run_id in runs:
-            tags = MlflowClient().get_run(run_id).data.tags
-            linked = {value for name, value in tags.items() if name.startswith("twin.")}
-            assert linked == set(runs) - {run_id}
 
 
 @pytest.mark.parametrize("status", ["missing", "RUNNING", "untrained"])

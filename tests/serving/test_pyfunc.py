@@ -1,5 +1,5 @@
-"""The served model, in this process and through the real `mlflow models serve`: every kind of
-body, bad rows beside good ones, and junk of every sort.
+"""The served model in this process: every kind of body, bad rows beside good ones, and junk of
+every sort. The same through the real `mlflow models serve` is in tests/system/test_mlproject.py.
 """
 
 import ast
@@ -9,8 +9,6 @@ import json
 import re
 import subprocess
 import sys
-import urllib.error
-import urllib.request
 from collections.abc import Callable, Iterator
 from importlib.metadata import version
 from pathlib import Path
@@ -32,12 +30,10 @@ from har.data.manifest import Manifest
 from har.evaluation.evaluate import Evaluation, evaluate
 from har.inference.classifier import CLASSIFIER_FOLDER, Classifier, load_classifier, save_classifier
 from har.inference.runtimes import RUNTIMES
-from har.models import backbones
-from har.models.backbones import Backbone
 from har.models.build import build_model
 from har.serving.package import SERVING_PACKAGES, log_classifier
 from har.serving.pyfunc import UNEXPECTED, ServedClassifier, read_cell
-from tests.conftest import build_tiny, free_port, serving, tiny_recipe
+from tests.conftest import tiny_backbones, tiny_recipe, tracking_to
 
 ROOT = Path(__file__).parents[2]
 
@@ -54,10 +50,8 @@ URI = "models:/har@champion"
 @pytest.fixture(scope="module")
 def store(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     uri = f"sqlite:///{tmp_path_factory.mktemp('serving')}/mlflow.db"
-    before = mlflow.get_tracking_uri()
-    mlflow.set_tracking_uri(uri)
-    yield uri
-    mlflow.set_tracking_uri(before)
+    with tracking_to(uri):
+        yield uri
 
 
 @pytest.fixture(scope="module")
@@ -78,8 +72,7 @@ def classifier(
 def log_tiny(manifest: Manifest, scratch: Path, runtime: str) -> tuple[Classifier, str]:
     """A classifier of the tiny backbone, and the address of its logged model."""
     folder, recipe = scratch / "classifier", tiny_recipe()
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(backbones.BACKBONES, "efficientnet-lite0", Backbone(build_tiny, build_tiny))
+    with tiny_backbones():
         save_classifier(folder, build_model(recipe, 3), manifest.class_names, recipe, runtime)
     classifier = load_classifier(folder)
     with mlflow.start_run():
@@ -102,18 +95,6 @@ def model(classifier: Classifier) -> mlflow.pyfunc.PyFuncModel:
     return mlflow.pyfunc.load_model(URI)
 
 
-@pytest.fixture(scope="module")
-def address(
-    store: str, classifier: Classifier, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[str]:
-    command = ["mlflow", "models", "serve", "--env-manager", "local", "--model-uri", URI]
-    log = tmp_path_factory.mktemp("serve") / "log"
-    # outside the checkout: the model brings its own code
-    environment = {"MLFLOW_TRACKING_URI": store, "PYTHONSAFEPATH": "1"}
-    with serving(command, free_port(), log, **environment) as address:
-        yield address
-
-
 Answer = tuple[int, str]
 
 
@@ -128,20 +109,6 @@ def encode(image: Image.Image, kind: str, **options: object) -> bytes:
 
 def text_of(data: bytes) -> str:
     return base64.b64encode(data).decode()
-
-
-def ask_over_http(address: str) -> Ask:
-    def ask(body: bytes, content_type: str) -> Answer:
-        request = urllib.request.Request(
-            f"{address}/invocations", body, {"Content-Type": content_type}
-        )
-        try:
-            with urllib.request.urlopen(request, timeout=120) as answer:
-                return answer.status, answer.read().decode()
-        except urllib.error.HTTPError as error:
-            return error.code, error.read().decode()
-
-    return ask
 
 
 def ask_in_process(model: mlflow.pyfunc.PyFuncModel) -> Ask:
@@ -579,61 +546,3 @@ def test_many_files(
 @given(body=requests())
 def test_many_json(model: mlflow.pyfunc.PyFuncModel, body: bytes) -> None:
     check_answer(ask_in_process(model)(body, JSON))
-
-
-@pytest.mark.parametrize("kind", BODIES)
-def test_served_equals_evaluate(
-    address: str, files: list[bytes], evaluated: Evaluation, kind: str
-) -> None:
-    build, content_type = BODIES[kind]
-    assert_as_evaluated(rows_of(ask_over_http(address)(build(files), content_type)), evaluated)
-
-
-@pytest.mark.parametrize("kind", ["dataframe_split", "parquet", "inputs"])
-def test_served_bad_row_spoils_no_other(address: str, files: list[bytes], kind: str) -> None:
-    assert_only_bad_rows_are_bad(ask_over_http(address), kind, files)
-
-
-@pytest.mark.parametrize(
-    ("body", "content_type", "status"),
-    [
-        (b"", JSON, 400),
-        (b"{", JSON, 400),
-        (b"\xff\xfe", JSON, 400),
-        (b"[]", JSON, 400),
-        (b"3", JSON, 400),
-        (as_json({}), JSON, 400),
-        (as_json({"inputs": "abc"}), JSON, 400),
-        (as_json({"inputs": 3}), JSON, 400),
-        (as_json({"inputs": None}), JSON, 400),
-        (as_json({"inputs": {"picture": ["abc"]}}), JSON, 400),
-        (as_json({"instances": [], "inputs": []}), JSON, 400),
-        (as_json({"dataframe_split": 3}), JSON, 400),
-        (as_json({"dataframe_split": {"columns": ["x"], "data": [["AAAA"]]}}), JSON, 400),
-        (as_json({"dataframe_split": {"columns": ["image"], "data": [["abc"]]}}), JSON, 400),
-        (as_json({"dataframe_split": {"columns": ["image"], "data": [[None]]}}), JSON, 400),
-        (as_json({"dataframe_split": {"columns": ["image"] * 2, "data": []}}), JSON, 400),
-        (as_json({"dataframe_split": {"columns": ["image"], "data": []}}), JSON, 200),
-        (as_json({"inputs": [["AAAA"], ["AAAA"]]}), JSON, 200),
-        (as_json({"inputs": [1, None, {}]}), JSON, 400),
-        (b"image\nAAAA\n", "text/csv", 200),
-        (b"\xff\xd8\xff", "image/jpeg", 415),
-    ],
-)
-def test_junk_is_answered(address: str, body: bytes, content_type: str, status: int) -> None:
-    found, text = ask_over_http(address)(body, content_type)
-    assert found == status, text
-    assert "Traceback" not in text
-    if status == 200:
-        assert all(row["error"] for row in rows_of((found, text)))
-    elif status == 400:
-        parse(text)
-
-
-@pytest.mark.slow
-@fuzz(400)
-@given(body=requests())
-def test_any_json_over_http(address: str, body: bytes) -> None:
-    check_answer(ask_over_http(address)(body, JSON))
-    with urllib.request.urlopen(f"{address}/health", timeout=30) as answer:
-        assert answer.status == 200

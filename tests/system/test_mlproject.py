@@ -7,18 +7,39 @@ import json
 import os
 import signal
 import subprocess
+import threading
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from io import StringIO
 from pathlib import Path
 
 import mlflow
 import pandas as pd
 import pytest
+from hypothesis import given
 from mlflow import MlflowClient
 
-from tests.conftest import PATH, free_port, serving, write_images
+from har.compare.twins import link_twins
+from har.data.prepare import load_manifest
+from har.evaluation.evaluate import Evaluation, evaluate
+from har.serving.load import load_logged_model
+from tests.conftest import PATH, free_port, serving, tracking_server, tracking_to, write_images
+from tests.serving.test_pyfunc import (
+    BODIES,
+    JSON,
+    Answer,
+    Ask,
+    as_json,
+    assert_as_evaluated,
+    assert_only_bad_rows_are_bad,
+    check_answer,
+    fuzz,
+    parse,
+    requests,
+    rows_of,
+)
 
 ROOT = Path(__file__).parents[2]
 
@@ -31,16 +52,8 @@ TINY = {"image-size": 32, "batch-size": 4, "epochs": 1, "test-fraction": 0.25}
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    folder = tmp_path_factory.mktemp("server")
-    store = f"sqlite:///{folder}/mlflow.db"
-    command = ["mlflow", "server", "--backend-store-uri", store, "--workers", "1"]
-    command += ["--artifacts-destination", str(folder / "artifacts")]
-    quiet = {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
-    before = mlflow.get_tracking_uri()
-    with serving(command, free_port(), folder / "log", **quiet) as address:
-        mlflow.set_tracking_uri(address)
+    with tracking_server(tmp_path_factory.mktemp("server")) as address, tracking_to(address):
         yield address
-    mlflow.set_tracking_uri(before)
 
 
 @pytest.fixture(scope="module")
@@ -93,14 +106,13 @@ def test_mlflow_run_records_one_finished_run(finished: mlflow.entities.Run, imag
     assert len(mlflow.search_runs(experiment_names=[EXPERIMENT], output_format="list")) == 1
 
 
+# A word that the command line refuses, and one that only the job can: other mistakes are tried
+# without `mlflow run` in tests/cli.
 @pytest.mark.parametrize(
     ("parameters", "message"),
     [
         ({"variant": "v9"}, "'v9' is not one of"),
-        ({"epochz": 3}, "No such option '--epochz'"),
         ({"data": "/no/such folder"}, "no such folder: /no/such folder"),
-        ({"epochs": "many"}, "'many' is not a valid integer"),
-        ({"patience": 3, "validation-fraction": 0}, "patience=3 watches validation accuracy"),
     ],
 )
 def test_mistakes_fail_clearly_and_leave_no_running_run(
@@ -174,10 +186,90 @@ def test_served_equals_evaluated(
     ]
 
 
-def test_server_refuses_what_is_not_base64(model_server: str) -> None:
-    with pytest.raises(urllib.error.HTTPError) as caught:
-        ask(model_server, {"dataframe_split": {"columns": ["image"], "data": [["abc"]]}})
-    assert caught.value.code == 400
+@pytest.fixture(scope="module")
+def evaluated(finished: mlflow.entities.Run, images: Path) -> Evaluation:
+    """What `har evaluate` finds of the served model, in this process."""
+    logged = load_logged_model(f"runs:/{finished.info.run_id}/model")
+    manifest = load_manifest(str(images), {"test_fraction": TINY["test-fraction"]})
+    return evaluate(logged.classifier, manifest)
+
+
+@pytest.fixture(scope="module")
+def files(evaluated: Evaluation, images: Path) -> list[bytes]:
+    """The test images, in the evaluation's order."""
+    return [(images / path).read_bytes() for path in evaluated.paths]
+
+
+def ask_over_http(address: str) -> Ask:
+    def ask(body: bytes, content_type: str) -> Answer:
+        request = urllib.request.Request(
+            f"{address}/invocations", body, {"Content-Type": content_type}
+        )
+        try:
+            with urllib.request.urlopen(request, timeout=120) as answer:
+                return answer.status, answer.read().decode()
+        except urllib.error.HTTPError as error:
+            return error.code, error.read().decode()
+
+    return ask
+
+
+@pytest.mark.parametrize("kind", BODIES)
+def test_every_body_is_answered_as_evaluated(
+    model_server: str, files: list[bytes], evaluated: Evaluation, kind: str
+) -> None:
+    build, content_type = BODIES[kind]
+    assert_as_evaluated(rows_of(ask_over_http(model_server)(build(files), content_type)), evaluated)
+
+
+@pytest.mark.parametrize("kind", ["dataframe_split", "parquet", "inputs"])
+def test_served_bad_row_spoils_no_other(model_server: str, files: list[bytes], kind: str) -> None:
+    assert_only_bad_rows_are_bad(ask_over_http(model_server), kind, files)
+
+
+@pytest.mark.parametrize(
+    ("body", "content_type", "status"),
+    [
+        (b"", JSON, 400),
+        (b"{", JSON, 400),
+        (b"\xff\xfe", JSON, 400),
+        (b"[]", JSON, 400),
+        (b"3", JSON, 400),
+        (as_json({}), JSON, 400),
+        (as_json({"inputs": "abc"}), JSON, 400),
+        (as_json({"inputs": 3}), JSON, 400),
+        (as_json({"inputs": None}), JSON, 400),
+        (as_json({"inputs": {"picture": ["abc"]}}), JSON, 400),
+        (as_json({"instances": [], "inputs": []}), JSON, 400),
+        (as_json({"dataframe_split": 3}), JSON, 400),
+        (as_json({"dataframe_split": {"columns": ["x"], "data": [["AAAA"]]}}), JSON, 400),
+        (as_json({"dataframe_split": {"columns": ["image"], "data": [["abc"]]}}), JSON, 400),
+        (as_json({"dataframe_split": {"columns": ["image"], "data": [[None]]}}), JSON, 400),
+        (as_json({"dataframe_split": {"columns": ["image"] * 2, "data": []}}), JSON, 400),
+        (as_json({"dataframe_split": {"columns": ["image"], "data": []}}), JSON, 200),
+        (as_json({"inputs": [["AAAA"], ["AAAA"]]}), JSON, 200),
+        (as_json({"inputs": [1, None, {}]}), JSON, 400),
+        (b"image\nAAAA\n", "text/csv", 200),
+        (b"\xff\xd8\xff", "image/jpeg", 415),
+    ],
+)
+def test_junk_is_answered(model_server: str, body: bytes, content_type: str, status: int) -> None:
+    found, text = ask_over_http(model_server)(body, content_type)
+    assert found == status, text
+    assert "Traceback" not in text
+    if status == 200:
+        assert all(row["error"] for row in rows_of((found, text)))
+    elif status == 400:
+        parse(text)
+
+
+@pytest.mark.slow
+@fuzz(400)
+@given(body=requests())
+def test_any_json_over_http(model_server: str, body: bytes) -> None:
+    check_answer(ask_over_http(model_server)(body, JSON))
+    with urllib.request.urlopen(f"{model_server}/health", timeout=30) as answer:
+        assert answer.status == 200
 
 
 def test_description_links_the_run(finished: mlflow.entities.Run) -> None:
@@ -219,3 +311,33 @@ def test_predict_scores_a_folder(
     table = pd.read_csv(out)
     assert len(table) == len(list((images / "train").iterdir())) and table["error"].isna().all()
     assert set(table["label"]) <= {"sitting", "running", "texting"}
+
+
+def record_training(hardware: str) -> str:
+    """A run as a training leaves it, without the training."""
+    client = MlflowClient()
+    tags = {"recipe_digest": "r", "dataset_digest": "d", "test_digest": "t", "job": "train"}
+    tags |= {"variant": "v3", "differs_from_variant": "none", "hardware": hardware}
+    run_id = client.create_run("0", tags=tags).info.run_id
+    client.log_metric(run_id, "wall_time_s", 10.0)
+    client.log_metric(run_id, "accuracy", 0.5)
+    table = "path,label,predicted\na,x,x\nb,x,y\n"
+    client.log_text(run_id, table, "evaluation/predictions.csv")
+    return run_id
+
+
+def test_runs_that_end_at_once_are_linked_to_each_other(server: str) -> None:
+    runs = [record_training(hardware) for hardware in ("1xP100", "2xT4", "1xCPU")]
+    together = threading.Barrier(len(runs))
+
+    def end(run_id: str) -> None:
+        together.wait()
+        MlflowClient().set_terminated(run_id)
+        link_twins(run_id)
+
+    with ThreadPoolExecutor(len(runs)) as pool:
+        list(pool.map(end, runs))
+    for run_id in runs:
+        tags = MlflowClient().get_run(run_id).data.tags
+        linked = {value for name, value in tags.items() if name.startswith("twin.")}
+        assert linked == set(runs) - {run_id}

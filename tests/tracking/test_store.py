@@ -1,9 +1,6 @@
 """A run's life: how it opens, joins `mlflow run`, ends, and what a store that fails does to it."""
 
-import os
 import socket
-import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -13,6 +10,7 @@ from mlflow import MlflowClient
 
 from har.tracking.store import check_store, open_experiment, open_run
 from har.util.errors import UserError
+from tests.conftest import tracking_to
 
 
 def test_system_metrics_never_stop_a_run(store: str, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -77,35 +75,28 @@ def test_a_name_given_to_mlflow_run_stays(
 
 
 def test_checking_a_store_changes_nothing(tmp_path: Path) -> None:
-    uri = f"sqlite:///{tmp_path}/mlflow.db"
-    before = mlflow.get_tracking_uri()
-    mlflow.set_tracking_uri(uri)
-    try:
+    with tracking_to(f"sqlite:///{tmp_path}/mlflow.db"):
         check_store()
         assert [each.name for each in mlflow.search_experiments()] == ["Default"]
         (default,) = mlflow.search_experiments()
         assert not [name for name in default.tags if name.startswith("har")]
         experiment_id = open_experiment("mine")
         assert mlflow.get_experiment_by_name("mine").experiment_id == experiment_id
-    finally:
-        mlflow.set_tracking_uri(before)
 
 
-def test_a_store_that_cannot_be_used_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    before = mlflow.get_tracking_uri()
-    mlflow.set_tracking_uri("sqlite:////dev/null/mlflow.db")
-    try:
-        with (
-            pytest.raises(UserError, match=r"sqlite:////dev/null/mlflow.db cannot be used"),
-            open_run("har-tests", {}),
-        ):
-            pass
-    finally:
-        mlflow.set_tracking_uri(before)
+def test_a_store_that_cannot_be_used_is_named() -> None:
+    with (
+        tracking_to("sqlite:////dev/null/mlflow.db"),
+        pytest.raises(UserError, match=r"sqlite:////dev/null/mlflow.db cannot be used"),
+        open_run("har-tests", {}),
+    ):
+        pass
 
 
 @pytest.mark.parametrize("server", ["none", "silent"])
-def test_a_server_that_does_not_answer_is_said_before_any_work(server: str, raw: Path) -> None:
+def test_a_server_that_does_not_answer_is_said_before_any_work(
+    server: str, tiny_raw: Path, cli
+) -> None:
     """Nobody listens, or somebody who never says a word."""
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
@@ -113,29 +104,24 @@ def test_a_server_that_does_not_answer_is_said_before_any_work(server: str, raw:
             listener.listen()
         address = f"127.0.0.1:{listener.getsockname()[1]}"
         began = time.monotonic()
-        process = subprocess.Popen(
-            [sys.executable, "-m", "har", "run", "--data", str(raw)],
-            env={**os.environ, "MLFLOW_TRACKING_URI": f"http://ana:confidential@{address}"},
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        _, said = process.communicate(timeout=120)
-    assert process.returncode == 2
-    assert f"the tracking store http://{address} cannot be used" in said
-    assert "confidential" not in said
-    assert "--offline or MLFLOW_TRACKING_URI=sqlite:///mlflow.db records" in said
-    assert "checking images" not in said and "Traceback" not in said
-    # imports of TensorFlow and MLflow are in it, on a busy machine
-    assert time.monotonic() - began < 60
+        with tracking_to(f"http://ana:confidential@{address}"):
+            result = cli("run", "--data", tiny_raw)
+    assert result.exit_code == 2
+    assert f"the tracking store http://{address} cannot be used" in result.stderr
+    assert "confidential" not in result.output
+    assert "--offline or MLFLOW_TRACKING_URI=sqlite:///mlflow.db records" in result.stderr
+    assert "checking images" not in result.output and "Traceback" not in result.output
+    assert time.monotonic() - began < 30
 
 
-def test_offline_records_here(tmp_path: Path) -> None:
-    words = [sys.executable, "-m", "har", "import-notebooks", "--offline"]
-    away = {**os.environ, "MLFLOW_TRACKING_URI": "http://127.0.0.1:9"}
-    done = subprocess.run(words, env=away, cwd=tmp_path, capture_output=True, text=True, check=True)
-    runs = MlflowClient(f"sqlite:///{tmp_path}/mlflow.db").search_runs(["1"])
+def test_offline_records_here(cli, monkeypatch: pytest.MonkeyPatch) -> None:
+    with tracking_to(None):
+        monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
+        done = cli("import-notebooks", "--offline")
+    assert done.exit_code == 0, done.output
+    runs = MlflowClient(f"sqlite:///{Path.cwd()}/mlflow.db").search_runs(["1"])
     assert {run.info.run_id for run in runs} == set(done.stdout.split()[1::2]) and len(runs) == 5
-    under_mlflow = {**away, "MLFLOW_RUN_ID": "0" * 32}
-    refused = subprocess.run(words, env=under_mlflow, capture_output=True, text=True, check=False)
-    assert refused.returncode == 2
+    monkeypatch.setenv("MLFLOW_RUN_ID", "0" * 32)
+    refused = cli("import-notebooks", "--offline")
+    assert refused.exit_code == 2
     assert "--offline does not work through `mlflow run`" in refused.stderr
