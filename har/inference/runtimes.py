@@ -37,8 +37,9 @@ MOST_CONSTANTS = 25_000_000
 # OpenVINO's buffers for two images a core stay in the processor's caches: on two cores that serves
 # a seventh more images a second than batches of 32.
 IMAGES_PER_CORE = 2
-# The largest relative distance of a runtime's output from Keras' own, by arithmetic.
-TOLERANCE = {"float32": 1e-3, "bfloat16": 0.1, "float16": 0.1}
+# The largest relative distance of a runtime's output from Keras' own, by arithmetic. In bfloat16 it
+# is 0.01 on photographs and up to 0.11 on plain drawings; a network that computes nonsense has 1.
+TOLERANCE = {"float32": 1e-3, "bfloat16": 0.25, "float16": 0.25}
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -132,7 +132,7 @@ def describe_end(recipe: Recipe, history: list[dict[str, float]], best_epoch: in
         why = f"early stopping after epoch {done}: no better val_accuracy in {recipe.patience}"
         why += " epochs"
     else:
-        why = f"all {done} epochs done"
+        why = "all epochs done"
     if best_epoch is None or recipe.checkpoint == "last":
         return f"{why}; the model keeps the weights of the last epoch"
     best = history[best_epoch - 1]["val_accuracy"]

@@ -15,7 +15,6 @@ from har.data.splits import Split
 from har.inference import runtimes
 from har.models.backbones import FINE_TUNES, build_backbone
 from har.recipe import VARIANTS
-from har.training.epoch_report import describe_epoch
 from har.training.train import Result, train
 from har.util.errors import UserError
 from tests.conftest import tiny_job, tiny_recipe
@@ -177,18 +176,6 @@ def test_patience_0_never_stops(manifest: Manifest) -> None:
 def test_batch_must_divide_over_the_devices(manifest: Manifest) -> None:
     with pytest.raises(UserError, match="batch_size 5 does not divide evenly over 2 devices"):
         train(tiny_job(tiny_recipe(batch_size=5, strategy="mirrored"), manifest))
-
-
-def test_epoch_lines_fit_80_columns() -> None:
-    metrics = {
-        "train_loss": 12.345,
-        "train_accuracy": 1.0,
-        "val_loss": 10.5,
-        "val_accuracy": 0.5,
-        "epoch_time_s": 1234.5,
-        "images_per_second": 12345.0,
-    }
-    assert len(describe_epoch(100, 100, metrics)) <= 80
 
 
 @pytest.mark.parametrize("variant", ["v3", "v5"])
