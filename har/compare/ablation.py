@@ -54,21 +54,16 @@ def _build_step(kind: Kind, name: str, recipe: Recipe, values: dict[str, Any]) -
 
 @dataclass(frozen=True, kw_only=True)
 class Cost:
-    """Time and accuracy of one recipe: medians over its seeds, and the hits of each seed.
-
-    `images` counts the training images of all epochs, and `image_s` is the time of one of them,
-    with its share of validation. `rest_s` is the wall time outside of fit. `hits` is (seeds,
-    images).
-    """
+    """Time and accuracy of one recipe: medians over its seeds, and the hits of each seed."""
 
     epochs: float
     epoch_s: float
-    images: float
-    image_s: float
-    rest_s: float
+    images: float  # training images of all epochs
+    image_s: float  # time of one of them, with its share of validation
+    rest_s: float  # wall time outside of fit
     wall_s: float
     accuracy: float | None
-    hits: npt.NDArray[np.bool_] | None
+    hits: npt.NDArray[np.bool_] | None  # (seeds, images)
 
 
 def measure_cost(records: Sequence[Record]) -> Cost:
@@ -100,18 +95,14 @@ def _measure_training(record: Record) -> dict[str, float]:
 
 @dataclass(frozen=True, kw_only=True)
 class Effect:
-    """What one change does to a recipe. If it is unknown, `why_not` says why.
-
-    `before` and `after` are the costs without and with the change. `difference` is the difference
-    of accuracy with its 95 % interval.
-    """
+    """The effect of one change on a recipe. If it is unknown, `why_not` says why."""
 
     kind: Kind
     field: str
     change: str
-    before: Cost | None = None
-    after: Cost | None = None
-    difference: tuple[float, float, float] | None = None
+    before: Cost | None = None  # without the change
+    after: Cost | None = None  # with it
+    difference: tuple[float, float, float] | None = None  # of accuracy, with 95 % interval
     why_not: str = ""
 
     @property

@@ -8,18 +8,8 @@ from typing import Any
 
 import pandas as pd
 
+from har.compare import tables
 from har.compare.figures import MOST_DRAWN, draw_confusions, draw_curves, draw_recalls, draw_scatter
-from har.compare.tables import (
-    MISSING,
-    Group,
-    find_disagreements,
-    find_pareto_front,
-    group_by_test,
-    tabulate_differences,
-    tabulate_pairs,
-    tabulate_recalls,
-    tabulate_runs,
-)
 from har.data.pictures import draw_png, render_page, thumbnail_uri
 from har.data.report import REPORT_FILE
 from har.evaluation.metrics import TEST_METRICS
@@ -76,7 +66,7 @@ HEADINGS = {
 
 def build_comparison(records: Sequence[Record]) -> Comparison:
     """Compare records in tables and figures, and render the page."""
-    groups, unevaluated = group_by_test(records)
+    groups, unevaluated = tables.group_by_test(records)
     ordered = [record for group in groups for record in group.ranked] + unevaluated
     parts = [_compare_group(group) for group in groups]
     figures = {
@@ -86,9 +76,9 @@ def build_comparison(records: Sequence[Record]) -> Comparison:
     }
     if drawn := draw_curves(ordered):
         figures["learning_curves"] = draw_png(drawn)
-    differences = tabulate_differences(ordered)
-    tables = {
-        "runs": tabulate_runs(ordered),
+    differences = tables.tabulate_differences(ordered)
+    by_name = {
+        "runs": tables.tabulate_runs(ordered),
         "differences": differences.rename_axis("field").reset_index(),
         "pairs": _concat([part["pairs"] for part in parts]),
         "recalls": _concat([part["recalls"] for part in parts]),
@@ -100,7 +90,7 @@ def build_comparison(records: Sequence[Record]) -> Comparison:
         records=ordered,
         parts=parts,
         curves=figures.get("learning_curves"),
-        runs=tables["runs"],
+        runs=by_name["runs"],
         differences=by_run,
         forms={**FORMS, "fields": dict.fromkeys(by_run, "")},
         headings=HEADINGS,
@@ -108,7 +98,7 @@ def build_comparison(records: Sequence[Record]) -> Comparison:
         show=_format_cell,
         picture_uri=picture_uri,
     )
-    return Comparison(page=page, tables=tables, figures=figures)
+    return Comparison(page=page, tables=by_name, figures=figures)
 
 
 def write_comparison(comparison: Comparison, folder: Path) -> None:
@@ -121,23 +111,24 @@ def write_comparison(comparison: Comparison, folder: Path) -> None:
         (folder / "figures" / f"{name}.png").write_bytes(figure)
 
 
-def _concat(tables: Sequence[pd.DataFrame]) -> pd.DataFrame:
-    filled = [table for table in tables if not table.empty]
+def _concat(parts: Sequence[pd.DataFrame]) -> pd.DataFrame:
+    filled = [table for table in parts if not table.empty]
     return pd.concat(filled, ignore_index=True) if filled else pd.DataFrame()
 
 
-def _compare_group(group: Group) -> dict[str, Any]:
+def _compare_group(group: tables.Group) -> dict[str, Any]:
     """What the page shows of runs that were evaluated on the same images."""
-    pairs, recalls, front = tabulate_pairs(group), tabulate_recalls(group), find_pareto_front(group)
+    pairs, recalls = tables.tabulate_pairs(group), tables.tabulate_recalls(group)
+    front, points, gallery = tables.find_pareto_front(group), pairs, None
+    if not pairs.empty:
+        points = pairs.assign(**100 * pairs[["difference", "low", "high"]])
     figures = {"accuracy_and_time": draw_scatter(group, front)}
     if not recalls.empty:
         figures["recalls"] = draw_recalls(group, recalls)
         figures["confusion_matrices"] = draw_confusions(group)
-    points, gallery = pairs, None
     if len(group.with_predictions) >= 2:
-        points = pairs.assign(**100 * pairs[["difference", "low", "high"]])
         (first, _), (second, _) = group.with_predictions[:2]
-        images = find_disagreements(first, second, GALLERY_IMAGES).to_dict("records")
+        images = tables.find_disagreements(first, second, GALLERY_IMAGES).to_dict("records")
         gallery = {"first": first, "second": second, "images": images}
     return {
         "group": group,
@@ -152,9 +143,9 @@ def _compare_group(group: Group) -> dict[str, Any]:
 
 
 def _format_cell(value: Any, form: str = "") -> str:
-    """A value as text, or as a number in `form`; MISSING if it is unknown or empty."""
+    """A value as text, or as a number in `form`; `-` if it is unknown or empty."""
     if value is None or value == "" or (isinstance(value, float) and math.isnan(value)):
-        return MISSING
+        return tables.MISSING
     return format(value, form) if form else str(value)
 
 

@@ -11,13 +11,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from har.evaluation.metrics import (
-    TEST_METRICS,
-    correct_for_many,
-    paired_difference,
-    paired_test,
-    wilson_intervals,
-)
+from har.evaluation import metrics
 from har.notebooks import NOTEBOOKS
 from har.recipe import Recipe
 from har.tracking.records import Record, find_hits_by_path
@@ -26,7 +20,7 @@ from har.tracking.records import Record, find_hits_by_path
 MISSING = "-"
 RUN_COLUMNS = [
     "run_id", "name", "source", "variant", "differs_from_variant", "hardware", "precision",
-    "strategy", "backbone", "dataset", "test_digest", *TEST_METRICS,
+    "strategy", "backbone", "dataset", "test_digest", *metrics.TEST_METRICS,
     "val_accuracy", "train_accuracy", "wall_time_s", "feature_cache",
     "epoch_time_s", "images_per_second", "epochs", "peak_memory_mb", "notebook_minutes",
 ]  # fmt: skip
@@ -95,9 +89,7 @@ def tabulate_differences(records: Sequence[Record]) -> pd.DataFrame:
 def tabulate_pairs(group: Group) -> pd.DataFrame:
     """Compare every pair of runs on the images that both were evaluated on, the better run first.
 
-    difference, low, high: accuracy of `first` minus that of `second`, with its 95 % interval
-    only_first, only_second: number of images that only one of them has right
-    p_value, p_corrected: McNemar's exact test, and corrected for the number of pairs (Holm)
+    p_corrected is corrected for the number of pairs.
     """
     evaluated = [each for each, _ in group.with_predictions]
     if len(evaluated) < 2:
@@ -110,8 +102,8 @@ def tabulate_pairs(group: Group) -> pd.DataFrame:
         if not both.any():
             continue
         before, after = hits[j, both] == 1, hits[i, both] == 1
-        difference, low, high = paired_difference(before, after)
-        only_first, only_second, p_value = paired_test(before, after)
+        difference, low, high = metrics.paired_difference(before, after)
+        only_first, only_second, p_value = metrics.paired_test(before, after)
         rows.append(
             {
                 "test_digest": group.test_digest,
@@ -120,17 +112,17 @@ def tabulate_pairs(group: Group) -> pd.DataFrame:
                 "second_name": evaluated[j].name,
                 "second": evaluated[j].run_id,
                 "images": int(both.sum()),
-                "difference": difference,
+                "difference": difference,  # accuracy of the first run minus that of the second
                 "low": low,
                 "high": high,
-                "only_first": only_first,
+                "only_first": only_first,  # images that only the first run has right
                 "only_second": only_second,
                 "p_value": p_value,
             }
         )
     table = pd.DataFrame(rows)
     if rows:
-        table["p_corrected"] = correct_for_many(table["p_value"].to_numpy())
+        table["p_corrected"] = metrics.correct_for_many(table["p_value"].to_numpy())
     return table
 
 
@@ -154,7 +146,7 @@ def tabulate_recalls(group: Group) -> pd.DataFrame:
         hits = predictions["predicted"] == predictions["label"]
         counts = hits.groupby(predictions["label"]).agg(["sum", "size"])
         right, images = counts["sum"].to_numpy(), counts["size"].to_numpy()
-        low, high = wilson_intervals(right, images)
+        low, high = metrics.wilson_intervals(right, images)
         columns = {"label": counts.index, "recall": right / images, "low": low, "high": high}
         part = pd.DataFrame({"name": record.name, "run_id": record.run_id, **columns})
         parts.append(part.assign(images=images))

@@ -19,10 +19,6 @@ def read_labels(source: Source, test_file: str = "none") -> pd.DataFrame:
 
     `part` is train or test, `path` starts from the source's root, and `file` and `row` are the
     place in a CSV that names the image. Empty cells are "".
-
-    Raises:
-        UserError: a CSV cannot be read, lacks a column, names a file outside its folder, has no
-            rows or only one label; or no training image has one of the test file's labels.
     """
     if source.layout == "class_folders":
         if test_file != "none":

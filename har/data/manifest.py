@@ -1,18 +1,4 @@
-"""The table of images: its columns, digests, checks, and the two files that store it.
-
-One row for each image, with these columns:
-    path             from the data folder, with forward slashes
-    label            the class name
-    label_id         its integer, in order of first appearance in the source's CSV
-    width, height    in pixels, as stored
-    bytes            size of the file
-    plain_jpeg       True if TensorFlow decodes it like Pillow (see har.data.images)
-    sha256           of the file's bytes, hexadecimal
-    perceptual_hash  hexadecimal; images that look alike have similar ones (see har.data.duplicates)
-    duplicate_group  integer; copies of one image share it and stay on one side of a split
-    split            "train", "test" or "unused" (see har.data.splits); the recipe takes
-                     validation images out of train
-"""
+"""The table of images: its columns, digests, checks, and the two files that store it."""
 
 import hashlib
 import json
@@ -27,18 +13,19 @@ from har.data.summary import DataSummary
 from har.util.errors import ChangedError, UserError
 from har.util.files import digest_bytes, digest_file, replace_text
 
+# The table has one row for each image.
 COLUMNS = {
-    "path": str,
-    "label": str,
-    "label_id": int,
-    "width": int,
+    "path": str,  # from the data folder, with forward slashes
+    "label": str,  # the class name
+    "label_id": int,  # in order of first appearance in the source's CSV
+    "width": int,  # in pixels, as stored
     "height": int,
-    "bytes": int,
-    "plain_jpeg": bool,
-    "sha256": str,
-    "perceptual_hash": str,
-    "duplicate_group": int,
-    "split": str,
+    "bytes": int,  # size of the file
+    "plain_jpeg": bool,  # True if TensorFlow decodes it like Pillow (see har.data.images)
+    "sha256": str,  # of the file's bytes, hexadecimal
+    "perceptual_hash": str,  # hexadecimal; similar for images that look alike
+    "duplicate_group": int,  # copies of one image share it and stay on one side of a split
+    "split": str,  # train, test or unused; the recipe takes validation images out of train
 }
 TABLE_FILE = "manifest.csv"
 SUMMARY_FILE = "dataset.json"
@@ -123,10 +110,6 @@ def read_manifest(folder: Path, image_root: Path | None = None) -> Manifest:
 
     The images' names and sizes are checked. With `image_root`, the new folder of images that were
     moved, their bytes are checked too.
-
-    Raises:
-        UserError: a file is missing or damaged, the table was edited after it was written, or an
-            image is missing or changed.
     """
     manifest = _load(folder)
     if image_root is None:

@@ -100,12 +100,7 @@ def _fingerprint(source: Source, split: Split) -> str:
 
 
 def prepare(source: Source, out: Path, split: Split = Split()) -> Manifest:
-    """Check every labelled image, group copies, hold out the test images, and write `out`.
-
-    Raises:
-        UserError: as in `read_labels`; too few images; or more than 2 % of the labelled images
-            cannot be used.
-    """
+    """Check every labelled image, group copies, hold out the test images, and write `out`."""
     if source.layout == "prepared":
         raise UserError(
             f"{source.root} is prepared already: give the folder of its images as --data, or add"

@@ -15,16 +15,12 @@ Duplicates = Literal["near", "exact", "ignore"]
 
 @dataclass(frozen=True, kw_only=True)
 class Split:
-    """Options that decide which images are for test, and which images count as copies.
+    """Options that decide which images are for test, and which images count as copies."""
 
-    `test_file` is a CSV that lists the test images with their labels, or "none". With a test
-    file, `test_fraction` is 0.
-    """
-
-    test_fraction: float = 0.15
+    test_fraction: float = 0.15  # 0 with a test file
     split_seed: int = 0
     duplicates: Duplicates = "near"
-    test_file: str = "none"
+    test_file: str = "none"  # or a CSV that lists the test images with their labels
 
     @property
     def as_options(self) -> str:
@@ -56,10 +52,7 @@ def hold_out(
 
     scikit-learn draws `fraction` of the groups of each label, and a group moves as a whole. A
     group with different labels is never held out, because no prediction for it would be right.
-
-    Raises:
-        UserError: `fraction` is not in [0, 1), or there are too few images; the message names
-            the split by `purpose` ("test" or "validation").
+    `purpose` ("test" or "validation") names the split in error messages.
     """
     if not 0 <= fraction < 1:
         raise UserError(f"the {purpose} fraction must be from 0 to below 1; received {fraction}")

@@ -9,14 +9,10 @@ from har.data.splits import Split
 
 @dataclass(frozen=True)
 class BadImage:
-    """A labelled image that cannot be used, and the reason.
+    """A labelled image that cannot be used, and the reason."""
 
-    `file` is the CSV that lists the image, and `row` counts from 1 below the CSV's header; they
-    are "" and 0 for an image of a class folder.
-    """
-
-    file: str
-    row: int
+    file: str  # the CSV that lists the image; "" for an image of a class folder
+    row: int  # counts from 1 below the header of the CSV; 0 for an image of a class folder
     filename: str
     reason: str
 
@@ -29,40 +25,27 @@ class BadImage:
 class Leak:
     """An image of Kaggle's own folder test/ that is an exact or near copy of a training image."""
 
-    test: str
+    test: str  # this path and the next start from the data folder
     train: str
-    kind: str
+    kind: str  # exact or near
 
 
 @dataclass(frozen=True, kw_only=True)
 class DataSummary:
-    """Facts about a prepared data set, as `dataset.json` stores them.
+    """Facts about a prepared data set, as `dataset.json` stores them."""
 
-    Attributes:
-        split: the options that chose the test images.
-        images, images_by_split, images_by_label: numbers of images.
-        duplicate_groups: groups of at least two images that are copies of each other.
-        near_duplicate_groups: those of them that hold near copies.
-        conflicting_groups: those of them whose images carry different labels.
-        largest_duplicate_group: number of images in the largest group; 1 if there are no copies.
-        test_folder_images: readable images in Kaggle's own test/ folder, labelled or not.
-        leaks: pairs of copies between that folder and the training images.
-        dropped: labelled images that cannot be used.
-        strays: files without a label, as paths that start from the data folder.
-    """
-
-    split: Split
+    split: Split  # the options that chose the test images
     images: int
     images_by_split: dict[str, int]
     images_by_label: dict[str, int]
-    duplicate_groups: int
-    near_duplicate_groups: int = 0
-    largest_duplicate_group: int = 1
-    conflicting_groups: int = 0
-    test_folder_images: int = 0
+    duplicate_groups: int  # groups of at least two images that are copies of each other
+    near_duplicate_groups: int = 0  # those of them that hold near copies
+    largest_duplicate_group: int = 1  # its number of images; 1 without copies
+    conflicting_groups: int = 0  # groups of copies with different labels
+    test_folder_images: int = 0  # readable images in Kaggle's own test/, labelled or not
     leaks: tuple[Leak, ...] = ()
     dropped: tuple[BadImage, ...] = ()
-    strays: tuple[str, ...] = ()
+    strays: tuple[str, ...] = ()  # files without a label; their paths start from the data folder
 
     def to_json(self) -> dict[str, Any]:
         """Return one flat dict, with the split's options first."""
@@ -71,10 +54,9 @@ class DataSummary:
 
     @classmethod
     def from_json(cls, stored: Mapping[str, Any]) -> "DataSummary":
-        """Read what `to_json` wrote, also in an older version that knew fewer facts.
+        """Read what `to_json` wrote, also in older versions, which knew fewer facts.
 
-        Raises:
-            KeyError, TypeError: an option of the split or a field without a default is missing.
+        A missing option of the split is a KeyError, a missing field without default a TypeError.
         """
         values = {each.name: stored[each.name] for each in fields(cls) if each.name in stored}
         values["split"] = Split(**{each.name: stored[each.name] for each in fields(Split)})

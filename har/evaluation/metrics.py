@@ -135,13 +135,7 @@ def log_loss(probabilities: Floats, label_ids: Ints) -> float:
 def reliability(
     probabilities: Floats, label_ids: Ints, bins: int = 15
 ) -> dict[str, npt.NDArray[Any]]:
-    """Return (bins,) arrays that compare confidence and accuracy in bins of equal width.
-
-    confidence_from, confidence_to: the ends of the bin
-    confidence: mean probability of the predicted class; NaN without images
-    accuracy, accuracy_low, accuracy_high: with 95 % Wilson interval; NaN, 0, 1 without images
-    images: number of images
-    """
+    """Return (bins,) arrays that compare confidence and accuracy in bins of equal width."""
     confidence = probabilities.max(axis=1)
     hits = top_k_hits(probabilities, label_ids, 1)
     which = np.minimum((confidence * bins).astype(int), bins - 1)
@@ -153,9 +147,10 @@ def reliability(
     return {
         "confidence_from": edges[:-1],
         "confidence_to": edges[1:],
+        # the mean; this and the accuracy are NaN for a bin without images
         "confidence": np.bincount(which, confidence, minlength=bins) / some,
         "accuracy": right / some,
-        "accuracy_low": low,
+        "accuracy_low": low,  # ends of the 95 % Wilson interval
         "accuracy_high": high,
         "images": images,
     }
@@ -214,16 +209,12 @@ def _accuracy_interval(probabilities: Floats, label_ids: Ints) -> tuple[float, f
 
 @dataclass(frozen=True, kw_only=True)
 class Metric:
-    """A metric of one model on the test split.
+    """A metric of one model on the test split."""
 
-    `compute` maps (probabilities, label_ids) to a number. Tables show it under `heading`, in the
-    format `form`. With `in_view`, the saved view of the MLflow UI has a column for it.
-    """
-
-    compute: Callable[[Floats, Ints], float]
-    heading: str
-    form: str = ".1%"
-    in_view: bool = True
+    compute: Callable[[Floats, Ints], float]  # from (probabilities, label_ids)
+    heading: str  # in tables
+    form: str = ".1%"  # number format in tables
+    in_view: bool = True  # a column of the saved view of the MLflow UI
 
 
 # The metrics of the test split by the names under which they are logged, in the order of tables.

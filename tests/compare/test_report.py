@@ -49,3 +49,11 @@ def test_runs_of_which_nothing_is_known() -> None:
     unevaluated = replace(PUBLISHED, seconds=None)
     for records in ([bare, unevaluated], [unevaluated, unevaluated], [bare, record("full")]):
         assert "Comparison of 2 runs" in build_comparison(records).page
+
+
+def test_two_runs_without_a_common_image() -> None:
+    one, other = record("one"), record("other")
+    assert other.predictions is not None
+    elsewhere = other.predictions.assign(path="elsewhere/" + other.predictions["path"])
+    page = build_comparison([one, replace(other, predictions=elsewhere)]).page
+    assert "No two runs have predictions for the same images" in page and "There are none." in page
