@@ -1,4 +1,4 @@
-"""The job `evaluate`: a logged model on the test split, in a run of its own."""
+"""The job `evaluate`: evaluate a logged model on the test split, and record that as a run."""
 
 import pandas as pd
 
@@ -18,15 +18,16 @@ from har.util.progress import say
 def evaluate_logged_model(
     logged: LoggedModel, manifest: Manifest, experiment: str, robustness_images: int = MAX_IMAGES
 ) -> tuple[Evaluation, pd.DataFrame | None]:
-    """Evaluate a logged model on the manifest's test split, in a run of its own.
+    """Evaluate a logged model on the manifest's test split, and record that as a new run.
 
-    Also returns the table of `robustness.measure` on at most `robustness_images`, 0 for none.
+    Return the evaluation, and the table of `measure_robustness` on at most `robustness_images`, or
+    None if that is 0.
 
     Raises:
-        UserError: the model was trained on some of these images; or as `evaluation.evaluate`.
+        UserError: the model was trained on some of these images, or there are none.
     """
     check_unseen(logged, manifest)
-    # what is recorded says on which images it was evaluated
+    # the run will name these images, so they must still be those
     check_bytes(manifest, manifest.rows("test"))
     evaluation = evaluate(logged.classifier, manifest)
     robustness = None

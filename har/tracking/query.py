@@ -1,4 +1,4 @@
-"""Finds runs, models and experiments in the MLflow store."""
+"""Find runs, models and experiments in the MLflow store."""
 
 import os
 import re
@@ -45,7 +45,7 @@ def find_run_id(prefix: str) -> str:
     if WHOLE_RUN_ID.fullmatch(prefix):
         return prefix
     if not re.fullmatch("[0-9a-f]+", prefix):
-        raise UserError(f"{prefix!r} is no run id, nor its beginning: those are of 0-9 and a-f")
+        raise UserError(f"{prefix!r} is no run id: give an id or its first characters (0-9, a-f)")
     found = find_runs(f"attributes.run_id LIKE '{prefix}%'")
     names = {str(run.info.run_id): f" ({run.info.run_name})" for run in found}
     run_id = pick_by_prefix(prefix, names)
@@ -113,7 +113,7 @@ def _count_trainings_elsewhere(experiment: str) -> dict[str, int]:
 
 
 def find_runs(condition: str, experiment_ids: list[str] | None = None) -> list[Any]:
-    """Runs that were not deleted, the newest first; of all experiments unless some are named."""
+    """Find runs that are not deleted, newest first; in all experiments unless some are named."""
     with explain_store_errors():
         return mlflow.search_runs(
             experiment_ids,
@@ -124,9 +124,9 @@ def find_runs(condition: str, experiment_ids: list[str] | None = None) -> list[A
 
 
 def find_models(experiment_id: str) -> dict[str, str]:
-    """The URI of each run's model, the newest where it has several, by run id.
+    """Return the URI of each run's model by run id; of its newest model if it has several.
 
-    A run itself lists what it logged in no order, and with what was deleted since.
+    A run's own list of models has no order, and includes deleted ones.
     """
     with explain_store_errors():
         found = mlflow.search_logged_models([experiment_id], output_format="list")
@@ -135,10 +135,10 @@ def find_models(experiment_id: str) -> dict[str, str]:
 
 
 def find_experiment(name: str) -> str:
-    """An experiment's id.
+    """Return an experiment's id.
 
     Raises:
-        UserError: the store cannot be used, or there is no such experiment.
+        UserError: the store cannot be used, or has no such experiment.
     """
     with explain_store_errors():
         known = {each.name: each.experiment_id for each in mlflow.search_experiments()}
@@ -149,10 +149,10 @@ def find_experiment(name: str) -> str:
 
 
 def find_training(run_id: str) -> Any:
-    """The MLflow run of a finished training.
+    """Return the MLflow run of a finished training.
 
     Raises:
-        UserError: the store has no such run, it was deleted, or it is something else.
+        UserError: the store has no such run, it was deleted, or it is no finished training.
     """
     run = _load_run(run_id)
     if run.info.status != "FINISHED" or run.data.tags.get("job") != "train":
@@ -164,7 +164,7 @@ def find_training(run_id: str) -> Any:
 
 
 def has_finished(run_id: str) -> bool:
-    """Whether a run has ended well.
+    """Return whether a run finished, rather than failed or was stopped.
 
     Raises:
         UserError: the store has no such run, or it was deleted.
@@ -173,7 +173,7 @@ def has_finished(run_id: str) -> bool:
 
 
 def find_experiment_of(run_id: str) -> str:
-    """The name of a run's experiment.
+    """Return the name of a run's experiment.
 
     Raises:
         UserError: the store has no such run, or it was deleted.
@@ -194,7 +194,7 @@ def _load_run(run_id: str) -> Any:
 
 
 def delete_models(run_id: str) -> None:
-    """Delete the models that a run has logged: it is going to log another."""
+    """Delete the models that a run has logged, before it logs another one."""
     client, run = mlflow.MlflowClient(), mlflow.get_run(run_id)
     found = mlflow.search_logged_models(
         [run.info.experiment_id],
@@ -206,19 +206,16 @@ def delete_models(run_id: str) -> None:
 
 
 def find_current_experiment() -> str | None:
-    """The experiment of the run that `mlflow run` opened, if it did."""
+    """Return the name of the experiment that `mlflow run` records in; None without it."""
     run_id = os.environ.get("MLFLOW_RUN_ID")
-    if run_id is None:
-        return None
-    with explain_store_errors():
-        return str(mlflow.get_experiment(mlflow.get_run(run_id).info.experiment_id).name)
+    return find_experiment_of(run_id) if run_id else None
 
 
 def load_predictions(run_id: str) -> pd.DataFrame:
-    """Columns path, label and predicted of a run's test images.
+    """Load the predictions for a run's test images: columns path, label and predicted.
 
     Raises:
-        UserError: the run has no such table.
+        UserError: the run has no such table, or it cannot be read.
     """
     try:
         text = mlflow.artifacts.load_text(f"runs:/{run_id}/evaluation/predictions.csv")

@@ -20,15 +20,15 @@ VIEW_TAG = f"mlflow.sharedViewState.{VIEW}"
 VIEW_TAGS = ("feature_cache", "source", "hardware", "differs_from_variant", "test_digest")
 NOTE = f"""Choose Views > {VIEW} (top right) for the columns to compare.
 
-`accuracy` is of held-out test images, with its 95 % interval from `accuracy_low` to
-`accuracy_high`; runs compare only where `test_digest` is equal. `differs_from_variant` is what ran
-other than in the variant, `overrides` what the user asked for. `feature_cache` is hit where
-features were found on disk: that run's wall time is not the whole job's. `source` is notebook where
-numbers were published, not measured here. `tags.job = 'train'` finds the trainings (or `prepare`,
-`evaluate`, `compare`)."""
-# Of an experiment: the digests of the note and the view as this project wrote them last.
+`accuracy` is measured on the test split; its 95 % interval is from `accuracy_low` to
+`accuracy_high`. Compare only runs with the same `test_digest`. `overrides` are the settings that
+the user changed, `differs_from_variant` all that really ran other than in the variant.
+`feature_cache` = hit: features were found on disk, so the wall time is not that of the whole job.
+`source` = notebook: published numbers, not measured here. `tags.job = 'train'` finds the trainings
+(or `prepare`, `evaluate`, `compare`)."""
+# An experiment's tag: digests of the note and the view as this project last wrote them.
 DEFAULTS_TAG = "har.defaults"
-# Those of the version that did not write them down yet.
+# The digests of the first version, which did not record them.
 FIRST_DEFAULTS = {
     MLFLOW_RUN_NOTE: "c135ba89005198c4",
     VIEW_TAG: "b9f46c9bf2768ace",
@@ -38,7 +38,8 @@ FIRST_DEFAULTS = {
 def set_up_experiment(experiment_id: str) -> None:
     """Mark an experiment as one of model training, describe it, and save the view of results.
 
-    A note and a view of an older version of this project are replaced; what the user changed stays.
+    Replaces a note and a view that an older version of this project wrote; keeps those that the
+    user changed.
     """
     shown = [name for name, each in TEST_METRICS.items() if each.in_view]
     columns = [f"metrics.`{name}`" for name in (*shown, "wall_time_s")]
@@ -46,7 +47,7 @@ def set_up_experiment(experiment_id: str) -> None:
     state = {"selectedColumns": columns, "searchFilter": "tags.job = 'train'"}
     view = {"name": VIEW, "createdAt": 0, "updatedAt": 0, "state": json.dumps(state)}
     wanted = {
-        # else the UI takes it for one of language models, and shows traces and judges
+        # otherwise the UI shows pages for language models
         "mlflow.experimentKind": "custom_model_development",
         MLFLOW_RUN_NOTE: NOTE,
         VIEW_TAG: json.dumps(view),
@@ -63,12 +64,11 @@ def set_up_experiment(experiment_id: str) -> None:
 
 
 def digest(text: str) -> str:
-    """16 hexadecimal digits of SHA-256."""
+    """Return 16 hexadecimal digits of the text's SHA-256."""
     return digest_bytes(text.encode())[:16]
 
 
 def _read_defaults(text: str | None) -> dict[str, str]:
-    """What DEFAULTS_TAG holds; nothing where somebody else wrote it."""
     try:
         found = json.loads(text or "{}")
     except ValueError:
@@ -77,21 +77,21 @@ def _read_defaults(text: str | None) -> dict[str, str]:
 
 
 def find_sqlite_file(uri: str) -> Path | None:
-    """The whole path of the database that a `sqlite:///` URI names; None for another store."""
+    """Return the absolute path of the database in a `sqlite:///` URI; None for other stores."""
     if not uri.startswith("sqlite:///"):
         return None
     return Path(uri.removeprefix("sqlite:///").partition("?")[0]).absolute()
 
 
 def describe_run_page(run_id: str) -> str:
-    """How to open the UI on this run's experiment."""
+    """Describe how to open the UI on this run's experiment."""
     uri = without_password(mlflow.get_tracking_uri())
     page = (
         f"/#/experiments/{mlflow.get_run(run_id).info.experiment_id}/runs?viewStateShareKey={VIEW}"
     )
     if uri.startswith(("http://", "https://")):
         return uri.rstrip("/") + page
-    # whole paths: under `mlflow run` this process works in another folder than the user
+    # absolute paths: `mlflow run` starts this process in another folder than the user's
     file = find_sqlite_file(uri)
     store = shlex.quote(f"sqlite:///{file}" if file else uri)
     # one worker needs a quarter of the memory
