@@ -64,15 +64,23 @@ def test_every_source_gives_keras_own_imagenet_network(weights_file: Path, downl
     assert np.abs(naive - keras_own).max() > 0.1 * scale
 
 
+@pytest.fixture(scope="module")
+def features(weights_file: Path) -> np.ndarray:
+    return build_backbone(b0(str(weights_file)))(IMAGES).numpy()
+
+
+# one layout is enough: both give one network
+@pytest.mark.parametrize("weights_file", ["b0.h5"], indirect=True)
 @pytest.mark.parametrize("precision", ["float32", "mixed_bfloat16"])
-def test_a_float32_copy_is_the_same_network(download: None, precision: str) -> None:
+def test_a_float32_copy_is_the_same_network(
+    download: None, precision: str, features: np.ndarray
+) -> None:
     """What is evaluated and served after training in mixed precision or on several devices."""
     recipe = replace(b0("imagenet"), precision=precision)
     model = build_model(recipe, 3)
     copy = build_float32_copy(model, recipe, 3)
     tolerance = 1e-6 if precision == "float32" else 0.02
     np.testing.assert_allclose(copy(IMAGES), model(IMAGES), atol=tolerance)
-    features = build_backbone(b0("imagenet"))(IMAGES).numpy()
     np.testing.assert_allclose(copy.layers[1](IMAGES), features, atol=1e-5 * features.max())
 
 

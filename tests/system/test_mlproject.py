@@ -102,7 +102,7 @@ def test_mlflow_run_records_one_finished_run(finished: mlflow.entities.Run, imag
     assert params["recipe.image_size"] == "32" and params["backbone"] == "efficientnetb7"
     assert params["used.backbone"] == "efficientnet-lite0"
     assert "accuracy" in finished.data.metrics and "val_accuracy" in finished.data.metrics
-    assert finished.info.run_name == "v4 · lite0 · 1xCPU"
+    assert finished.info.run_name.startswith("v4 · lite0 · 1xCPU · my images · ")
     assert len(mlflow.search_runs(experiment_names=[EXPERIMENT], output_format="list")) == 1
 
 
