@@ -1,4 +1,4 @@
-"""Where images come from: a folder, Kaggle, or the sample that this project draws."""
+"""Sources of images: a folder, Kaggle, or the sample that this project draws."""
 
 import os
 import tempfile

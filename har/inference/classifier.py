@@ -36,7 +36,7 @@ class Guess(TypedDict):
 
 
 class Prediction(TypedDict):
-    """What is said of one image: a label and its probability, or an error.
+    """The answer for one image: a label and its probability, or an error.
 
     `top_3` holds the most probable guesses, best first; it is empty with an error. `error` is null
     or says why the image has no label.

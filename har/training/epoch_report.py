@@ -1,4 +1,4 @@
-"""What a person and the listeners hear of each epoch, and when its state is saved."""
+"""The report of each epoch: progress, metrics, and the state saved after it."""
 
 import time
 from collections.abc import Callable

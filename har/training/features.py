@@ -44,7 +44,7 @@ CHECKED_IMAGES = 8
 
 @dataclass(frozen=True, kw_only=True)
 class Extracted:
-    """How features were computed.
+    """The way features were computed.
 
     `arithmetic` is that of training and validation images. `computed` of `needed` rows were not in
     the cache; computing the others had taken `saved_s` seconds before. `seconds` is what it took

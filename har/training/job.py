@@ -59,8 +59,8 @@ class TrainingJob:
 
     @property
     def differs_from_variant(self) -> str:
-        """What really runs other than in the variant, fallbacks included, as `field=value, ...`,
-        or `none`.
+        """The differences of `used` from the variant, fallbacks included, as `field=value, ...`, or
+        `none`.
         """
         return describe_changes(VARIANTS[self.variant], self.used) or "none"
 

@@ -40,7 +40,7 @@ class Stopping(keras.callbacks.EarlyStopping):
     """
 
     def __init__(self, recipe: Recipe, resume_from: State | None = None) -> None:
-        """With `resume_from`, remember what an earlier process had seen."""
+        """Resume from `resume_from`, if that is given."""
         super().__init__(
             monitor="val_accuracy",
             mode="max",
