@@ -6,6 +6,8 @@ Commands import heavy packages inside their functions, so that `har --help` answ
 import errno
 import gc
 import sys
+from pathlib import Path
+from tempfile import gettempdir
 from typing import Any, NoReturn
 
 import click
@@ -14,6 +16,7 @@ from har import __version__
 from har.cli import data, models, runs, training
 from har.cli.options import with_dashes
 from har.util.errors import UserError, first_line
+from har.util.files import cache_folder
 from har.util.progress import say
 from har.util.signals import handle_sigterm_as_ctrl_c
 
@@ -46,12 +49,20 @@ class Commands(click.Group):
         except OSError as error:
             if error.errno not in REFUSALS:
                 raise
-            say(f"error: {first_line(error)}")
+            say(f"error: {_describe_refusal(error)}")
             status = 2
         except (KeyboardInterrupt, click.Abort):
             say("\nstopped")
             status = 130
         sys.exit(status)
+
+
+def _describe_refusal(error: OSError) -> str:
+    if error.filename:
+        return first_line(error)
+    # of a full disk the system does not say which
+    folders = f"{Path.cwd()}, {cache_folder()} (HAR_CACHE) and {gettempdir()} (TMPDIR)"
+    return f"{error.strerror}; har writes into {folders}"
 
 
 @click.group(cls=Commands, context_settings={"token_normalize_func": with_dashes})

@@ -77,9 +77,9 @@ def resume_training(
         job = load_job(run_id, image_root)
         if other := describe_changes(job.requested, replace(job.requested, **overrides)):
             raise UserError(
-                f"run {run_id} is trained by another recipe, which cannot change when it is"
-                f" resumed; received {other}. For another recipe start a new training: its cached"
-                " features are found"
+                f"a resumed training keeps its recipe; received {other}. For that recipe start a"
+                f" new training: har train --variant {job.variant} with the options you want; the"
+                " features are cached"
             )
         # an earlier process may have ended after it logged its model
         delete_models(run_id)

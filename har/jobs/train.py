@@ -26,7 +26,7 @@ from har.training.backup import backup_folder, open_backup
 from har.training.job import TrainingJob
 from har.training.train import Result, train
 from har.util.errors import UserError
-from har.util.process import peak_memory_mb
+from har.util.process import format_program, peak_memory_mb
 from har.util.progress import say, warn
 
 # Measured with EfficientNet-Lite0 on 6,000 photographs (README, Results).
@@ -107,7 +107,7 @@ def _suggest_resume(run_id: str, parent: str | None) -> Iterator[None]:
         yield
     except BaseException:
         if parent is None and backup_folder(run_id).is_dir():
-            say(f"to resume this training: har train --resume {run_id}")
+            say(f"to resume this training: {format_program('har')} train --resume {run_id}")
         raise
 
 

@@ -5,7 +5,6 @@ MLflow keeps the note and the view of an experiment as tags.
 
 import json
 import shlex
-import sys
 from pathlib import Path
 
 import mlflow
@@ -14,6 +13,7 @@ from mlflow.utils.mlflow_tags import MLFLOW_RUN_NOTE
 from har.evaluation.metrics import TEST_METRICS
 from har.util.errors import without_password
 from har.util.files import digest_bytes
+from har.util.process import format_program
 
 VIEW = "results"
 VIEW_TAG = f"mlflow.sharedViewState.{VIEW}"
@@ -95,7 +95,5 @@ def describe_run_page(run_id: str) -> str:
     file = find_sqlite_file(uri)
     store = shlex.quote(f"sqlite:///{file}" if file else uri)
     # one worker needs a quarter of the memory
-    command = (
-        f"{shlex.quote(sys.executable)} -m mlflow server --backend-store-uri {store} --workers 1"
-    )
+    command = f"{format_program('mlflow')} server --backend-store-uri {store} --workers 1"
     return f"{command}\n    then open http://127.0.0.1:5000{page}"

@@ -1,6 +1,8 @@
-"""Memory and start time of this process."""
+"""Memory, start time and environment of this process."""
 
+import os
 import resource
+import shlex
 import sys
 from pathlib import Path
 
@@ -8,6 +10,18 @@ import psutil
 
 # Where Linux states the memory limit of a container (control groups, version 2).
 CONTROL_GROUP = Path("/sys/fs/cgroup")
+
+
+def format_program(name: str) -> str:
+    """Format how the user's shell starts a program of this environment, as `har` or `mlflow`.
+
+    That is its name where the environment is active, or is the system's own; else its interpreter,
+    since `make run` and `mlflow run` activate an environment only for themselves.
+    """
+    active = {os.environ.get(variable) for variable in ("VIRTUAL_ENV", "CONDA_PREFIX")}
+    if sys.prefix in active or sys.prefix == sys.base_prefix:
+        return name
+    return f"{shlex.quote(sys.executable)} -m {name}"
 
 
 def free_memory() -> int:

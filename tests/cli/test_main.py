@@ -332,5 +332,13 @@ def test_what_the_system_refuses_is_said_in_a_line(cli, monkeypatch: pytest.Monk
         result = cli("variants")
         assert result.exit_code == 2
         assert result.output.strip() == f"error: [Errno {number}] {os.strerror(number)}: 'there'"
+
+    def fill_the_disk() -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(main.commands["variants"], "callback", fill_the_disk)
+    said = cli("variants").output
+    assert said.startswith(f"error: No space left on device; har writes into {Path.cwd()}, ")
+    assert f"{os.environ['HAR_CACHE']} (HAR_CACHE)" in said
     monkeypatch.setattr(main.commands["variants"], "callback", partial(refuse, errno.ENOTDIR))
     assert isinstance(cli("variants").exception, NotADirectoryError)

@@ -206,7 +206,7 @@ def test_ctrl_c_says_how_to_go_on(whole: mlflow.entities.Run, data: Path, store:
     assert run.info.status == "KILLED"
     assert f"har train --resume {run.info.run_id}" in rest
     wrong = har("train", "--resume", run.info.run_id, "--epochs", "99", check=False)
-    assert wrong.returncode == 2 and "another recipe; received epochs=99" in wrong.stderr
+    assert wrong.returncode == 2 and "keeps its recipe; received epochs=99" in wrong.stderr
     assert only_run("stopped").info.status == "KILLED"
     har("train", "--resume", run.info.run_id, "--epochs", str(EPOCHS))
     assert_as_if_nothing_had_happened(only_run("stopped"), whole)

@@ -1,11 +1,12 @@
 """Memory of this process, and what it may still take."""
 
+import sys
 from pathlib import Path
 
 import pytest
 
 from har.util import process
-from har.util.process import peak_memory_mb
+from har.util.process import format_program, peak_memory_mb
 
 
 def test_free_memory_is_the_machines_or_what_the_container_leaves(
@@ -27,3 +28,14 @@ def test_free_memory_is_the_machines_or_what_the_container_leaves(
 
 def test_peak_memory_is_in_megabytes() -> None:
     assert 50 < peak_memory_mb() < 1e6
+
+
+def test_a_program_is_named_as_the_users_shell_finds_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "prefix", "/work/.venv")
+    monkeypatch.setattr(sys, "executable", "/work/my env/bin/python")
+    monkeypatch.delenv("CONDA_PREFIX", raising=False)
+    for active in ("", "/another"):
+        monkeypatch.setenv("VIRTUAL_ENV", active)
+        assert format_program("har") == "'/work/my env/bin/python' -m har"
+    monkeypatch.setenv("VIRTUAL_ENV", "/work/.venv")
+    assert format_program("mlflow") == "mlflow"
