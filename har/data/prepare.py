@@ -3,9 +3,10 @@
 import os
 from collections import Counter
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import replace
-from multiprocessing.pool import ThreadPool
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -150,9 +151,13 @@ def _inspect_images(root: Path, paths: "pd.Series[str]") -> tuple[pd.DataFrame, 
     good: dict[Any, dict[str, Any]] = {}
     bad: dict[Any, str] = {}
     files = [root / path for path in paths]
+    tasks = [files[i : i + FILES_PER_TASK] for i in range(0, len(files), FILES_PER_TASK)]
     # more threads than CPUs are slower: six threads on two CPUs take twice as long
-    with ThreadPool(available_cpus()) as pool, progress("checking images", len(paths)) as advance:
-        found = pool.imap(_inspect_image, files, FILES_PER_TASK)
+    with (
+        ThreadPoolExecutor(available_cpus()) as pool,
+        progress("checking images", len(paths)) as advance,
+    ):
+        found = chain.from_iterable(pool.map(lambda task: [*map(_inspect_image, task)], tasks))
         for (index, path), facts in zip(paths.items(), found, strict=True):
             if isinstance(facts, str):
                 bad[index] = facts

@@ -43,6 +43,6 @@ def test_moved_images_are_prepared_anew_by_option(raw: Path, store: str, cli) ->
 def test_bad_data_leaves_no_run_behind(raw: Path, store: str, cli) -> None:
     write_csv(raw, [(name, "calling") for name, _ in read_csv(raw)])
     result = cli("prepare", "--data", raw, "--out", "out", "--experiment", "har-none")
-    assert result.exit_code == 2 and "every row is labelled 'calling'" in result.output
+    assert result.exit_code == 2 and "every row has the label 'calling'" in result.output
     found = mlflow.get_experiment_by_name("har-none")
     assert mlflow.search_runs([found.experiment_id], output_format="list") == []
