@@ -6,20 +6,26 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import fields
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import mlflow
 import pytest
+from mlflow import MlflowClient
 
 from har.cli.main import main
+from har.jobs import train as train_job
 from har.recipe import VARIANTS, Recipe
-from tests.conftest import write_images
+from har.util.signals import STOPPING_SIGNALS
+from tests.conftest import tracking_to, write_images
 
 TINY_RUN = (
     "--image-size", 32, "--batch-size", 4, "--epochs", 1, "--test-fraction", 0.25,
-    "--experiment", "har-tests",
+    "--strategy", "one_device", "--experiment", "har-tests",
 )  # fmt: skip
 
 
@@ -66,15 +72,11 @@ READING = [
 
 @pytest.mark.parametrize("command", READING, ids=" ".join)
 def test_reading_creates_nothing_and_names_the_store(
-    command: tuple[str, ...], cli, tmp_path: Path, raw: Path, monkeypatch: pytest.MonkeyPatch
+    command: tuple[str, ...], cli, tmp_path: Path, tiny_raw: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    before = mlflow.get_tracking_uri()
-    monkeypatch.chdir(raw / "train")
-    mlflow.set_tracking_uri(f"sqlite:///{tmp_path}/mlflow.db")
-    try:
+    monkeypatch.chdir(tiny_raw / "train")
+    with tracking_to(f"sqlite:///{tmp_path}/mlflow.db"):
         result = cli(*command)
-    finally:
-        mlflow.set_tracking_uri(before)
     assert result.exit_code == 2 and not (tmp_path / "mlflow.db").exists()
     assert result.stderr == (
         f"error: no runs are recorded here: there is no {tmp_path}/mlflow.db; cd to the folder that"
@@ -101,13 +103,14 @@ def test_variants_prints_the_chain(cli) -> None:
 
 
 def test_sample_and_prepare(cli, tmp_path: Path) -> None:
-    drawn = cli("sample", "--out", tmp_path / "s", "--per-class", 6, "--test-images", 1)
-    assert drawn.exit_code == 0 and len(list((tmp_path / "s" / "train").iterdir())) == 90
-    made = cli("prepare", "--data", tmp_path / "s", "--out", tmp_path / "p", "--test-fraction", 0.3)
+    drawn = cli("sample", "--out", tmp_path / "s", "--per-class", 4, "--test-images", 1)
+    assert drawn.exit_code == 0 and len(list((tmp_path / "s" / "train").iterdir())) == 60
+    sample, out = tmp_path / "s", tmp_path / "p"
+    made = cli("prepare", "--data", sample, "--out", out, "--test-fraction", 0.25)
     assert made.exit_code == 0, made.output
-    assert "90 images of 15 classes, 27 held out for test" in made.output
+    assert "60 images of 15 classes, 15 held out for test" in made.output
     assert {"manifest.csv", "dataset.json", "report.html"} == {
-        path.name for path in (tmp_path / "p").iterdir()
+        path.name for path in out.iterdir()
     }
 
 
@@ -182,13 +185,12 @@ def test_a_run_is_repeated_with_equal_numbers(
     assert result.exit_code == 2 and "its dataset_digest is" in result.stderr
 
 
-@pytest.mark.parametrize("runtime", ["auto", "openvino"])
 def test_a_second_run_on_the_same_images_finds_their_features(
-    runtime: str, cli, tiny_backbone: None, raw: Path, store: str
+    cli, tiny_backbone: None, raw: Path, store: str
 ) -> None:
     def run(*arguments: object) -> tuple[mlflow.entities.Run, str]:
-        options = (*TINY_RUN, "--runtime", runtime, *arguments)
-        result = cli("run", "--variant", "v5", "--data", raw, *options)
+        # --runtime auto: openvino, which is installed here
+        result = cli("run", "--variant", "v5", "--data", raw, *TINY_RUN, *arguments)
         assert result.exit_code == 0, result.output
         run = mlflow.get_run(result.stdout.splitlines()[1].split()[-1])
         # who reads the table must not take it for the time of the whole job
@@ -272,12 +274,13 @@ def test_mistakes_are_one_line_and_exit_2(cli, store: str, arguments: tuple, mes
 
 
 def test_weights_that_cannot_be_had_leave_a_failed_run(cli, raw: Path, store: str) -> None:
-    result = cli("run", "--data", raw, *TINY_RUN, "--weights", "nowhere.h5")
+    weights = (*TINY_RUN, "--backbone", "efficientnetb0", "--weights")
+    result = cli("run", "--data", raw, *weights, "nowhere.h5")
     assert result.exit_code == 2
     assert "error: no such weights file: nowhere.h5" in result.stderr
     foreign = raw / "foreign.h5"
     foreign.write_text("not weights")
-    result = cli("run", "--data", raw, *TINY_RUN, "--weights", foreign)
+    result = cli("run", "--data", raw, *weights, foreign)
     assert result.exit_code == 2
     assert "foreign.h5 does not hold weights of" in result.stderr
     latest = mlflow.search_runs(
@@ -287,24 +290,58 @@ def test_weights_that_cannot_be_had_leave_a_failed_run(cli, raw: Path, store: st
     assert latest.data.params["recipe.weights"] == str(foreign)
 
 
-@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM])
-def test_ctrl_c_ends_the_run_as_killed(tmp_path: Path, store: str, how: signal.Signals) -> None:
+def killed_run(experiment: str) -> mlflow.entities.Run:
+    (run,) = mlflow.search_runs(experiment_names=[experiment], output_format="list")
+    assert run.info.status == "KILLED" and "val_accuracy" in run.data.metrics
+    return run
+
+
+def test_ctrl_c_ends_the_run_as_killed(tmp_path: Path, store: str) -> None:
     raw = write_images(tmp_path / "raw")
     command = [
         sys.executable, "-m", "har", "run", "--data", str(raw), "--epochs", "5000",
-        "--patience", "0", *map(str, TINY_RUN[:4]), "--experiment", f"stopped-{how.name}",
+        "--patience", "0", *map(str, TINY_RUN[:4]), "--experiment", "stopped",
     ]  # fmt: skip
     environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
     process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=environment)
     for line in process.stderr:
         if line.startswith("epoch 3/"):
             break
-    process.send_signal(how)
+    process.send_signal(signal.SIGINT)
     _, rest = process.communicate(timeout=60)
     assert process.returncode == 130, rest
     assert rest.splitlines()[-1] == "stopped" and "Traceback" not in rest
-    (run,) = mlflow.search_runs(experiment_names=[f"stopped-{how.name}"], output_format="list")
-    assert run.info.status == "KILLED" and "val_accuracy" in run.data.metrics
+    killed_run("stopped")
+
+
+@pytest.mark.parametrize("how", STOPPING_SIGNALS)
+def test_each_signal_ends_a_run_as_killed(
+    how: signal.Signals,
+    cli,
+    tiny_backbone: None,
+    tiny_raw: Path,
+    store: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    open_epoch_log = train_job.open_epoch_log
+
+    @contextmanager
+    def and_stop(*arguments: Any) -> Iterator[Any]:
+        with open_epoch_log(*arguments) as log_epoch:
+
+            def log_and_stop(epoch: int, metrics: Any) -> None:
+                log_epoch(epoch, metrics)
+                signal.raise_signal(how)
+
+            yield log_and_stop
+
+    monkeypatch.setattr(train_job, "open_epoch_log", and_stop)
+    experiment = f"stopped by {how.name}"
+    result = cli("run", "--data", tiny_raw, *TINY_RUN[:-1], experiment, "--epochs", 9)
+    assert result.exit_code == 130, result.output
+    assert result.stderr.splitlines()[-1] == "stopped"
+    run = killed_run(experiment)
+    assert len(MlflowClient().get_metric_history(run.info.run_id, "val_accuracy")) == 1
 
 
 def test_help_is_fast_and_loads_nothing_heavy() -> None:
