@@ -12,14 +12,16 @@ import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import mlflow
 import requests
 from mlflow.exceptions import MlflowException
 from mlflow.utils.mlflow_tags import MLFLOW_RUN_NAME, MLFLOW_RUN_NOTE
+from sqlalchemy.exc import SQLAlchemyError
 
-from har.tracking.ui import set_up_experiment
+from har.tracking.ui import find_sqlite_file, set_up_experiment
 from har.util.errors import UserError, without_password
 from har.util.files import cache_folder
 from har.util.locks import file_lock
@@ -160,8 +162,27 @@ def _store_lock() -> Iterator[None]:
     if mlflow.get_tracking_uri().startswith("http"):
         yield
         return
+    _check_database()
     with file_lock(cache_folder() / "store.lock", reentrant=True):
         yield
+
+
+def _check_database() -> None:
+    """Raise a UserError if the sqlite store is something else: MLflow would try it for minutes."""
+    file = find_sqlite_file(mlflow.get_tracking_uri())
+    if file is None or not file.exists():
+        return
+    # MLflow fills an empty file
+    if file.is_dir() or _read_start(file) not in (b"", b"SQLite format 3\0"):
+        raise UserError(
+            f"{file} is not an MLflow database: move it away, or set MLFLOW_TRACKING_URI to another"
+            " one"
+        )
+
+
+def _read_start(file: Path) -> bytes:
+    with file.open("rb") as opened:
+        return opened.read(16)
 
 
 def retry_once(write: Callable[[], None]) -> None:
@@ -201,7 +222,7 @@ def explain_store_errors() -> Iterator[None]:
     """Turn MLflow's errors into a UserError that names the store."""
     try:
         yield
-    except (MlflowException, OSError) as error:
+    except (MlflowException, OSError, SQLAlchemyError) as error:
         uri = mlflow.get_tracking_uri()
         hint = ""
         if uri.startswith("http"):

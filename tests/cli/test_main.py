@@ -109,9 +109,7 @@ def test_sample_and_prepare(cli, tmp_path: Path) -> None:
     made = cli("prepare", "--data", sample, "--out", out, "--test-fraction", 0.25)
     assert made.exit_code == 0, made.output
     assert "60 images of 15 classes, 15 held out for test" in made.output
-    assert {"manifest.csv", "dataset.json", "report.html"} == {
-        path.name for path in out.iterdir()
-    }
+    assert {"manifest.csv", "dataset.json", "report.html"} == {path.name for path in out.iterdir()}
 
 
 def test_run_ends_with_the_table(cli, tiny_backbone: None, raw: Path, store: str) -> None:

@@ -74,6 +74,21 @@ def test_a_name_given_to_mlflow_run_stays(
     assert mlflow.get_run(run.id).info.run_name == kept
 
 
+@pytest.mark.parametrize("kind", ["folder", "text"])
+def test_what_is_no_database_is_refused_at_once(kind: str, tmp_path: Path) -> None:
+    file = tmp_path / "mlflow.db"
+    file.mkdir() if kind == "folder" else file.write_text("a text that is no database")
+    before, began = mlflow.get_tracking_uri(), time.monotonic()
+    mlflow.set_tracking_uri(f"sqlite:///{file}")
+    try:
+        for use in (check_store, lambda: open_experiment("har")):
+            with pytest.raises(UserError, match=f"{file} is not an MLflow database"):
+                use()
+    finally:
+        mlflow.set_tracking_uri(before)
+    assert time.monotonic() - began < 5
+
+
 def test_checking_a_store_changes_nothing(tmp_path: Path) -> None:
     with tracking_to(f"sqlite:///{tmp_path}/mlflow.db"):
         check_store()
