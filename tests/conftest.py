@@ -8,10 +8,11 @@ import subprocess
 import sys
 import time
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import fields, replace
 from pathlib import Path
+from typing import Any
 
 # Before TensorFlow loads: no GPU, and the same arithmetic in every test.
 os.environ["CUDA_VISIBLE_DEVICES"] = ""
@@ -31,12 +32,14 @@ from har.data.manifest import Manifest
 from har.data.prepare import prepare
 from har.data.sources import folder_source
 from har.data.splits import Split
+from har.jobs import train as train_job
 from har.models import backbones
 from har.models.backbones import Backbone
 from har.recipe import VARIANTS, Recipe
 from har.training.backup import Backup
 from har.training.job import TrainingJob, build_job
 from har.training.state import State
+from har.training.train import OnEpoch
 
 # MirroredStrategy is tested as it would run on two GPUs: two devices, two replicas.
 tf.config.set_logical_device_configuration(
@@ -204,7 +207,7 @@ def tracking_to(uri: str | None) -> Iterator[None]:
         mlflow.set_tracking_uri(before)
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def cli():
     """Run a command in this process: `cli("run", "--epochs", "2")`."""
 
@@ -212,6 +215,27 @@ def cli():
         return CliRunner().invoke(main, [str(each) for each in arguments])
 
     return invoke
+
+
+@pytest.fixture
+def after_each_epoch(monkeypatch: pytest.MonkeyPatch) -> Callable[[Callable[[int], object]], None]:
+    """Do something when an epoch has been logged, in this process: `after_each_epoch(action)`."""
+    open_epoch_log = train_job.open_epoch_log
+
+    def do(action: Callable[[int], object]) -> None:
+        @contextmanager
+        def open_and_act(*arguments: Any) -> Iterator[OnEpoch]:
+            with open_epoch_log(*arguments) as log_epoch:
+
+                def log_and_act(epoch: int, metrics: dict[str, float]) -> None:
+                    log_epoch(epoch, metrics)
+                    action(epoch)
+
+                yield log_and_act
+
+        monkeypatch.setattr(train_job, "open_epoch_log", open_and_act)
+
+    return do
 
 
 def free_port() -> int:

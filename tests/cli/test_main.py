@@ -6,19 +6,15 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import fields
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import mlflow
 import pytest
 from mlflow import MlflowClient
 
 from har.cli.main import main
-from har.jobs import train as train_job
 from har.recipe import VARIANTS, Recipe
 from har.util.signals import STOPPING_SIGNALS
 from tests.conftest import tracking_to, write_images
@@ -314,26 +310,9 @@ def test_ctrl_c_ends_the_run_as_killed(tmp_path: Path, store: str) -> None:
 
 @pytest.mark.parametrize("how", STOPPING_SIGNALS)
 def test_each_signal_ends_a_run_as_killed(
-    how: signal.Signals,
-    cli,
-    tiny_backbone: None,
-    tiny_raw: Path,
-    store: str,
-    monkeypatch: pytest.MonkeyPatch,
+    how: signal.Signals, cli, tiny_backbone: None, tiny_raw: Path, store: str, after_each_epoch
 ) -> None:
-    open_epoch_log = train_job.open_epoch_log
-
-    @contextmanager
-    def and_stop(*arguments: Any) -> Iterator[Any]:
-        with open_epoch_log(*arguments) as log_epoch:
-
-            def log_and_stop(epoch: int, metrics: Any) -> None:
-                log_epoch(epoch, metrics)
-                signal.raise_signal(how)
-
-            yield log_and_stop
-
-    monkeypatch.setattr(train_job, "open_epoch_log", and_stop)
+    after_each_epoch(lambda epoch: signal.raise_signal(how))
     experiment = f"stopped by {how.name}"
     result = cli("run", "--data", tiny_raw, *TINY_RUN[:-1], experiment, "--epochs", 9)
     assert result.exit_code == 130, result.output

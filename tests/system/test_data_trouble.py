@@ -213,16 +213,10 @@ def test_during_an_epoch(
     loader: str,
     store: str,
     tiny_backbone: None,
-    monkeypatch: pytest.MonkeyPatch,
+    after_each_epoch,
 ) -> None:
     """No model is recorded that was trained on something else than its record says."""
-    from har.jobs import train as jobs
-
-    @contextmanager
-    def open_epoch_log(*_: object) -> Iterator[Callable[[int, object], None]]:
-        yield lambda epoch, _: damage(folders[1] / "train" / NAME) if epoch == 1 else None
-
-    monkeypatch.setattr(jobs, "open_epoch_log", open_epoch_log)
+    after_each_epoch(lambda epoch: damage(folders[1] / "train" / NAME) if epoch == 1 else None)
     manifest = read_manifest(folders[0])
     recipe = tiny_recipe("v3", loader=loader)
     job = build_job("v3", recipe, ["backbone"], manifest)

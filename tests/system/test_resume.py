@@ -7,20 +7,22 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import mlflow
 import numpy as np
 import pandas as pd
 import pytest
 
+from har.training import backup
 from har.training.backup import (
     JOB_FILE,
     STATE_FILE,
     backup_folder,
     load_job,
     open_backup,
-    training_lock,
 )
+from har.util.locks import file_lock
 from tests.conftest import CLASSES, write_images
 
 # A backup after each epoch, however short it is; all else is the real command.
@@ -37,7 +39,7 @@ def arguments(data: Path, experiment: str) -> list[str]:
     return [
         "train", "--variant", "v3", "--data", str(data), "--backbone", "efficientnet-lite0",
         "--image-size", "32", "--batch-size", "4", "--epochs", str(EPOCHS), "--patience", "0",
-        "--experiment", experiment, "--test-fraction", "0.25",
+        "--experiment", experiment, "--test-fraction", "0.25", "--strategy", "one_device",
     ]  # fmt: skip
 
 
@@ -54,15 +56,22 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def whole(
-    data: Path, store_uri: str, tmp_path_factory: pytest.TempPathFactory
+    data: Path, store_uri: str, cli, tmp_path_factory: pytest.TempPathFactory
 ) -> mlflow.entities.Run:
-    """A training that nothing happened to."""
+    """A training that nothing happened to, in this process."""
     mlflow.set_tracking_uri(store_uri)
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("MLFLOW_TRACKING_URI", store_uri)
         patch.setenv("HAR_CACHE", str(tmp_path_factory.mktemp("whole")))
-        har(*arguments(data, "whole"))
+        assert cli(*arguments(data, "whole")).exit_code == 0
         return only_run("whole")
+
+
+@pytest.fixture
+def always_backed_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A backup after each epoch, also in this process."""
+    monkeypatch.setattr(backup, "MAX_TIME_SHARE", 1e9)
+    monkeypatch.setattr(backup, "FIRST_AFTER_S", 0.0)
 
 
 def only_run(experiment: str) -> mlflow.entities.Run:
@@ -134,7 +143,8 @@ def test_killed_it_goes_on_in_the_same_run(
     # it may be killed while it goes on, too
     resume = ["train", "--resume", run.info.run_id]
     start_and_stop(resume, signal.SIGKILL, epochs=7, later_s=0.0)
-    assert first_epoch(har(*resume).stderr) > 7
+    resumed = cli(*resume)
+    assert resumed.exit_code == 0 and first_epoch(resumed.stderr) > 7, resumed.output
     run = only_run("killed")
     assert_as_if_nothing_had_happened(run, whole)
     # what is counted was spent, and was spent once
@@ -147,23 +157,23 @@ def test_an_end_that_was_not_recorded_is_recorded_once(
     whole: mlflow.entities.Run, data: Path, store: str, cli
 ) -> None:
     """All is done and logged but for the run's end: nothing is trained or logged again."""
-    away = (
-        "import mlflow\n"
-        "end = mlflow.MlflowClient.set_terminated\n"
-        "def away(client, run_id, status=None, end_time=None):\n"
-        "    if status == 'FINISHED': raise mlflow.exceptions.MlflowException('away')\n"
-        "    end(client, run_id, status, end_time)\n"
-        "mlflow.MlflowClient.set_terminated = away\n"
-    )
-    words = [sys.executable, "-c", away + COMMAND, *arguments(data, "end")]
-    done = subprocess.run(words, capture_output=True, text=True, check=False)
-    assert done.returncode == 2 and "cannot be used: away" in done.stderr, done.stderr
+    end = mlflow.MlflowClient.set_terminated
+
+    def away(client: Any, run_id: str, status: str | None = None, end_time: Any = None) -> None:
+        if status == "FINISHED":
+            raise mlflow.exceptions.MlflowException("away")
+        end(client, run_id, status, end_time)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(mlflow.MlflowClient, "set_terminated", away)
+        done = cli(*arguments(data, "end"))
+    assert done.exit_code == 2 and "cannot be used: away" in done.stderr, done.output
     assert "to resume this training" in done.stderr
     run_id = only_run("end").info.run_id
     job = load_job(run_id)
-    went_on = har("train", "--resume", run_id, check=False)
-    assert went_on.returncode == 0, went_on.stderr
-    assert "  loss " not in went_on.stderr
+    resumed = cli("train", "--resume", run_id)
+    assert resumed.exit_code == 0, resumed.output
+    assert "  loss " not in resumed.stderr
     run = only_run("end")
     assert_as_if_nothing_had_happened(run, whole)
     for name in ("train_time_s", "wall_time_s", "latency_ms", "best_epoch"):
@@ -175,8 +185,15 @@ def test_an_end_that_was_not_recorded_is_recorded_once(
     assert not backup_folder(run_id).exists()
 
 
-def test_other_weights_are_not_gone_on_with(data: Path, store: str, cli) -> None:
-    start_and_stop(arguments(data, "weights"), signal.SIGKILL, epochs=2, later_s=0.0)
+def interrupt(epoch: int) -> None:
+    raise KeyboardInterrupt
+
+
+def test_other_weights_are_not_gone_on_with(
+    data: Path, store: str, cli, always_backed_up: None, after_each_epoch
+) -> None:
+    after_each_epoch(interrupt)
+    assert cli(*arguments(data, "weights")).exit_code == 130
     run_id = only_run("weights").info.run_id
     job = backup_folder(run_id) / JOB_FILE
     digest = json.loads(job.read_text())["recipe_digest"]
@@ -184,11 +201,11 @@ def test_other_weights_are_not_gone_on_with(data: Path, store: str, cli) -> None
     result = cli("train", "--resume", run_id)
     assert result.exit_code == 2 and "holds other weights now" in result.output
     job.write_text(job.read_text().replace("0" * len(digest), digest))
-    with training_lock(run_id):
-        # who holds the lock may enter again: ask in a process of its own
-        said = har("sync").stderr
+    # another process' lock, or one that is taken another time: the same to the system
+    with file_lock(Path(f"{backup_folder(run_id)}.lock")):
+        said = cli("sync").stderr
     assert f"run {run_id} is being trained by another process" in said
-    assert f"run {run_id} has epochs left: har train --resume {run_id}" in har("sync").stderr
+    assert f"run {run_id} has epochs left: har train --resume {run_id}" in cli("sync").stderr
 
 
 def test_a_mistake_leaves_no_backup(data: Path, store: str, cli) -> None:
