@@ -143,10 +143,7 @@ def test_killed_it_goes_on_in_the_same_run(
     # it may be killed while it goes on, too
     resume = ["train", "--resume", run.info.run_id]
     start_and_stop(resume, signal.SIGKILL, epochs=7, later_s=0.0)
-    # MLflow refuses a run of another experiment than the last that this process trained in
-    mlflow.set_experiment("killed")
-    resumed = cli(*resume)
-    assert resumed.exit_code == 0 and first_epoch(resumed.stderr) > 7, resumed.output
+    assert first_epoch(har(*resume).stderr) > 7
     run = only_run("killed")
     assert_as_if_nothing_had_happened(run, whole)
     # what is counted was spent, and was spent once
