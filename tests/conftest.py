@@ -57,6 +57,19 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--update-goldens", action="store_true", help="rewrite tests/goldens")
 
 
+# Directories of tests/ in the order in which `make test` starts their files: the longest first, so
+# that its processes end together.
+LONGEST_FIRST = ("system", "jobs", "cli", "serving", "training")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    def rank(item: pytest.Item) -> int:
+        folder = item.path.parent.name
+        return LONGEST_FIRST.index(folder) if folder in LONGEST_FIRST else len(LONGEST_FIRST)
+
+    items.sort(key=rank)
+
+
 def write_images(folder: Path, per_class: int = IMAGES_PER_CLASS, seed: int = 0) -> Path:
     """Kaggle's layout: non-square JPEGs, each class a colour and a stripe, plus noise."""
     rng = np.random.default_rng(seed)

@@ -3,7 +3,6 @@
 import os
 import shutil
 import subprocess
-import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -18,14 +17,12 @@ import pytest
 from mlflow import MlflowClient
 
 from har.inference.classifier import CLASSIFIER_FOLDER, save_classifier
-from har.models import backbones
-from har.models.backbones import Backbone
 from har.models.build import build_model
 from har.serving import promotion
 from har.serving.package import log_classifier
 from har.serving.selection import Decision
 from har.tracking.query import delete_models
-from tests.conftest import CLASSES, PATH, build_tiny, tiny_recipe
+from tests.conftest import CLASSES, PATH, tiny_backbones, tiny_recipe, tracking_to
 from tests.serving.test_selection import predictions
 
 ROOT = Path(__file__).parents[2]
@@ -61,8 +58,7 @@ def test_answers_that_no_server_may_give(picture: dict, junk: dict, problem: str
 def save_tiny(parent: Path, broken: bool) -> Path:
     """An untrained classifier; one that is broken has diverged, so that it gives no numbers."""
     folder, recipe = parent / CLASSIFIER_FOLDER, tiny_recipe()
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(backbones.BACKBONES, "efficientnet-lite0", Backbone(build_tiny, build_tiny))
+    with tiny_backbones():
         model = build_model(recipe, len(CLASSES))
         if broken:
             model.layers[-1].kernel.assign(np.full(model.layers[-1].kernel.shape, np.nan))
@@ -401,23 +397,21 @@ def waiting(command: list[str], lines: list[str]) -> subprocess.Popen:
     return process
 
 
-def test_two_at_once_leave_one_champion(lab: Lab) -> None:
-    """One through `mlflow run`, with its record, and one typed."""
+def test_two_at_once_leave_one_champion(lab: Lab, cli) -> None:
+    """One through `mlflow run`, with its record, and one typed, in this process."""
     best = lab.train("1111")
     lab.train("1000")
     launched = ["mlflow", "run", str(ROOT), "-e", "promote", "--env-manager", "local"]
     launched += ["--experiment-name", "har", "-P", "alpha=0.01"]
+    said: list[str] = []
     with promotion.promotion_lock():
-        said: tuple[list[str], list[str]] = ([], [])
-        processes = [
-            waiting(launched, said[0]),
-            waiting([sys.executable, "-m", "har", "promote"], said[1]),
-        ]
-    assert [process.wait(240) for process in processes] == [0, 0], said
+        process = waiting(launched, said)
+    typed = cli("promote")
+    assert typed.exit_code == 0 and process.wait(240) == 0, (typed.output, said)
     time.sleep(0.5)
-    starts = [line.split(":")[0] for lines in said for line in lines]
+    starts = [line.split(":")[0] for line in [*said, *typed.output.splitlines()]]
     outcomes = [each for each in starts if each in ("kept", "promoted")]
-    assert sorted(outcomes) == ["kept", "promoted"], said
+    assert sorted(outcomes) == ["kept", "promoted"], (typed.output, said)
     assert aliases() == {"champion": best} and versions() == [best]
     (run,) = mlflow.search_runs([lab.experiment_id], "tags.job = 'promote'", output_format="list")
     tags = run.data.tags
@@ -453,13 +447,9 @@ def test_a_lock_that_cannot_be_had_is_named(
     assert result.exit_code == 2 and "set HAR_CACHE to another folder" in result.stderr
 
 
-def test_a_store_that_cannot_be_used_is_named(cli, monkeypatch: pytest.MonkeyPatch) -> None:
-    before = mlflow.get_tracking_uri()
-    mlflow.set_tracking_uri("sqlite:////dev/null/mlflow.db")
-    try:
+def test_a_store_that_cannot_be_used_is_named(cli) -> None:
+    with tracking_to("sqlite:////dev/null/mlflow.db"):
         for command in ("promote", "champion"):
             result = cli(command)
             assert result.exit_code == 2, result.output
             assert "there is no /dev/null/mlflow.db" in result.stderr
-    finally:
-        mlflow.set_tracking_uri(before)
