@@ -65,7 +65,9 @@ def _describe_refusal(error: OSError) -> str:
     return f"{error.strerror}; har writes into {folders}"
 
 
-@click.group(cls=Commands, context_settings={"token_normalize_func": with_dashes})
+@click.group(
+    cls=Commands, context_settings={"token_normalize_func": with_dashes, "show_default": True}
+)
 @click.version_option(__version__, prog_name="har")
 def main() -> None:
     """Recognise human actions in photographs: train, compare and serve, recorded in MLflow.

@@ -20,8 +20,8 @@ from har.tracking.query import (
     find_training,
 )
 from har.tracking.records import Record, load_records
-from har.tracking.store import DEFAULT_EXPERIMENT, open_run, quiet_mlflow
-from har.tracking.tags import comparison_tags
+from har.tracking.store import DEFAULT_EXPERIMENT, open_run
+from har.tracking.tags import job_tags
 from har.tracking.ui import describe_run_page
 from har.util.errors import UserError, first_line
 from har.util.progress import say
@@ -33,13 +33,9 @@ def run_comparison(
     """Compare trainings, write the report into `out`, and record it as a run; return the trainings
     and the report's file.
 
-    Without run ids, all finished trainings of the experiment. Run ids may be their beginnings.
-
-    Raises:
-        UserError: a run is no finished training, there are fewer than two, or `out` cannot be
-            written.
+    Run ids may be their beginnings. Without any, all finished trainings of the experiment are
+    compared.
     """
-    quiet_mlflow()
     if run_ids:
         name = experiment or find_current_experiment() or DEFAULT_EXPERIMENT
         found = dict.fromkeys(map(find_run_id, run_ids))
@@ -57,7 +53,7 @@ def run_comparison(
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch) / "comparison"
         write_comparison(comparison, folder)
-        with open_run(name, comparison_tags(len(records))) as run:
+        with open_run(name, job_tags("compare", f"{len(records)} runs")) as run:
             mlflow.log_artifacts(str(folder))
             run.describe(describe_comparison(run.id, len(records)))
         try:

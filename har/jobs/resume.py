@@ -11,9 +11,9 @@ from har.data.splits import Split
 from har.inference.runtimes import AUTO
 from har.jobs.train import run_training
 from har.recipe import Recipe, describe_changes
-from har.tracking.query import delete_models, has_finished
+from har.tracking.query import delete_models, load_run
 from har.tracking.records import Record, check_same_data, load_recorded_training
-from har.tracking.store import DEFAULT_EXPERIMENT, check_store, open_experiment
+from har.tracking.store import DEFAULT_EXPERIMENT, open_experiment
 from har.training.backup import (
     check_backup,
     delete_backup,
@@ -41,7 +41,7 @@ def reproduce_training(
     """Train a recorded run's recipe again, on the same images, as a new run.
 
     Raises:
-        UserError: no such run, other images, or as `run_training`.
+        UserError: no such run, or other images.
     """
     open_experiment(experiment)
     record = load_recorded_training(run_id)
@@ -66,11 +66,10 @@ def resume_training(
     images lie now, if they were moved.
 
     Raises:
-        UserError: there is no backup, the run has finished, another process trains it, or the
-            overrides, the data or this machine would make another training of it.
+        UserError: there is no backup, the run has finished, another process trains it, or it would
+            differ because of the overrides, the data or this machine.
     """
     check_backup(run_id)
-    check_store()
     with training_lock(run_id):
         if _delete_finished_backup(run_id):
             raise UserError(f"cannot resume run {run_id}: it already finished")
@@ -87,24 +86,20 @@ def resume_training(
 
 
 def _delete_finished_backup(run_id: str) -> bool:
-    """Return whether the run finished; delete its backup if its process was killed before it could
-    do that.
-    """
-    if finished := has_finished(run_id):
+    # the process of a finished run may be killed before it deletes the backup
+    finished = load_run(run_id).info.status == "FINISHED"
+    if finished:
         delete_backup(run_id)
     return finished
 
 
 def sync_trainings(started: float) -> Iterator[Record]:
-    """Record the trainings whose epochs are done, but which the tracking store has missed.
-
-    Trainings with epochs left are named and left alone. One that cannot be recorded does not keep
-    the others from it.
+    """Record the trainings whose epochs are done but which the tracking store has missed; name
+    those with epochs left.
 
     Raises:
-        UserError: the store does not answer, or some trainings could not be recorded.
+        UserError: at the end, if some trainings could not be recorded.
     """
-    check_store()
     failed = 0
     for run_id in list_backups():
         if is_training(run_id):

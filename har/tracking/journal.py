@@ -24,8 +24,7 @@ ERROR_WAIT_S, END_WAIT_S = 3.0, 30.0
 class Journal(Generic[Entry]):
     """Sends entries from its own thread.
 
-    `send` raises what MLflow raises when a store cannot be reached. Sending an entry twice must do
-    no harm.
+    `send` may raise MLflow's errors and OSError. Sending an entry twice must do no harm.
     """
 
     def __init__(self, send: Callable[[Entry], None]) -> None:
@@ -43,9 +42,7 @@ class Journal(Generic[Entry]):
         self.news.set()
 
     def work(self) -> None:
-        """Try to send whenever entries were added, and once more at the end. One attempt at a store
-        that does not answer takes many seconds.
-        """
+        """Send whenever entries were added, and once more at the end."""
         ended = False
         while not ended:
             self.news.wait()
