@@ -19,16 +19,7 @@ import mlflow
 import psutil
 from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID
 
-from har.compare.ablation import (
-    Cost,
-    Step,
-    describe_table,
-    find_effects,
-    measure_cost,
-    plan_ablation,
-    summarise_effect,
-    tabulate_effects,
-)
+from har.compare import ablation
 from har.compare.figures import draw_waterfall
 from har.data.manifest import Manifest
 from har.jobs.train import run_training
@@ -78,7 +69,7 @@ def run_ablation(asked: Ablation) -> str:
     """
     base = replace(VARIANTS[asked.from_variant], **asked.overrides)
     end = replace(VARIANTS[asked.to_variant], **asked.overrides)
-    steps = plan_ablation(base, end)
+    steps = ablation.plan_ablation(base, end)
     asked = replace(asked, experiment=find_current_experiment() or asked.experiment)
     tags = job_tags("ablate", f"{asked.from_variant} to {asked.to_variant}", asked.manifest)
     with open_run(asked.experiment, tags) as run:
@@ -86,11 +77,14 @@ def run_ablation(asked: Ablation) -> str:
         run.log_params(ends | asked.overrides)
         with tempfile.TemporaryDirectory() as cache:
             costs = _measure_steps(asked, steps, run.id, cache)
-        effects = find_effects(steps, costs, changes(base, end))
-        table, sentences = describe_table(effects), [summarise_effect(each) for each in effects]
+        effects = ablation.find_effects(steps, costs, changes(base, end))
+        table, sentences = (
+            ablation.describe_table(effects),
+            [ablation.summarise_effect(each) for each in effects],
+        )
         if asked.num_seeds == 1:
             sentences.append(ONE_SEED)
-        run.log_table(tabulate_effects(effects), "ablation.csv")
+        run.log_table(ablation.tabulate_effects(effects), "ablation.csv")
         mlflow.log_text("\n".join([table, "", *sentences]), "ablation.txt")
         mlflow.log_figure(draw_waterfall(effects), "figures/waterfall.png")
         run.describe("  \n".join(sentences))
@@ -98,8 +92,8 @@ def run_ablation(asked: Ablation) -> str:
 
 
 def _measure_steps(
-    asked: Ablation, steps: Sequence[Step], parent: str, cache: str
-) -> list[Cost | None]:
+    asked: Ablation, steps: Sequence[ablation.Step], parent: str, cache: str
+) -> list[ablation.Cost | None]:
     """Measure the cost of each step, None for a forbidden one; equal recipes have one Cost object.
 
     The trainings share the features in the folder `cache`.
@@ -128,7 +122,9 @@ def _measure_steps(
             if not (records[key].history and records[key].recipe):
                 raise UserError(f"the history of run {run_id} cannot be read: delete the run")
     groups = [tuple(key_of[recipe] for recipe in group) for group in recipes]
-    costs = {each: measure_cost([records[key] for key in each]) for each in set(groups) if each}
+    costs = {
+        each: ablation.measure_cost([records[key] for key in each]) for each in set(groups) if each
+    }
     return [costs.get(each) for each in groups]
 
 

@@ -10,15 +10,8 @@ import mlflow
 
 from har.compare.report import build_comparison, write_comparison
 from har.data.report import REPORT_FILE
+from har.tracking import query
 from har.tracking.descriptions import describe_comparison
-from har.tracking.query import (
-    choose_experiment_to_read,
-    find_current_experiment,
-    find_experiment,
-    find_run_id,
-    find_runs,
-    find_training,
-)
 from har.tracking.records import Record, load_records
 from har.tracking.store import DEFAULT_EXPERIMENT, open_run
 from har.tracking.tags import job_tags
@@ -37,13 +30,13 @@ def run_comparison(
     compared.
     """
     if run_ids:
-        name = experiment or find_current_experiment() or DEFAULT_EXPERIMENT
-        found = dict.fromkeys(map(find_run_id, run_ids))
-        runs: list[Any] = [find_training(run_id) for run_id in found]
+        name = experiment or query.find_current_experiment() or DEFAULT_EXPERIMENT
+        found = dict.fromkeys(map(query.find_run_id, run_ids))
+        runs: list[Any] = [query.find_training(run_id) for run_id in found]
     else:
-        name = choose_experiment_to_read(experiment)
+        name = query.choose_experiment_to_read(experiment)
         finished = "tags.job = 'train' and attributes.status = 'FINISHED'"
-        runs = find_runs(finished, [find_experiment(name)])
+        runs = query.find_runs(finished, [query.find_experiment(name)])
     records = load_records(runs)
     if len(records) < 2:
         where = "among those named" if run_ids else f"in experiment {name}"

@@ -14,15 +14,7 @@ from har.recipe import Recipe, describe_changes
 from har.tracking.query import delete_models, load_run
 from har.tracking.records import Record, check_same_data, load_recorded_training
 from har.tracking.store import DEFAULT_EXPERIMENT, open_experiment
-from har.training.backup import (
-    check_backup,
-    delete_backup,
-    is_trained,
-    is_training,
-    list_backups,
-    load_job,
-    training_lock,
-)
+from har.training import backup
 from har.training.job import build_job
 from har.util.errors import UserError
 from har.util.progress import say, warn
@@ -69,11 +61,11 @@ def resume_training(
         UserError: there is no backup, the run has finished, another process trains it, or it would
             differ because of the overrides, the data or this machine.
     """
-    check_backup(run_id)
-    with training_lock(run_id):
+    backup.check_backup(run_id)
+    with backup.training_lock(run_id):
         if _delete_finished_backup(run_id):
             raise UserError(f"cannot resume run {run_id}: it already finished")
-        job = load_job(run_id, image_root)
+        job = backup.load_job(run_id, image_root)
         if other := describe_changes(job.requested, replace(job.requested, **overrides)):
             raise UserError(
                 f"a resumed training keeps its recipe; received {other}. For that recipe start a"
@@ -89,7 +81,7 @@ def _delete_finished_backup(run_id: str) -> bool:
     # the process of a finished run may be killed before it deletes the backup
     finished = load_run(run_id).info.status == "FINISHED"
     if finished:
-        delete_backup(run_id)
+        backup.delete_backup(run_id)
     return finished
 
 
@@ -101,14 +93,14 @@ def sync_trainings(started: float) -> Iterator[Record]:
         UserError: at the end, if some trainings could not be recorded.
     """
     failed = 0
-    for run_id in list_backups():
-        if is_training(run_id):
+    for run_id in backup.list_backups():
+        if backup.is_training(run_id):
             say(f"run {run_id} is being trained by another process")
             continue
         try:
             if _delete_finished_backup(run_id):
                 continue
-            if is_trained(run_id):
+            if backup.is_trained(run_id):
                 yield resume_training(run_id, {}, None, started)
                 # the next one did not wait for this command to start, nor for this training
                 started = time.time()

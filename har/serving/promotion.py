@@ -29,23 +29,13 @@ from har.serving.selection import (
     decide_without_test,
     select_candidate,
 )
-from har.tracking.query import (
-    choose_experiment_to_read,
-    find_experiment,
-    find_models,
-    find_runs,
-    find_training,
-    load_predictions,
-)
+from har.tracking import query
 from har.tracking.records import Record, read_record
 from har.tracking.store import open_run
 from har.util.errors import UserError, first_line
 from har.util.files import cache_folder, digest_bytes
 from har.util.locks import file_lock
-from har.util.progress import quiet_loading, say, warn
-
-# How often to decide if the champion changes meanwhile, by hand or on another machine.
-ATTEMPTS = 3
+from har.util.progress import quiet_loading, warn
 
 
 def promote(experiment: str | None, rules: Rules, dry_run: bool = False) -> str:
@@ -58,7 +48,7 @@ def promote(experiment: str | None, rules: Rules, dry_run: bool = False) -> str:
             same images, or a candidate whose model does not work.
     """
     # before the run is opened: MLflow then forgets which run `mlflow run` opened
-    name = "" if rules.run_id else choose_experiment_to_read(experiment)
+    name = "" if rules.run_id else query.choose_experiment_to_read(experiment)
     tags = {MLFLOW_RUN_NAME: "promote", "job": "promote"}
     with open_run(name, tags) if "MLFLOW_RUN_ID" in os.environ else nullcontext() as run:
         decision = _decide_and_promote(name, rules, dry_run)
@@ -72,23 +62,23 @@ def promote(experiment: str | None, rules: Rules, dry_run: bool = False) -> str:
 
 
 def _decide_and_promote(experiment: str, rules: Rules, dry_run: bool) -> Decision:
-    # other machines do not see the lock
     with promotion_lock():
-        for _ in range(ATTEMPTS):
-            champion = _load_champion()
-            decision = _decide(_load_candidates(experiment, rules.run_id), champion, rules)
-            if decision.outcome == "would promote":
-                decision = refuse_broken_model(decision)
-            if dry_run or decision.outcome != "would promote":
-                return decision
-            version = _register(decision)
-            if _load_champion() == champion:
-                _move_aliases(version, champion)
-                return replace(decision, outcome="promoted", version=version)
-            say("the champion was changed meanwhile: deciding again")
-    raise UserError(
-        f"the champion was changed {ATTEMPTS} times meanwhile: another promotion is at work"
-    )
+        champion = _load_champion()
+        decision = _decide(_load_candidates(experiment, rules.run_id), champion, rules)
+        if decision.outcome == "would promote":
+            decision = refuse_broken_model(decision)
+        if dry_run or decision.outcome != "would promote":
+            return decision
+        version = _register(decision)
+        # other machines do not see the lock
+        if _load_champion() != champion:
+            raise UserError("another machine changed the champion meanwhile: promote again")
+        client = mlflow.MlflowClient()
+        if champion is not None:
+            # first: a crash in between must not lose the previous champion
+            client.set_registered_model_alias(MODEL, PREVIOUS, champion.version)
+        client.set_registered_model_alias(MODEL, CHAMPION, version)
+    return replace(decision, outcome="promoted", version=version)
 
 
 def _decide(candidates: Sequence[Record], champion: Champion | None, rules: Rules) -> Decision:
@@ -96,7 +86,7 @@ def _decide(candidates: Sequence[Record], champion: Champion | None, rules: Rule
     selected = select_candidate(candidates, rules, rival.test_digest if rival else None)
     if rival is None or rival.run_id == selected.record.run_id:
         return decide_without_test(selected, champion)
-    mine = load_predictions(selected.record.run_id)
+    mine = query.load_predictions(selected.record.run_id)
     return decide(selected, rival, mine, _load_rivals(selected.record, rival, mine), rules.alpha)
 
 
@@ -110,14 +100,14 @@ def promotion_lock() -> AbstractContextManager[None]:
 def _load_candidates(experiment: str, run_id: str | None) -> list[Record]:
     """Load the trainings of an experiment that can be promoted, or only the one that is named."""
     if run_id:
-        runs = [find_training(run_id)]
+        runs = [query.find_training(run_id)]
         experiment_id = runs[0].info.experiment_id
     else:
-        experiment_id = find_experiment(experiment)
-        runs = find_runs("tags.job = 'train'", [experiment_id])
+        experiment_id = query.find_experiment(experiment)
+        runs = query.find_runs("tags.job = 'train'", [experiment_id])
     if not runs:
         raise UserError(f"experiment {experiment} has no trainings: `har run` records one")
-    models = find_models(experiment_id)
+    models = query.find_models(experiment_id)
     unfit = {run.info.run_id: why for run in runs if (why := _why_unfit(run, models))}
     if len(unfit) == len(runs):
         if run_id:
@@ -171,7 +161,7 @@ def _find_version(alias: str) -> Any:
 
 def _read_version(version: Any) -> tuple[dict[str, str], dict[str, float]]:
     """Read the tags and metrics of a version's run; only the version's tags if the run is gone."""
-    runs = find_runs(f"attributes.run_id = '{version.run_id}'") if version.run_id else []
+    runs = query.find_runs(f"attributes.run_id = '{version.run_id}'") if version.run_id else []
     if not runs:
         return version.tags, {}
     return {**version.tags, **runs[0].data.tags}, runs[0].data.metrics
@@ -181,7 +171,7 @@ def _load_rivals(candidate: Record, champion: Champion, mine: pd.DataFrame) -> p
     """Load the champion's predictions for the images of `mine`, the candidate's predictions."""
     for run_id in _find_evaluations(champion, candidate.test_digest):
         try:
-            found = load_predictions(run_id)
+            found = query.load_predictions(run_id)
         except UserError as error:
             warn(str(error))
             continue
@@ -199,7 +189,7 @@ def _load_rivals(candidate: Record, champion: Champion, mine: pd.DataFrame) -> p
 def _find_evaluations(champion: Champion, test_digest: str) -> list[str]:
     """Find the runs that hold the champion's predictions: its own, and later evaluations."""
     own = [champion.run_id] if champion.run_id and champion.test_digest == test_digest else []
-    evaluations = find_runs(f"tags.job = 'evaluate' and tags.test_digest = '{test_digest}'")
+    evaluations = query.find_runs(f"tags.job = 'evaluate' and tags.test_digest = '{test_digest}'")
     return own + [
         run.info.run_id
         for run in evaluations
@@ -279,14 +269,6 @@ def _register(decision: Decision) -> str:
     for name, value in tags.items():
         client.set_model_version_tag(MODEL, str(version), name, str(value))
     return str(version)
-
-
-def _move_aliases(version: str, champion: Champion | None) -> None:
-    client = mlflow.MlflowClient()
-    if champion is not None:
-        # first: a crash in between must not lose the previous champion
-        client.set_registered_model_alias(MODEL, PREVIOUS, champion.version)
-    client.set_registered_model_alias(MODEL, CHAMPION, version)
 
 
 def describe_champion() -> str:

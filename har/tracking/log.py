@@ -13,23 +13,12 @@ from mlflow.entities import Metric
 from har.data.duplicates import describe_groups
 from har.data.manifest import Manifest, format_manifest_files
 from har.data.report import REPORT_FILE, draw_class_balance, draw_samples
+from har.evaluation import figures
 from har.evaluation.evaluate import Evaluation, tabulate_by_duplicate
-from har.evaluation.figures import (
-    draw_class_intervals,
-    draw_confusion,
-    draw_curves,
-    draw_mistakes,
-    draw_reliability,
-)
 from har.evaluation.latency import Latency
 from har.tracking.journal import open_journal
 from har.tracking.store import Run, short_timeouts
-from har.tracking.tags import (
-    HISTORY_ARTIFACT,
-    RECIPE_ARTIFACT,
-    count_images,
-    training_params,
-)
+from har.tracking.tags import HISTORY_ARTIFACT, RECIPE_ARTIFACT, count_images, training_params
 from har.training.backup import Backup
 from har.training.diagnostics import DIAGNOSTICS
 from har.training.epoch_report import OnEpoch
@@ -120,7 +109,7 @@ def log_result(run: Run, job: TrainingJob, result: Result) -> None:
     recipes = {"requested": asdict(job.requested), "used": asdict(job.used)}
     mlflow.log_dict({"variant": job.variant, **recipes}, RECIPE_ARTIFACT)
     mlflow.log_text(json.dumps(result.history, indent=1), HISTORY_ARTIFACT)
-    mlflow.log_figure(draw_curves(result.history), "figures/learning_curves.png")
+    mlflow.log_figure(figures.draw_curves(result.history), "figures/learning_curves.png")
     _log_manifest(job.manifest)
 
 
@@ -140,10 +129,10 @@ def log_evaluation(
     for name, table in tables.items():
         run.log_table(table, f"evaluation/{name}.csv")
     drawn = {
-        "confusion_matrix": draw_confusion(evaluation),
-        "class_recall": draw_class_intervals(evaluation),
-        "reliability": draw_reliability(evaluation),
-        "mistakes": draw_mistakes(evaluation, manifest.root),
+        "confusion_matrix": figures.draw_confusion(evaluation),
+        "class_recall": figures.draw_class_intervals(evaluation),
+        "reliability": figures.draw_reliability(evaluation),
+        "mistakes": figures.draw_mistakes(evaluation, manifest.root),
     }
     for name, figure in drawn.items():
         mlflow.log_figure(figure, f"figures/{name}.png")

@@ -37,7 +37,6 @@ class Record:
     """
 
     run_id: str
-    experiment_id: str
     name: str
     variant: str
     differs_from_variant: str
@@ -90,7 +89,6 @@ def read_record(run: mlflow.entities.Run) -> Record:
     feature_cache = tags.get("feature_cache", "none")
     return Record(
         run_id=run.info.run_id,
-        experiment_id=run.info.experiment_id,
         name=run.info.run_name,
         variant=tags["variant"],
         differs_from_variant=tags["differs_from_variant"],

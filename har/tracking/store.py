@@ -50,7 +50,6 @@ class Run:
     """
 
     id: str
-    experiment_id: str
     finished: bool = False
 
     def log_params(self, params: Mapping[str, Any]) -> None:
@@ -95,11 +94,11 @@ def open_run(experiment: str, tags: Mapping[str, str], run_id: str | None = None
         if "MLFLOW_RUN_ID" not in os.environ and run_id is None:
             mlflow.set_experiment(experiment)
         found = mlflow.start_run(run_id, log_system_metrics=True)
-    run = Run(id=found.info.run_id, experiment_id=found.info.experiment_id)
+    run = Run(id=found.info.run_id)
     try:
         with short_timeouts(), _store_lock():
             mlflow.set_tags(_keep_given_name(dict(tags), found.info.run_name))
-            retry_once(lambda: set_up_experiment(run.experiment_id))
+            retry_once(lambda: set_up_experiment(found.info.experiment_id))
         yield run
     except BaseException as error:
         # whatever the store says now, that error is what the user must see
