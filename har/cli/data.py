@@ -20,22 +20,15 @@ def variants() -> None:
 @click.command()
 @click.option("--out", type=click.Path(path_type=Path), required=True, help="A new folder.")
 @click.option(
-    "--per-class",
-    type=click.IntRange(2),
-    default=24,
-    show_default=True,
-    help="Labelled images for each action.",
+    "--per-class", type=click.IntRange(2), default=24, help="Labelled images for each action."
 )
 @click.option(
     "--test-images",
     type=click.IntRange(0),
     default=30,
-    show_default=True,
     help="Unlabelled images, as in Kaggle's test/.",
 )
-@click.option(
-    "--seed", type=click.IntRange(0), default=0, show_default=True, help="Decides what is drawn."
-)
+@click.option("--seed", type=click.IntRange(0), default=0, help="Decides what is drawn.")
 def sample(out: Path, per_class: int, test_images: int, seed: int) -> None:
     """Draw the built-in sample of 15 actions, in Kaggle's layout."""
     from har.data.sources import draw_sample
@@ -49,7 +42,6 @@ def sample(out: Path, per_class: int, test_images: int, seed: int) -> None:
     "--out",
     type=click.Path(path_type=Path),
     default=Path("prepared"),
-    show_default=True,
     help="Folder for manifest.csv, dataset.json and report.html; images stay where they are.",
 )
 @experiment_option

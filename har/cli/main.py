@@ -40,16 +40,10 @@ class Commands(click.Group):
             status = super().main(*args, **{**options, "standalone_mode": False}) or 0
         except click.exceptions.NoArgsIsHelpError as error:
             click.echo(error.format_message())
-        except click.ClickException as error:
-            say(f"error: {error.format_message()}")
-            status = 2
-        except UserError as error:
-            say(f"error: {error}")
-            status = 2
-        except OSError as error:
-            if error.errno not in REFUSALS:
+        except (click.ClickException, UserError, OSError) as error:
+            if isinstance(error, OSError) and error.errno not in REFUSALS:
                 raise
-            say(f"error: {_describe_refusal(error)}")
+            say(f"error: {_describe_mistake(error)}")
             status = 2
         except (KeyboardInterrupt, click.Abort):
             say("\nstopped")
@@ -57,15 +51,21 @@ class Commands(click.Group):
         sys.exit(status)
 
 
-def _describe_refusal(error: OSError) -> str:
+def _describe_mistake(error: click.ClickException | UserError | OSError) -> str:
+    if isinstance(error, click.ClickException):
+        return error.format_message()
+    if isinstance(error, UserError):
+        return str(error)
     if error.filename:
         return first_line(error)
-    # of a full disk the system does not say which
+    # the system does not say which disk is full
     folders = f"{Path.cwd()}, {cache_folder()} (HAR_CACHE) and {gettempdir()} (TMPDIR)"
     return f"{error.strerror}; har writes into {folders}"
 
 
-@click.group(cls=Commands, context_settings={"token_normalize_func": with_dashes})
+@click.group(
+    cls=Commands, context_settings={"token_normalize_func": with_dashes, "show_default": True}
+)
 @click.version_option(__version__, prog_name="har")
 def main() -> None:
     """Recognise human actions in photographs: train, compare and serve, recorded in MLflow.

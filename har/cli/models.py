@@ -9,8 +9,8 @@ import click
 
 from har.cli.options import (
     Between,
-    Command,
     Spelled,
+    combine,
     data_options,
     experiment_option,
     experiment_to_read_option,
@@ -22,19 +22,14 @@ from har.cli.options import (
 from har.util.errors import UserError
 from har.util.progress import warn
 
+# A run id, as an argument and as the option that `mlflow run` can give.
+run_id_option = combine(
+    click.argument("run_id", required=False),
+    click.option("--run-id", "run_id_option", help="The same as RUN_ID; for `mlflow run`."),
+)
 
-def run_id_option(command: Command) -> Command:
-    """Add the run id as an argument, and as the option that `mlflow run` can give."""
-    option = click.option("--run-id", "run_id_option", help="The same as RUN_ID; for `mlflow run`.")
-    return click.argument("run_id", required=False)(option(command))
 
-
-def pick_run_id(argument: str | None, option: str | None) -> str | None:
-    """Return the run id that was given in either way.
-
-    Raises:
-        UserError: both were given.
-    """
+def _pick_run_id(argument: str | None, option: str | None) -> str | None:
     if argument and option:
         raise UserError(f"give the run once: received {argument} and --run-id {option}")
     return argument or option
@@ -47,7 +42,6 @@ def pick_run_id(argument: str | None, option: str | None) -> str | None:
     "--robustness-images",
     type=click.IntRange(0),
     default=1000,
-    show_default=True,
     help="How many test images, at most, to evaluate again shifted, mirrored, blurred and with"
     " stronger JPEG compression; 0: none.",
 )
@@ -67,7 +61,7 @@ def evaluate(
 
     RUN_ID is a finished training, its whole id or the beginning.
     """
-    run_id = pick_run_id(run_id, run_id_option)
+    run_id = _pick_run_id(run_id, run_id_option)
     if (run_id is None) == (model is None):
         raise UserError("say which model: either RUN_ID or --model URI")
 
@@ -75,10 +69,9 @@ def evaluate(
     from har.evaluation.robustness import format_table
     from har.jobs.evaluate import evaluate_logged_model
     from har.serving.load import load_logged_model
-    from har.tracking.query import complete_model_uri
     from har.tracking.store import open_experiment
 
-    logged = load_logged_model(complete_model_uri(model or f"runs:/{run_id}/model"))
+    logged = load_logged_model(model or f"runs:/{run_id}/model")
     open_experiment(experiment)
     # by default the images that the model's own run held out
     manifest = load_manifest(data, pop_split(options), logged.split, image_root)
@@ -103,9 +96,8 @@ def classify(images: tuple[Path, ...], model: str, url: str | None, as_json: boo
     paths = find_images(images)
     if url is None:
         from har.serving.load import load_logged_model
-        from har.tracking.query import complete_model_uri
 
-        answer: Any = load_logged_model(complete_model_uri(model)).classifier.classify
+        answer: Any = load_logged_model(model).classifier.classify
     else:
         from har.serving.client import ask_server
 
@@ -126,7 +118,6 @@ def classify(images: tuple[Path, ...], model: str, url: str | None, as_json: boo
     "--out",
     type=click.Path(path_type=Path, dir_okay=False),
     default=Path("predictions.csv"),
-    show_default=True,
     help="A new .csv or .parquet file with the columns filename, label, probability, error.",
 )
 @model_option
@@ -138,11 +129,9 @@ def predict(data: Path, out: Path, model: str) -> None:
     """
     from har.inference.predict import predict_to_file
     from har.serving.load import load_logged_model
-    from har.tracking.query import complete_model_uri
 
-    logged = load_logged_model(complete_model_uri(model))
-    bad = predict_to_file(data, out, logged.classifier.classify, logged.identity)
-    if bad:
+    logged = load_logged_model(model)
+    if bad := predict_to_file(data, out, logged.classifier.classify, logged.identity):
         warn(f"{bad} images have no label; the column error says why")
     click.echo(out)
 
@@ -153,7 +142,6 @@ def predict(data: Path, out: Path, model: str) -> None:
     "--select-by",
     type=Spelled(["auto", "validation", "test"]),
     default="auto",
-    show_default=True,
     help="Accuracy that selects the best run. auto: validation accuracy if any run has one, else"
     " test accuracy.",
 )
@@ -166,7 +154,6 @@ def predict(data: Path, out: Path, model: str) -> None:
     "--alpha",
     type=Between(0, 1, min_open=True),
     default=0.05,
-    show_default=True,
     help="A run is better than the champion if the p-value of McNemar's exact test is below this.",
 )
 @flag(
@@ -195,7 +182,7 @@ def promote(
     from har.serving.promotion import promote
     from har.serving.selection import Rules
 
-    named = pick_run_id(run_id, run_id_option)
+    named = _pick_run_id(run_id, run_id_option)
     rules = Rules(run_id=find_run_id(named) if named else None, **options)
     click.echo(promote(experiment, rules, dry_run))
 

@@ -41,22 +41,37 @@ def with_dashes(name: str) -> str:
     return name.replace("_", "-")
 
 
-def recipe_options(command: Command) -> Command:
-    """Add one option for each field of Recipe. Left out, it keeps the variant's value."""
-    for each in reversed(fields(Recipe)):
-        option = click.option(
-            f"--{with_dashes(each.name)}",
-            each.name,
-            type=_option_type(each),
-            default=None,
-            help=f"{each.metadata['help']}.  [{_describe_defaults(each)}]",
-        )
-        command = option(command)
-    return command
+def combine(*options: Callable[[Command], Command]) -> Callable[[Command], Command]:
+    """Combine options into one decorator; `--help` lists them in this order."""
+
+    def add_all(command: Command) -> Command:
+        for add in reversed(options):
+            command = add(command)
+        return command
+
+    return add_all
+
+
+def flag(name: str, help: str) -> Callable[[Command], Command]:
+    """Build a flag that also takes a value: `mlflow run` can only write `--name true`."""
+    return click.option(
+        name, type=bool, is_flag=False, flag_value=True, default=False, show_default=False,
+        metavar="", help=help,
+    )  # fmt: skip
+
+
+def recipe_option(each: Field[Any]) -> Callable[[Command], Command]:
+    """Build the option of a field of Recipe. Left out, it keeps the variant's value."""
+    return click.option(
+        f"--{with_dashes(each.name)}",
+        each.name,
+        type=_option_type(each),
+        help=f"{each.metadata['help']}.  [{_describe_defaults(each)}]",
+    )
 
 
 def _describe_defaults(each: Field[Any]) -> str:
-    """The value of each variant: `40` where all agree, else `original, v1: 0; v2, v3: 5`."""
+    # `40` where all variants agree, else `original, v1: 0; v2, v3: 5`
     variants: dict[Any, list[str]] = {}
     for name, recipe in VARIANTS.items():
         variants.setdefault(getattr(recipe, each.name), []).append(name)
@@ -74,15 +89,66 @@ def _option_type(each: Field[Any]) -> click.ParamType[Any]:
     return kind(each.metadata["low"], each.metadata["high"])
 
 
-DATA_OPTIONS = (
+def _use_local_store(ctx: click.Context, option: click.Parameter, offline: bool) -> None:
+    """Set the store for this process and its children, before MLflow is loaded."""
+    if not offline:
+        return
+    if "MLFLOW_RUN_ID" in os.environ:
+        raise UserError(
+            "--offline does not work through `mlflow run`, which has opened its run already"
+        )
+    os.environ["MLFLOW_TRACKING_URI"] = LOCAL_STORE
+
+
+offline_option = click.option(
+    "--offline",
+    is_flag=True,
+    expose_value=False,
+    callback=_use_local_store,
+    help=f"Use {LOCAL_STORE} in this folder instead of MLFLOW_TRACKING_URI. Give it again to"
+    " commands that read these runs.",
+)
+# Where a run is recorded.
+experiment_option = combine(
+    click.option(
+        "--experiment",
+        default="har",
+        help="MLflow experiment to record in. Under `mlflow run`, give --experiment-name to mlflow"
+        " instead.",
+    ),
+    offline_option,
+)
+# Which trainings `promote` and `compare` read.
+experiment_to_read_option = combine(
+    click.option(
+        "--experiment",
+        help="MLflow experiment whose trainings are read.  [har; under `mlflow run` that run's]",
+    ),
+    offline_option,
+)
+model_option = click.option(
+    "--model",
+    default="models:/har@champion",
+    help="A model URI such as runs:/RUN_ID/model, or a folder.",
+)
+runtime_option = click.option(
+    "--runtime",
+    type=Spelled(["auto", "tensorflow", "openvino"]),
+    default="auto",
+    help="Computes the forward passes of the logged model and of --loader features. openvino is"
+    " faster on CPUs (pip install openvino). auto: tensorflow for the model; for features openvino"
+    " on a CPU where it is installed.",
+)
+recipe_options = combine(*map(recipe_option, fields(Recipe)))
+# Where the images come from, and how test images are held out.
+data_options = combine(
     click.option(
         "--data",
         default="auto",
-        show_default=True,
         metavar="auto|sample|kaggle|DIR",
         help="DIR: Kaggle's layout, a folder of images for each label, or a folder that `har"
-        " prepare` wrote. auto: the first of $HAR_DATA, Kaggle's input folder, ./data, and"
-        " the built-in sample.",
+        " prepare` wrote. auto: the first of $HAR_DATA, Kaggle's input folder, ./data, and the"
+        " built-in sample.",
     ),
     click.option(
         "--image-root",
@@ -104,125 +170,39 @@ DATA_OPTIONS = (
     click.option(
         "--duplicates",
         type=Spelled(["near", "exact", "ignore"]),
-        help="Copies of one image stay on one side of every split. near: images that look"
-        " alike count as copies; exact: only byte-identical files; ignore: split copies"
-        " freely, as in the notebooks.  [near]",
+        help="Copies of one image stay on one side of every split. near: images that look alike"
+        " count as copies; exact: only byte-identical files; ignore: split copies freely, as in"
+        " the notebooks.  [near]",
     ),
     click.option(
         "--test-file",
         metavar="FILE",
-        help="CSV (filename,label) with labels for images in the data's folder test/; these"
-        " become the test split.  [none]",
+        help="CSV (filename,label) with labels for images in the data's folder test/; these become"
+        " the test split.  [none]",
     ),
 )
-
-
-def data_options(command: Command) -> Command:
-    """Add options that say where the images come from and how test images are held out."""
-    for option in reversed(DATA_OPTIONS):
-        command = option(command)
-    return command
+training_options = combine(
+    click.option(
+        "--variant",
+        type=Spelled(list(VARIANTS)),
+        default="v3",
+        help="Recipe to train (`har variants` lists them). The options from --loader to --seed"
+        " change it.",
+    ),
+    click.option(
+        "--run-name",
+        metavar="NAME",
+        help="Name of the run in the MLflow UI.  [built from the variant, backbone, hardware, data"
+        " and your changes]",
+    ),
+    data_options,
+    recipe_options,
+    experiment_option,
+    runtime_option,
+)
 
 
 def pop_split(options: dict[str, Any]) -> dict[str, Any]:
     """Take the options of the split out of `options`; return those that were given."""
     given = {name: options.pop(name) for name in SPLIT_OPTIONS}
     return {name: value for name, value in given.items() if value is not None}
-
-
-def experiment_option(command: Command) -> Command:
-    """Add options for where a run is recorded."""
-    return click.option(
-        "--experiment",
-        default="har",
-        show_default=True,
-        help="MLflow experiment to record in. Under `mlflow run`, give --experiment-name to mlflow"
-        " instead.",
-    )(offline_option(command))
-
-
-def experiment_to_read_option(command: Command) -> Command:
-    """Add options for which trainings are read, by `promote` and `compare`."""
-    return click.option(
-        "--experiment",
-        help="MLflow experiment whose trainings are read.  [har; under `mlflow run` that run's]",
-    )(offline_option(command))
-
-
-def offline_option(command: Command) -> Command:
-    """Add the option for using the store of this folder."""
-    return click.option(
-        "--offline",
-        is_flag=True,
-        expose_value=False,
-        callback=_use_local_store,
-        help=f"Use {LOCAL_STORE} in this folder instead of MLFLOW_TRACKING_URI. Give it again to"
-        " commands that read these runs.",
-    )(command)
-
-
-def _use_local_store(ctx: click.Context, option: click.Parameter, offline: bool) -> None:
-    """Set the store for this process and its children, before MLflow is loaded."""
-    if not offline:
-        return
-    if "MLFLOW_RUN_ID" in os.environ:
-        raise UserError(
-            "--offline does not work through `mlflow run`, which has opened its run already"
-        )
-    os.environ["MLFLOW_TRACKING_URI"] = LOCAL_STORE
-
-
-def model_option(command: Command) -> Command:
-    """Add the option for which model answers."""
-    return click.option(
-        "--model",
-        default="models:/har@champion",
-        show_default=True,
-        help="A model URI such as runs:/RUN_ID/model, or a folder.",
-    )(command)
-
-
-def flag(name: str, help: str) -> Callable[[Command], Command]:
-    """Build a flag that also takes a value: `mlflow run` can only write `--name true`."""
-    return click.option(
-        name,
-        type=click.BOOL,
-        is_flag=False,
-        flag_value=True,
-        default=False,
-        metavar="",
-        help=help,
-    )
-
-
-def runtime_option(command: Command) -> Command:
-    """Add the option for what computes forward passes."""
-    return click.option(
-        "--runtime",
-        type=Spelled(["auto", "tensorflow", "openvino"]),
-        default="auto",
-        show_default=True,
-        help="Computes the forward passes of the logged model and of --loader features. openvino"
-        " is faster on CPUs (pip install openvino). auto: tensorflow for the model; for features"
-        " openvino on a CPU where it is installed.",
-    )(command)
-
-
-def training_options(command: Command) -> Command:
-    """Add the options of a training."""
-    for decorate in (runtime_option, experiment_option, recipe_options, data_options):
-        command = decorate(command)
-    command = click.option(
-        "--run-name",
-        metavar="NAME",
-        help="Name of the run in the MLflow UI.  [built from the variant, backbone, hardware, data"
-        " and your changes]",
-    )(command)
-    return click.option(
-        "--variant",
-        type=Spelled(list(VARIANTS)),
-        default="v3",
-        show_default=True,
-        help="Recipe to train (`har variants` lists them). The options from --loader to --seed"
-        " change it.",
-    )(command)

@@ -10,18 +10,15 @@ from har.cli.tables import format_trainings
 
 @click.command()
 @click.argument("run_ids", nargs=-1)
-@click.option(
-    "--runs", default="", help="The same as RUN_IDS, separated by commas; for `mlflow run`."
-)
+@click.option("--runs", help="The same as RUN_IDS, separated by commas; for `mlflow run`.")
 @click.option(
     "--out",
     type=click.Path(path_type=Path, file_okay=False),
     default=Path("comparison"),
-    show_default=True,
     help="Folder for report.html, which needs no other file, and its tables and figures.",
 )
 @experiment_to_read_option
-def compare(run_ids: tuple[str, ...], runs: str, experiment: str | None, out: Path) -> None:
+def compare(run_ids: tuple[str, ...], runs: str | None, experiment: str | None, out: Path) -> None:
     """Compare trainings: accuracy, time, recipes, and every pair on the same test images.
 
     RUN_IDS are finished trainings, whole ids or their beginnings. Without them, all finished
@@ -33,8 +30,8 @@ def compare(run_ids: tuple[str, ...], runs: str, experiment: str | None, out: Pa
     check_readable_store()
     from har.jobs.compare import run_comparison
 
-    named = [*run_ids, *(each.strip() for each in runs.split(",") if each.strip())]
-    records, report = run_comparison(named, experiment, out)
+    more = [each.strip() for each in (runs or "").split(",") if each.strip()]
+    records, report = run_comparison([*run_ids, *more], experiment, out)
     click.echo(f"{format_trainings(records, short_ids=True)}\n{report}")
 
 

@@ -4,7 +4,7 @@ import os
 from collections.abc import Collection
 from dataclasses import fields, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 from click.core import ParameterSource
@@ -24,6 +24,9 @@ from har.cli.tables import describe_training
 from har.recipe import VARIANTS, Recipe
 from har.util.errors import UserError
 from har.util.process import process_start
+
+if TYPE_CHECKING:
+    from har.tracking.records import Record
 
 RECIPE_FIELDS = tuple(each.name for each in fields(Recipe))
 
@@ -50,11 +53,12 @@ def run(ctx: click.Context, /, reproduce: str | None, resume: str | None, **opti
     Without a GPU, --variant v5 is about 25 times as fast as v3 and at least as accurate.
     """
     if resume is not None:
-        _resume(ctx, resume, options)
+        record = _resume(ctx, resume, options)
     elif reproduce is not None:
-        _reproduce(ctx, reproduce, options)
+        record = _reproduce(ctx, reproduce, options)
     else:
-        _train(**options)
+        record = _train(**options)
+    click.echo(describe_training(record))
 
 
 train = click.Command(
@@ -82,7 +86,7 @@ def _train(
     runtime: str,
     run_name: str | None,
     **options: Any,
-) -> None:
+) -> "Record":
     split = pop_split(options)
     overrides = {name: value for name, value in options.items() if value is not None}
     requested = replace(VARIANTS[variant], **overrides)
@@ -95,11 +99,10 @@ def _train(
     open_experiment(experiment)
     manifest = load_manifest(data, split, image_root=image_root)
     job = build_job(variant, requested, overrides, manifest, runtime)
-    record = run_training(job, experiment, process_start(), run_name=run_name)
-    click.echo(describe_training(record))
+    return run_training(job, experiment, process_start(), run_name=run_name)
 
 
-def _reproduce(ctx: click.Context, run_id: str, options: dict[str, Any]) -> None:
+def _reproduce(ctx: click.Context, run_id: str, options: dict[str, Any]) -> "Record":
     kept = ("data", "image_root", "experiment", "runtime", "run_name")
     # `mlflow run` always passes a variant, so it does not count
     _check_only(ctx, "reproduce", ("variant", *kept))
@@ -109,11 +112,10 @@ def _reproduce(ctx: click.Context, run_id: str, options: dict[str, Any]) -> None
 
     check_readable_store()
     chosen = {name: options[name] for name in kept}
-    record = reproduce_training(find_run_id(run_id), started=process_start(), **chosen)
-    click.echo(describe_training(record))
+    return reproduce_training(find_run_id(run_id), started=process_start(), **chosen)
 
 
-def _resume(ctx: click.Context, run_id: str, options: dict[str, Any]) -> None:
+def _resume(ctx: click.Context, run_id: str, options: dict[str, Any]) -> "Record":
     if "MLFLOW_RUN_ID" in os.environ:
         raise UserError(
             "--resume does not work through `mlflow run`, which has opened another run:"
@@ -128,8 +130,7 @@ def _resume(ctx: click.Context, run_id: str, options: dict[str, Any]) -> None:
 
     run_id = pick_by_prefix(run_id, dict.fromkeys(list_backups(), "")) or run_id
     check_readable_store()
-    record = resume_training(run_id, recipe, options["image_root"], process_start())
-    click.echo(describe_training(record))
+    return resume_training(run_id, recipe, options["image_root"], process_start())
 
 
 @click.command()
@@ -152,7 +153,7 @@ def sync() -> None:
 
 def _variant_option(name: str, field: str, default: str, help: str) -> Any:
     kind = Spelled(list(VARIANTS))
-    return click.option(name, field, type=kind, default=default, show_default=True, help=help)
+    return click.option(name, field, type=kind, default=default, help=help)
 
 
 @click.command()
@@ -164,7 +165,6 @@ def _variant_option(name: str, field: str, default: str, help: str) -> Any:
     "--num-seeds",
     type=click.IntRange(1),
     default=1,
-    show_default=True,
     help="Trainings of each recipe, with seeds from --seed on. Reported are the median time and"
     " the mean accuracy.",
 )

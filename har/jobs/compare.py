@@ -10,18 +10,11 @@ import mlflow
 
 from har.compare.report import build_comparison, write_comparison
 from har.data.report import REPORT_FILE
+from har.tracking import query
 from har.tracking.descriptions import describe_comparison
-from har.tracking.query import (
-    choose_experiment_to_read,
-    find_current_experiment,
-    find_experiment,
-    find_run_id,
-    find_runs,
-    find_training,
-)
 from har.tracking.records import Record, load_records
-from har.tracking.store import DEFAULT_EXPERIMENT, open_run, quiet_mlflow
-from har.tracking.tags import comparison_tags
+from har.tracking.store import DEFAULT_EXPERIMENT, open_run
+from har.tracking.tags import job_tags
 from har.tracking.ui import describe_run_page
 from har.util.errors import UserError, first_line
 from har.util.progress import say
@@ -33,21 +26,17 @@ def run_comparison(
     """Compare trainings, write the report into `out`, and record it as a run; return the trainings
     and the report's file.
 
-    Without run ids, all finished trainings of the experiment. Run ids may be their beginnings.
-
-    Raises:
-        UserError: a run is no finished training, there are fewer than two, or `out` cannot be
-            written.
+    Run ids may be their beginnings. Without any, all finished trainings of the experiment are
+    compared.
     """
-    quiet_mlflow()
     if run_ids:
-        name = experiment or find_current_experiment() or DEFAULT_EXPERIMENT
-        found = dict.fromkeys(map(find_run_id, run_ids))
-        runs: list[Any] = [find_training(run_id) for run_id in found]
+        name = experiment or query.find_current_experiment() or DEFAULT_EXPERIMENT
+        found = dict.fromkeys(map(query.find_run_id, run_ids))
+        runs: list[Any] = [query.find_training(run_id) for run_id in found]
     else:
-        name = choose_experiment_to_read(experiment)
+        name = query.choose_experiment_to_read(experiment)
         finished = "tags.job = 'train' and attributes.status = 'FINISHED'"
-        runs = find_runs(finished, [find_experiment(name)])
+        runs = query.find_runs(finished, [query.find_experiment(name)])
     records = load_records(runs)
     if len(records) < 2:
         where = "among those named" if run_ids else f"in experiment {name}"
@@ -57,7 +46,7 @@ def run_comparison(
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch) / "comparison"
         write_comparison(comparison, folder)
-        with open_run(name, comparison_tags(len(records))) as run:
+        with open_run(name, job_tags("compare", f"{len(records)} runs")) as run:
             mlflow.log_artifacts(str(folder))
             run.describe(describe_comparison(run.id, len(records)))
         try:

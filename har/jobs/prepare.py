@@ -12,7 +12,7 @@ from har.data.sources import find_source
 from har.tracking.descriptions import describe_preparation
 from har.tracking.log import log_preparation
 from har.tracking.store import open_experiment, open_run
-from har.tracking.tags import preparation_tags
+from har.tracking.tags import job_tags
 from har.tracking.ui import describe_run_page
 from har.util.errors import UserError, first_line
 from har.util.files import replace_text
@@ -45,7 +45,7 @@ def run_preparation(
     except OSError as error:
         raise UserError(f"cannot write the report to {out}: {first_line(error)}") from error
     # only now: a mistake in the data leaves no run behind
-    with open_run(experiment, preparation_tags(manifest)) as run:
+    with open_run(experiment, job_tags("prepare", manifest.name, manifest)) as run:
         log_preparation(run, manifest, report)
         run.describe(describe_preparation(run.id, manifest))
         run.log_metrics({"wall_time_s": time.time() - started})

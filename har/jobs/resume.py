@@ -11,18 +11,10 @@ from har.data.splits import Split
 from har.inference.runtimes import AUTO
 from har.jobs.train import run_training
 from har.recipe import Recipe, describe_changes
-from har.tracking.query import delete_models, has_finished
+from har.tracking.query import delete_models, load_run
 from har.tracking.records import Record, check_same_data, load_recorded_training
-from har.tracking.store import DEFAULT_EXPERIMENT, check_store, open_experiment
-from har.training.backup import (
-    check_backup,
-    delete_backup,
-    is_trained,
-    is_training,
-    list_backups,
-    load_job,
-    training_lock,
-)
+from har.tracking.store import DEFAULT_EXPERIMENT, open_experiment
+from har.training import backup
 from har.training.job import build_job
 from har.util.errors import UserError
 from har.util.progress import say, warn
@@ -41,7 +33,7 @@ def reproduce_training(
     """Train a recorded run's recipe again, on the same images, as a new run.
 
     Raises:
-        UserError: no such run, other images, or as `run_training`.
+        UserError: no such run, or other images.
     """
     open_experiment(experiment)
     record = load_recorded_training(run_id)
@@ -66,15 +58,14 @@ def resume_training(
     images lie now, if they were moved.
 
     Raises:
-        UserError: there is no backup, the run has finished, another process trains it, or the
-            overrides, the data or this machine would make another training of it.
+        UserError: there is no backup, the run has finished, another process trains it, or it would
+            differ because of the overrides, the data or this machine.
     """
-    check_backup(run_id)
-    check_store()
-    with training_lock(run_id):
+    backup.check_backup(run_id)
+    with backup.training_lock(run_id):
         if _delete_finished_backup(run_id):
             raise UserError(f"cannot resume run {run_id}: it already finished")
-        job = load_job(run_id, image_root)
+        job = backup.load_job(run_id, image_root)
         if other := describe_changes(job.requested, replace(job.requested, **overrides)):
             raise UserError(
                 f"a resumed training keeps its recipe; received {other}. For that recipe start a"
@@ -87,33 +78,29 @@ def resume_training(
 
 
 def _delete_finished_backup(run_id: str) -> bool:
-    """Return whether the run finished; delete its backup if its process was killed before it could
-    do that.
-    """
-    if finished := has_finished(run_id):
-        delete_backup(run_id)
+    # the process of a finished run may be killed before it deletes the backup
+    finished = load_run(run_id).info.status == "FINISHED"
+    if finished:
+        backup.delete_backup(run_id)
     return finished
 
 
 def sync_trainings(started: float) -> Iterator[Record]:
-    """Record the trainings whose epochs are done, but which the tracking store has missed.
-
-    Trainings with epochs left are named and left alone. One that cannot be recorded does not keep
-    the others from it.
+    """Record the trainings whose epochs are done but which the tracking store has missed; name
+    those with epochs left.
 
     Raises:
-        UserError: the store does not answer, or some trainings could not be recorded.
+        UserError: at the end, if some trainings could not be recorded.
     """
-    check_store()
     failed = 0
-    for run_id in list_backups():
-        if is_training(run_id):
+    for run_id in backup.list_backups():
+        if backup.is_training(run_id):
             say(f"run {run_id} is being trained by another process")
             continue
         try:
             if _delete_finished_backup(run_id):
                 continue
-            if is_trained(run_id):
+            if backup.is_trained(run_id):
                 yield resume_training(run_id, {}, None, started)
                 # the next one did not wait for this command to start, nor for this training
                 started = time.time()

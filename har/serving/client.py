@@ -9,16 +9,12 @@ import requests
 from har.inference.classifier import Prediction
 from har.util.errors import UserError, first_line
 
-# Enough for a server that is still warming up, or a slow one with a full batch of photographs.
+# Enough for a server that is still warming up, or a slow one with many photographs.
 TIMEOUT_S = 120
 
 
 def ask_server(url: str, files: Sequence[bytes]) -> list[Prediction]:
-    """Have a server classify images; `url` may end in /invocations or not.
-
-    Raises:
-        UserError: no server there, or it does not answer as a classifier of this project.
-    """
+    """Have a server classify images; `url` may end in /invocations or not."""
     if not files:
         return []
     rows = [[base64.b64encode(data).decode()] for data in files]

@@ -16,6 +16,7 @@ from har.data.manifest import TABLE_FILE, Manifest
 from har.data.splits import Split
 from har.inference.classifier import CLASSIFIER_FOLDER, Classifier, Prediction, load_classifier
 from har.serving.pyfunc import ServedClassifier
+from har.tracking.query import complete_model_uri
 from har.tracking.records import read_split
 from har.tracking.store import quiet_mlflow
 from har.util.errors import UserError, first_line
@@ -35,20 +36,18 @@ class LoggedModel:
 
     @property
     def split(self) -> Split:
-        """How the training run held out its test images."""
+        """The way in which the training run held out its test images."""
         return read_split(self.run) if self.run else Split()
 
 
 def load_logged_model(uri: str) -> LoggedModel:
-    """Load the model at `runs:/ID/model`, `models:/...` or in a folder.
+    """Load the model at `runs:/ID/model`, `models:/...` or in a folder; ID may be a beginning.
 
     Only its classifier's files are read, by the installed `har`: whoever can write to the store
     could put any code into a model.
-
-    Raises:
-        UserError: no such model, or it was not logged by this project.
     """
     quiet_mlflow()
+    uri = complete_model_uri(uri)
     with tempfile.TemporaryDirectory() as scratch:
         try:
             local = mlflow.artifacts.download_artifacts(uri, dst_path=scratch)
@@ -90,9 +89,6 @@ def load_served(uri: str) -> tuple[Any, Classifier]:
     """Load a model as a server does, and the classifier inside.
 
     This runs code that the model carries: only for a model that this process has just logged.
-
-    Raises:
-        UserError: MLflow cannot load it, or refuses to, since it is a pickle.
     """
     try:
         model = mlflow.pyfunc.load_model(uri)
@@ -102,7 +98,7 @@ def load_served(uri: str) -> tuple[Any, Classifier]:
 
 
 def serve_here(classifier: Classifier) -> Callable[[pd.DataFrame], list[Prediction]]:
-    """Build what a server would answer with, from a loaded classifier and the installed code."""
+    """Build the function that answers as a server would, with the installed code."""
     served = ServedClassifier()
     served.classifier = classifier
     return partial(served.predict, None)

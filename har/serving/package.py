@@ -15,27 +15,14 @@ MODEL_NAME = "model"
 PACKAGE = Path(har.__file__).parent
 # All that a served model imports; its runtime may add to it.
 SERVING_PACKAGES = ("mlflow", "tensorflow", "keras", "numpy", "pandas", "pillow")
-SIGNATURE = ModelSignature(
-    inputs=Schema([ColSpec(DataType.binary, "image")]),
-    outputs=Schema(
-        [
-            ColSpec(DataType.string, "label", required=False),
-            ColSpec(DataType.double, "probability", required=False),
-            ColSpec(
-                Array(
-                    Object(
-                        [
-                            Property("label", DataType.string),
-                            Property("probability", DataType.double),
-                        ]
-                    )
-                ),
-                "top_3",
-            ),
-            ColSpec(DataType.string, "error", required=False),
-        ]
-    ),
-)
+GUESS = Object([Property("label", DataType.string), Property("probability", DataType.double)])
+OUTPUTS = [
+    ColSpec(DataType.string, "label", required=False),
+    ColSpec(DataType.double, "probability", required=False),
+    ColSpec(Array(GUESS), "top_3"),
+    ColSpec(DataType.string, "error", required=False),
+]
+SIGNATURE = ModelSignature(Schema([ColSpec(DataType.binary, "image")]), Schema(OUTPUTS))
 
 
 def log_classifier(folder: Path) -> str:

@@ -1,13 +1,11 @@
 """Promotion: the best model becomes the champion, the registered version that is served."""
 
-import hashlib
-import io
 import os
 from collections import Counter
-from collections.abc import Collection, Iterator, Mapping, Sequence
-from contextlib import contextmanager, redirect_stderr
+from collections.abc import Collection, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext, redirect_stderr
 from dataclasses import replace
-from io import StringIO
+from io import BytesIO, StringIO
 from typing import Any
 
 import mlflow
@@ -31,24 +29,13 @@ from har.serving.selection import (
     decide_without_test,
     select_candidate,
 )
-from har.tracking.query import (
-    choose_experiment_to_read,
-    find_experiment,
-    find_experiment_of,
-    find_models,
-    find_runs,
-    find_training,
-    load_predictions,
-)
+from har.tracking import query
 from har.tracking.records import Record, read_record
-from har.tracking.store import open_run, quiet_mlflow
+from har.tracking.store import open_run
 from har.util.errors import UserError, first_line
-from har.util.files import cache_folder
+from har.util.files import cache_folder, digest_bytes
 from har.util.locks import file_lock
-from har.util.progress import quiet_loading, say, warn
-
-# How often to decide again if the champion changes meanwhile, by hand or on another machine.
-ATTEMPTS = 3
+from har.util.progress import quiet_loading, warn
 
 
 def promote(experiment: str | None, rules: Rules, dry_run: bool = False) -> str:
@@ -60,51 +47,38 @@ def promote(experiment: str | None, rules: Rules, dry_run: bool = False) -> str:
         UserError: no such experiment, no candidates, a champion that was not evaluated on the
             same images, or a candidate whose model does not work.
     """
-    quiet_mlflow()
-    # before the run is opened: MLflow then forgets which it was
-    if rules.run_id:
-        name = find_experiment_of(rules.run_id)
-    else:
-        name = choose_experiment_to_read(experiment)
-    if "MLFLOW_RUN_ID" not in os.environ:
+    # before the run is opened: MLflow then forgets which run `mlflow run` opened
+    name = "" if rules.run_id else query.choose_experiment_to_read(experiment)
+    tags = {MLFLOW_RUN_NAME: "promote", "job": "promote"}
+    with open_run(name, tags) if "MLFLOW_RUN_ID" in os.environ else nullcontext() as run:
         decision = _decide_and_promote(name, rules, dry_run)
-    else:
-        with open_run(name, {MLFLOW_RUN_NAME: "promote", "job": "promote"}) as run:
-            decision = _decide_and_promote(name, rules, dry_run)
+        if run:
             candidate = decision.selected.record.run_id
             mlflow.set_tags({"decision": decision.outcome, "candidate": candidate})
             run.describe(decision.text.replace("\n", "  \n"))
-            _raise_refusal(decision)
-    _raise_refusal(decision)
+        if decision.outcome == "refused":
+            raise UserError(decision.why)
     return decision.text
 
 
-def _raise_refusal(decision: Decision) -> None:
-    if decision.outcome == "refused":
-        raise UserError(decision.why)
-
-
 def _decide_and_promote(experiment: str, rules: Rules, dry_run: bool) -> Decision:
-    """Decide and promote, one process at a time on this machine.
-
-    Other machines do not see the lock: if the champion changed meanwhile, decide again.
-    """
     with promotion_lock():
-        for _ in range(ATTEMPTS):
-            champion = _load_champion()
-            decision = _decide(_load_candidates(experiment, rules.run_id), champion, rules)
-            if decision.outcome == "would promote":
-                decision = refuse_broken_model(decision)
-            if dry_run or decision.outcome != "would promote":
-                return decision
-            version = _register(decision)
-            if _load_champion() == champion:
-                _move_aliases(version, champion)
-                return replace(decision, outcome="promoted", version=version)
-            say("the champion was changed meanwhile: deciding again")
-    raise UserError(
-        f"the champion was changed {ATTEMPTS} times meanwhile: another promotion is at work"
-    )
+        champion = _load_champion()
+        decision = _decide(_load_candidates(experiment, rules.run_id), champion, rules)
+        if decision.outcome == "would promote":
+            decision = refuse_broken_model(decision)
+        if dry_run or decision.outcome != "would promote":
+            return decision
+        version = _register(decision)
+        # other machines do not see the lock
+        if _load_champion() != champion:
+            raise UserError("another machine changed the champion meanwhile: promote again")
+        client = mlflow.MlflowClient()
+        if champion is not None:
+            # first: a crash in between must not lose the previous champion
+            client.set_registered_model_alias(MODEL, PREVIOUS, champion.version)
+        client.set_registered_model_alias(MODEL, CHAMPION, version)
+    return replace(decision, outcome="promoted", version=version)
 
 
 def _decide(candidates: Sequence[Record], champion: Champion | None, rules: Rules) -> Decision:
@@ -112,47 +86,38 @@ def _decide(candidates: Sequence[Record], champion: Champion | None, rules: Rule
     selected = select_candidate(candidates, rules, rival.test_digest if rival else None)
     if rival is None or rival.run_id == selected.record.run_id:
         return decide_without_test(selected, champion)
-    mine = load_predictions(selected.record.run_id)
+    mine = query.load_predictions(selected.record.run_id)
     return decide(selected, rival, mine, _load_rivals(selected.record, rival, mine), rules.alpha)
 
 
-@contextmanager
-def promotion_lock() -> Iterator[None]:
-    """Hold what one promotion of a registry holds at a time.
-
-    Raises:
-        UserError: the cache folder cannot be written or locked.
-    """
-    registry = hashlib.sha256(mlflow.get_registry_uri().encode()).hexdigest()[:16]
+def promotion_lock() -> AbstractContextManager[None]:
+    """Let one process of this machine at a time promote in a registry."""
+    registry = digest_bytes(mlflow.get_registry_uri().encode())[:16]
     path = cache_folder() / f"promotion-{registry}.lock"
-    with file_lock(path, waiting="waiting for another promotion"):
-        yield
+    return file_lock(path, waiting="waiting for another promotion")
 
 
 def _load_candidates(experiment: str, run_id: str | None) -> list[Record]:
-    """Load the finished trainings of an experiment that have a model and a test accuracy, or only
-    the one that is named.
-
-    Raises:
-        UserError: the store cannot be used, no such experiment, or no candidate in it.
-    """
-    experiment_id = find_experiment(experiment)
+    """Load the trainings of an experiment that can be promoted, or only the one that is named."""
     if run_id:
-        run, models = find_training(run_id), find_models(experiment_id)
-        if why := _why_unfit(run, models):
-            raise UserError(f"run {run_id} cannot be promoted: it is {why}")
-        return [replace(read_record(run), model_uri=models[run_id])]
-    runs, models = find_runs("tags.job = 'train'", [experiment_id]), find_models(experiment_id)
+        runs = [query.find_training(run_id)]
+        experiment_id = runs[0].info.experiment_id
+    else:
+        experiment_id = query.find_experiment(experiment)
+        runs = query.find_runs("tags.job = 'train'", [experiment_id])
     if not runs:
         raise UserError(f"experiment {experiment} has no trainings: `har run` records one")
-    unfit = Counter(why for run in runs if (why := _why_unfit(run, models)))
-    if unfit.total() == len(runs):
-        reasons = ", ".join(f"{count} {why}" for why, count in unfit.items())
+    models = query.find_models(experiment_id)
+    unfit = {run.info.run_id: why for run in runs if (why := _why_unfit(run, models))}
+    if len(unfit) == len(runs):
+        if run_id:
+            raise UserError(f"run {run_id} cannot be promoted: it is {unfit[run_id]}")
+        reasons = ", ".join(f"{count} {why}" for why, count in Counter(unfit.values()).items())
         raise UserError(f"no training of experiment {experiment} can be promoted: {reasons}")
     return [
         replace(read_record(run), model_uri=models[run.info.run_id])
         for run in runs
-        if not _why_unfit(run, models)
+        if run.info.run_id not in unfit
     ]
 
 
@@ -196,21 +161,17 @@ def _find_version(alias: str) -> Any:
 
 def _read_version(version: Any) -> tuple[dict[str, str], dict[str, float]]:
     """Read the tags and metrics of a version's run; only the version's tags if the run is gone."""
-    runs = find_runs(f"attributes.run_id = '{version.run_id}'") if version.run_id else []
+    runs = query.find_runs(f"attributes.run_id = '{version.run_id}'") if version.run_id else []
     if not runs:
         return version.tags, {}
     return {**version.tags, **runs[0].data.tags}, runs[0].data.metrics
 
 
 def _load_rivals(candidate: Record, champion: Champion, mine: pd.DataFrame) -> pd.DataFrame:
-    """Load the champion's predictions for the images of `mine`, the candidate's predictions.
-
-    Raises:
-        UserError: the champion was not evaluated on these images; the message says how to do that.
-    """
+    """Load the champion's predictions for the images of `mine`, the candidate's predictions."""
     for run_id in _find_evaluations(champion, candidate.test_digest):
         try:
-            found = load_predictions(run_id)
+            found = query.load_predictions(run_id)
         except UserError as error:
             warn(str(error))
             continue
@@ -228,7 +189,7 @@ def _load_rivals(candidate: Record, champion: Champion, mine: pd.DataFrame) -> p
 def _find_evaluations(champion: Champion, test_digest: str) -> list[str]:
     """Find the runs that hold the champion's predictions: its own, and later evaluations."""
     own = [champion.run_id] if champion.run_id and champion.test_digest == test_digest else []
-    evaluations = find_runs(f"tags.job = 'evaluate' and tags.test_digest = '{test_digest}'")
+    evaluations = query.find_runs(f"tags.job = 'evaluate' and tags.test_digest = '{test_digest}'")
     return own + [
         run.info.run_id
         for run in evaluations
@@ -257,12 +218,12 @@ def refuse_broken_model(decision: Decision) -> Decision:
 
 def _find_problem(uri: str) -> str | None:
     """Try a model on a drawn picture and on junk; return what is wrong with its answers."""
-    picture = io.BytesIO()
+    picture = BytesIO()
     sample.draw_action(next(iter(sample.ACTIONS)), default_rng(0)).save(picture, "JPEG")
     try:
         classifier = load_logged_model(uri).classifier
-        table = pd.DataFrame({"image": [picture.getvalue(), b"junk"]})
-        answers = serve_here(classifier)(table)
+        answer = serve_here(classifier)
+        answers = answer(pd.DataFrame({"image": [picture.getvalue(), b"junk"]}))
         return check_answers(answers, classifier.class_names)
     # a broken model may raise anything at all
     except Exception as error:
@@ -290,8 +251,7 @@ def _register(decision: Decision) -> str:
     """Register the candidate's model, unless an interrupted call did; return the version."""
     candidate, client = decision.selected.record, mlflow.MlflowClient()
     condition = f"name = '{MODEL}' and run_id = '{candidate.run_id}'"
-    versions = client.search_model_versions(condition)
-    if versions:
+    if versions := client.search_model_versions(condition):
         version = max(int(each.version) for each in versions)
     else:
         # MLflow reports each step on stderr
@@ -311,21 +271,8 @@ def _register(decision: Decision) -> str:
     return str(version)
 
 
-def _move_aliases(version: str, champion: Champion | None) -> None:
-    client = mlflow.MlflowClient()
-    if champion is not None:
-        # first: a crash in between must not lose the previous champion
-        client.set_registered_model_alias(MODEL, PREVIOUS, champion.version)
-    client.set_registered_model_alias(MODEL, CHAMPION, version)
-
-
 def describe_champion() -> str:
-    """Describe the present champion in a few lines.
-
-    Raises:
-        UserError: there is none.
-    """
-    quiet_mlflow()
+    """Describe the present champion in a few lines."""
     version, previous = _find_version(CHAMPION), _find_version(PREVIOUS)
     if version is None:
         raise UserError(

@@ -30,11 +30,7 @@ UNEXPECTED = "this image could not be classified; the server's log says why"
 
 
 def read_cell(cell: Any) -> bytes:
-    """Get an image's bytes from what MLflow makes of a client's value: bytes, or base64 text.
-
-    Raises:
-        ImageError: it is neither.
-    """
+    """Get an image's bytes from what MLflow makes of a client's value: bytes, or base64 text."""
     if isinstance(cell, str):
         return _read_base64(cell.encode("ascii", errors="replace"))
     if not isinstance(cell, bytes):
@@ -72,9 +68,8 @@ class ServedClassifier(PythonModel):  # type: ignore[misc]
     def predict(
         self, context: PythonModelContext, model_input: pd.DataFrame, params: Any = None
     ) -> list[Prediction]:
-        """Classify; the answer is no table, since missing values would leave one as NaN, which is
-        no JSON.
-        """
+        """Classify the images of a table."""
+        # the answer is no table: that would turn missing values into NaN, which JSON does not have
         try:
             cells = model_input["image"].tolist()
         except Exception:

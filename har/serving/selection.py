@@ -1,5 +1,5 @@
-"""Which trained model is served: an experiment's best, if it beats the present champion on the same
-test images. Pure functions; `promotion` reads the runs and moves the aliases.
+"""Selects the best model of an experiment, and decides whether it beats the present champion on
+the same test images. Pure functions; `promotion` reads the runs and moves the aliases.
 """
 
 from collections import Counter
@@ -20,7 +20,7 @@ SelectedOn = Literal["validation", "test", "request"]
 
 @dataclass(frozen=True, kw_only=True)
 class Rules:
-    """How a candidate is selected, and when it replaces the champion.
+    """Rules for which run is the candidate, and when it replaces the champion.
 
     Only runs with `test_digest` compete (None: the champion's, else the newest run's); `run_id`
     names the only candidate. The candidate must beat the champion with a p-value below `alpha`,
@@ -78,7 +78,7 @@ class Decision:
 
 
 def alias_uri(alias: str) -> str:
-    """The model URI of an alias."""
+    """Return the model URI of an alias."""
     return f"models:/{MODEL}@{alias}"
 
 
@@ -87,9 +87,6 @@ def select_candidate(records: Sequence[Record], rules: Rules, champions: str | N
 
     Every record has a test accuracy. `champions` is the test digest of the present champion, if
     there is one.
-
-    Raises:
-        UserError: no record has the test digest or the accuracy that the rules ask for.
     """
     if rules.run_id:
         (named,) = records
@@ -103,13 +100,14 @@ def select_candidate(records: Sequence[Record], rules: Rules, champions: str | N
             f"none of the {len(within)} candidates with test digest {digest} has a validation"
             " accuracy: leave --select-by validation out, or train with a validation split"
         )
-    selection: SelectedOn = "test" if rules.select_by == "test" or not validated else "validation"
-    if selection == "validation":
-        best = min(validated, key=lambda r: (-(r.val_accuracy or 0), r.started, r.run_id))
-        score = f"validation accuracy {best.val_accuracy:.1%}"
-    else:
+    if rules.select_by == "test" or not validated:
+        selection: SelectedOn = "test"
         best = min(within, key=lambda r: (-(r.accuracy or 0), r.started, r.run_id))
         score = f"accuracy {best.accuracy:.1%}, too high since selected by it"
+    else:
+        selection = "validation"
+        best = min(validated, key=lambda r: (-(r.val_accuracy or 0), r.started, r.run_id))
+        score = f"validation accuracy {best.val_accuracy:.1%}"
     notes = [f"candidates with test digest {digest}: {len(within)}"]
     if others := len(records) - len(within):
         notes.append(
@@ -155,9 +153,6 @@ def decide(
     """Promote a candidate that is significantly better than the champion on the same images.
 
     Both tables have the columns path, label and predicted; their rows may be in any order.
-
-    Raises:
-        UserError: an image has two labels.
     """
     both = predictions.merge(champions, on="path", validate="one_to_one", suffixes=("", "_before"))
     if differing := both.loc[both["label"] != both["label_before"], "path"].tolist():
@@ -169,13 +164,14 @@ def decide(
     before = (both["predicted_before"] == both["label"]).to_numpy()
     gained, lost, p_value = paired_test(before, after)
     better, significant = gained > lost, p_value < alpha
-    below = "below" if significant else "not below"
-    verdict = f"p = {p_value:.3g} (McNemar, exact) is {below} {alpha:g}"
+    verdict = "it is not better"
+    if better:
+        below = "below" if significant else "not below"
+        verdict = f"p = {p_value:.3g} (McNemar, exact) is {below} {alpha:g}"
     why = (
         f"the candidate is right on {after.sum()} of {len(both)} test images ({after.mean():.1%}),"
         f" the champion, version {champion.version}, on {before.sum()} ({before.mean():.1%});"
-        f" only the candidate on {gained}, only the champion on {lost}:"
-        f" {verdict if better else 'it is not better'}"
+        f" only the candidate on {gained}, only the champion on {lost}: {verdict}"
     )
     return Decision(
         outcome="would promote" if better and significant else "kept",

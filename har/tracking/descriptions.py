@@ -31,6 +31,7 @@ def describe_training(
     run_id: str, job: TrainingJob, result: Result, evaluation: Evaluation | None
 ) -> str:
     """Describe a training: what ran, its result, and its pictures."""
+    curves = _show_artifact(run_id, "figures/learning_curves.png", "loss and accuracy by epoch")
     lines = [
         f"**{job.variant}** on {job.hardware_tag}, data `{job.manifest.name}`",
         f"differs from the variant: {job.differs_from_variant}",
@@ -43,10 +44,8 @@ def describe_training(
             + (", some or all from the cache" if found.cache == "hit" else "")
         )
     if evaluation is None:
-        return _join_lines(*lines, "no test split: no accuracy", _show_learning_curves(run_id))
-    return _join_lines(
-        *lines, _format_scores(evaluation), _show_learning_curves(run_id), _link_evaluation(run_id)
-    )
+        return _join_lines(*lines, "no test split: no accuracy", curves)
+    return _join_lines(*lines, _format_scores(evaluation), curves, _link_evaluation(run_id))
 
 
 def describe_evaluation(run_id: str, uri: str, evaluation: Evaluation) -> str:
@@ -73,10 +72,6 @@ def _format_scores(evaluation: Evaluation) -> str:
     )
 
 
-def _show_learning_curves(run_id: str) -> str:
-    return _show_artifact(run_id, "figures/learning_curves.png", "loss and accuracy by epoch")
-
-
 def _link_evaluation(run_id: str) -> str:
     others = {
         "class_recall": "recall of each class",
@@ -94,13 +89,9 @@ def _join_lines(*lines: str) -> str:
 
 
 def _link_artifact(run_id: str, artifact: str, text: str) -> str:
-    return f"[{text}]({_artifact_address(run_id, artifact)})"
+    # relative to the page, so it works on any server
+    return f"[{text}](get-artifact?{urlencode({'path': artifact, 'run_uuid': run_id})})"
 
 
 def _show_artifact(run_id: str, artifact: str, text: str) -> str:
-    return f"![{text}]({_artifact_address(run_id, artifact)})"
-
-
-def _artifact_address(run_id: str, artifact: str) -> str:
-    # relative to the page, so it works on any server
-    return f"get-artifact?{urlencode({'path': artifact, 'run_uuid': run_id})}"
+    return f"!{_link_artifact(run_id, artifact, text)}"

@@ -24,8 +24,7 @@ ERROR_WAIT_S, END_WAIT_S = 3.0, 30.0
 class Journal(Generic[Entry]):
     """Sends entries from its own thread.
 
-    `send` raises what MLflow raises when a store cannot be reached. Sending an entry twice must do
-    no harm.
+    `send` may raise MLflow's errors and OSError. Sending an entry twice must do no harm.
     """
 
     def __init__(self, send: Callable[[Entry], None]) -> None:
@@ -34,7 +33,7 @@ class Journal(Generic[Entry]):
         self.unsent: list[Entry] = []
         self.news, self.ended = threading.Event(), False
         self.away = ""
-        self.thread = threading.Thread(target=self.work, daemon=True)
+        self.thread = threading.Thread(target=self._work, daemon=True)
         self.thread.start()
 
     def add(self, entry: Entry) -> None:
@@ -42,25 +41,21 @@ class Journal(Generic[Entry]):
         self.unsent.append(entry)
         self.news.set()
 
-    def work(self) -> None:
-        """Try to send whenever entries were added, and once more at the end. One attempt at a store
-        that does not answer takes many seconds.
-        """
+    def _work(self) -> None:
         ended = False
         while not ended:
             self.news.wait()
             self.news.clear()
             ended = self.ended
-            self.send_all()
+            self._send_all()
 
     def end(self, timeout_s: float | None = None) -> None:
-        """Let the thread make its last attempt, and wait for that."""
+        """Wait for the thread's last attempt."""
         self.ended = True
         self.news.set()
         self.thread.join(timeout_s)
 
-    def send_all(self) -> None:
-        """Send entries in order until one cannot be sent."""
+    def _send_all(self) -> None:
         while self.unsent:
             try:
                 self.send(self.unsent[0])
@@ -83,7 +78,7 @@ class Journal(Generic[Entry]):
         deadline = time.monotonic() + END_WAIT_S
         while self.unsent and time.monotonic() < deadline:
             time.sleep(1)
-            self.send_all()
+            self._send_all()
         if self.unsent:
             raise UserError(
                 f"{len(self.unsent)} epochs could not be recorded, the tracking store does not"

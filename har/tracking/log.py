@@ -13,24 +13,12 @@ from mlflow.entities import Metric
 from har.data.duplicates import describe_groups
 from har.data.manifest import Manifest, format_manifest_files
 from har.data.report import REPORT_FILE, draw_class_balance, draw_samples
+from har.evaluation import figures
 from har.evaluation.evaluate import Evaluation, tabulate_by_duplicate
-from har.evaluation.figures import (
-    draw_class_intervals,
-    draw_confusion,
-    draw_curves,
-    draw_mistakes,
-    draw_reliability,
-)
 from har.evaluation.latency import Latency
 from har.tracking.journal import open_journal
 from har.tracking.store import Run, short_timeouts
-from har.tracking.tags import (
-    HISTORY_ARTIFACT,
-    RECIPE_ARTIFACT,
-    count_images,
-    split_params,
-    training_params,
-)
+from har.tracking.tags import HISTORY_ARTIFACT, RECIPE_ARTIFACT, count_images, training_params
 from har.training.backup import Backup
 from har.training.diagnostics import DIAGNOSTICS
 from har.training.epoch_report import OnEpoch
@@ -52,7 +40,7 @@ def log_job(run: Run, job: TrainingJob) -> None:
 def log_preparation(run: Run, manifest: Manifest, report: str) -> None:
     """Log the data set, its split, counts, tables, pictures and the page `report`."""
     # as metrics, counts would stand among the accuracies in the UI's charts
-    run.log_params({**split_params(manifest), **count_images(manifest)})
+    run.log_params({**asdict(manifest.summary.split), **count_images(manifest)})
     run.log_dataset(_build_dataset(manifest), "preparation")
     _log_manifest(manifest)
     run.log_table(describe_groups(manifest.table), "duplicates.csv")
@@ -67,7 +55,7 @@ def _log_manifest(manifest: Manifest) -> None:
 
 
 def _build_dataset(manifest: Manifest) -> mlflow.data.pandas_dataset.PandasDataset:
-    # MLflow would compute a digest of its own from the table
+    # without a digest, MLflow would compute another one from the table
     return mlflow.data.pandas_dataset.from_pandas(
         manifest.table,
         source=str(manifest.root),
@@ -77,34 +65,24 @@ def _build_dataset(manifest: Manifest) -> mlflow.data.pandas_dataset.PandasDatas
     )
 
 
-def log_epoch(run_id: str, epoch: int, metrics: dict[str, float], at_ms: int) -> None:
-    """Log one epoch's metrics; `epoch` counts from 1 and is the step. A store ignores what it gets
-    a second time with the same timestamp.
-    """
-    batch = [Metric(name, value, at_ms, epoch) for name, value in metrics.items()]
-    mlflow.MlflowClient().log_batch(run_id, batch)
-
-
 @contextmanager
 def open_epoch_log(run_id: str, backup: Backup) -> Iterator[OnEpoch]:
     """Yield the function that logs an epoch; training never waits for the store.
 
-    Of a resumed run, the epochs in the backup that the run lacks are logged first. An epoch that
-    the run has already is not logged again.
+    When a run is resumed, the epochs in the backup that the run lacks are logged first. An epoch
+    that the run already has is not logged again. Epochs count from 1 and are the step.
     """
+    client = mlflow.MlflowClient()
     # around the whole training: MLflow's timeouts are settings of the process, not of a thread
     with short_timeouts():
-        logged = mlflow.MlflowClient().get_metric_history(run_id, "epoch_time_s")
-        known = {each.step for each in logged}
-
-        def send(entry: tuple[int, dict[str, float], int]) -> None:
-            log_epoch(run_id, *entry)
-
-        with open_journal(send) as add:
+        known = {each.step for each in client.get_metric_history(run_id, "epoch_time_s")}
+        # a store ignores a metric that it gets a second time with the same timestamp
+        with open_journal(lambda batch: client.log_batch(run_id, batch)) as add:
 
             def log_once(epoch: int, metrics: dict[str, float]) -> None:
+                at_ms = int(1000 * time.time())
                 if epoch not in known:
-                    add((epoch, metrics, int(1000 * time.time())))
+                    add([Metric(name, value, at_ms, epoch) for name, value in metrics.items()])
 
             for epoch, metrics in enumerate(backup.state.history if backup.state else [], start=1):
                 log_once(epoch, metrics)
@@ -131,14 +109,14 @@ def log_result(run: Run, job: TrainingJob, result: Result) -> None:
     recipes = {"requested": asdict(job.requested), "used": asdict(job.used)}
     mlflow.log_dict({"variant": job.variant, **recipes}, RECIPE_ARTIFACT)
     mlflow.log_text(json.dumps(result.history, indent=1), HISTORY_ARTIFACT)
-    mlflow.log_figure(draw_curves(result.history), "figures/learning_curves.png")
+    mlflow.log_figure(figures.draw_curves(result.history), "figures/learning_curves.png")
     _log_manifest(job.manifest)
 
 
 def log_evaluation(
     run: Run, evaluation: Evaluation, latency: Latency, manifest: Manifest, model_id: str | None
 ) -> None:
-    """Log test scores, latency, tables and figures; scores are linked to the model and the data."""
+    """Log test scores, latency, tables and figures; link the scores to the model and the data."""
     dataset = _build_dataset(manifest)
     run.log_metrics(evaluation.scores | asdict(latency), model_id=model_id, dataset=dataset)
     tables = {
@@ -151,10 +129,10 @@ def log_evaluation(
     for name, table in tables.items():
         run.log_table(table, f"evaluation/{name}.csv")
     drawn = {
-        "confusion_matrix": draw_confusion(evaluation),
-        "class_recall": draw_class_intervals(evaluation),
-        "reliability": draw_reliability(evaluation),
-        "mistakes": draw_mistakes(evaluation, manifest.root),
+        "confusion_matrix": figures.draw_confusion(evaluation),
+        "class_recall": figures.draw_class_intervals(evaluation),
+        "reliability": figures.draw_reliability(evaluation),
+        "mistakes": figures.draw_mistakes(evaluation, manifest.root),
     }
     for name, figure in drawn.items():
         mlflow.log_figure(figure, f"figures/{name}.png")

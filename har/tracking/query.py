@@ -37,28 +37,21 @@ def check_readable_store() -> None:
 
 
 def find_run_id(prefix: str) -> str:
-    """Find the id of the run that `prefix` begins; a whole id is returned as it is.
-
-    Raises:
-        UserError: no run of this store, or more than one, begins with it.
-    """
+    """Find the id of the only run that begins with `prefix`; return a whole id as it is."""
     if WHOLE_RUN_ID.fullmatch(prefix):
         return prefix
     if not re.fullmatch("[0-9a-f]+", prefix):
         raise UserError(f"{prefix!r} is no run id: give an id or its first characters (0-9, a-f)")
     found = find_runs(f"attributes.run_id LIKE '{prefix}%'")
     names = {str(run.info.run_id): f" ({run.info.run_name})" for run in found}
-    run_id = pick_by_prefix(prefix, names)
-    if run_id is None:
+    if (run_id := pick_by_prefix(prefix, names)) is None:
         raise UserError(f"no run id in {mlflow.get_tracking_uri()} begins with {prefix}")
     return run_id
 
 
 def pick_by_prefix(prefix: str, names: Mapping[str, str]) -> str | None:
-    """Pick the run id that begins with `prefix`, None if there is none; `names` is by run id.
-
-    Raises:
-        UserError: several begin with it.
+    """Pick the only run id that begins with `prefix`, None if there is none. `names` maps run ids
+    to what a message shows behind them.
     """
     found = [run_id for run_id in names if run_id.startswith(prefix)]
     if len(found) > 1:
@@ -69,10 +62,8 @@ def pick_by_prefix(prefix: str, names: Mapping[str, str]) -> str | None:
 
 
 def complete_model_uri(uri: str) -> str:
-    """Replace the beginning of a run id in `runs:/ID/model` by the whole id.
-
-    Raises:
-        UserError: the store that the URI needs does not exist, or has no such run.
+    """Replace the beginning of a run id in `runs:/ID/model` by the whole id; check that the store
+    that the URI needs exists.
     """
     if uri.startswith("models:/") and mlflow.get_registry_uri() == mlflow.get_tracking_uri():
         check_readable_store()
@@ -102,14 +93,13 @@ def choose_experiment_to_read(experiment: str | None) -> str:
 
 
 def _count_trainings_elsewhere(experiment: str) -> dict[str, int]:
-    """Experiment name to its number of finished trainings, the published ones not counted."""
-    # published ones have no digest
+    # published trainings have no digest and are not counted
     measured = "tags.job = 'train' and tags.recipe_digest != ''"
     runs = find_runs(f"{measured} and attributes.status = 'FINISHED'")
-    counts = Counter(run.info.experiment_id for run in runs)
-    with explain_store_errors():
-        names = {each.experiment_id: each.name for each in mlflow.search_experiments()}
-    return {names[each]: count for each, count in counts.most_common() if names[each] != experiment}
+    names = {experiment_id: name for name, experiment_id in _list_experiments().items()}
+    counts = Counter(names[run.info.experiment_id] for run in runs)
+    del counts[experiment]
+    return dict(counts.most_common())
 
 
 def find_runs(condition: str, experiment_ids: list[str] | None = None) -> list[Any]:
@@ -124,10 +114,8 @@ def find_runs(condition: str, experiment_ids: list[str] | None = None) -> list[A
 
 
 def find_models(experiment_id: str) -> dict[str, str]:
-    """Return the URI of each run's model by run id; of its newest model if it has several.
-
-    A run's own list of models has no order, and includes deleted ones.
-    """
+    """Map the runs of an experiment to the URIs of their newest models."""
+    # a run's own list of models has no order and includes deleted ones
     with explain_store_errors():
         found = mlflow.search_logged_models([experiment_id], output_format="list")
     by_age = sorted(found, key=lambda model: model.creation_timestamp)
@@ -135,26 +123,22 @@ def find_models(experiment_id: str) -> dict[str, str]:
 
 
 def find_experiment(name: str) -> str:
-    """Return an experiment's id.
-
-    Raises:
-        UserError: the store cannot be used, or has no such experiment.
-    """
-    with explain_store_errors():
-        known = {each.name: each.experiment_id for each in mlflow.search_experiments()}
+    """Find an experiment's id by its name."""
+    known = _list_experiments()
     if name not in known:
         there = f"{', '.join(known)} (in {mlflow.get_tracking_uri()})"
         raise UserError(f"no such experiment: {name}; there are: {there}")
-    return str(known[name])
+    return known[name]
+
+
+def _list_experiments() -> dict[str, str]:
+    with explain_store_errors():
+        return {each.name: str(each.experiment_id) for each in mlflow.search_experiments()}
 
 
 def find_training(run_id: str) -> Any:
-    """Return the MLflow run of a finished training.
-
-    Raises:
-        UserError: the store has no such run, it was deleted, or it is no finished training.
-    """
-    run = _load_run(run_id)
+    """Load the MLflow run of a finished training."""
+    run = load_run(run_id)
     if run.info.status != "FINISHED" or run.data.tags.get("job") != "train":
         job = run.data.tags.get("job", "none of this project")
         raise UserError(
@@ -163,25 +147,8 @@ def find_training(run_id: str) -> Any:
     return run
 
 
-def has_finished(run_id: str) -> bool:
-    """Return whether a run finished, rather than failed or was stopped.
-
-    Raises:
-        UserError: the store has no such run, or it was deleted.
-    """
-    return str(_load_run(run_id).info.status) == "FINISHED"
-
-
-def find_experiment_of(run_id: str) -> str:
-    """Return the name of a run's experiment.
-
-    Raises:
-        UserError: the store has no such run, or it was deleted.
-    """
-    return str(mlflow.get_experiment(_load_run(run_id).info.experiment_id).name)
-
-
-def _load_run(run_id: str) -> Any:
+def load_run(run_id: str) -> Any:
+    """Load an MLflow run that was not deleted."""
     try:
         run = mlflow.get_run(run_id)
     except (MlflowException, OSError) as error:
@@ -194,29 +161,22 @@ def _load_run(run_id: str) -> Any:
 
 
 def delete_models(run_id: str) -> None:
-    """Delete the models that a run has logged, before it logs another one."""
-    client, run = mlflow.MlflowClient(), mlflow.get_run(run_id)
-    found = mlflow.search_logged_models(
-        [run.info.experiment_id],
-        filter_string=f"source_run_id = '{run_id}'",
-        output_format="list",
-    )
-    for each in found:
-        client.delete_logged_model(each.model_id)
+    """Delete the models that a run has logged, before it logs another."""
+    ids, of_run = [mlflow.get_run(run_id).info.experiment_id], f"source_run_id = '{run_id}'"
+    for each in mlflow.search_logged_models(ids, filter_string=of_run, output_format="list"):
+        mlflow.MlflowClient().delete_logged_model(each.model_id)
 
 
 def find_current_experiment() -> str | None:
     """Return the name of the experiment that `mlflow run` records in; None without it."""
     run_id = os.environ.get("MLFLOW_RUN_ID")
-    return find_experiment_of(run_id) if run_id else None
+    if run_id is None:
+        return None
+    return str(mlflow.get_experiment(load_run(run_id).info.experiment_id).name)
 
 
 def load_predictions(run_id: str) -> pd.DataFrame:
-    """Load the predictions for a run's test images: columns path, label and predicted.
-
-    Raises:
-        UserError: the run has no such table, or it cannot be read.
-    """
+    """Load the columns path, label and predicted of a run's test images."""
     try:
         text = mlflow.artifacts.load_text(f"runs:/{run_id}/evaluation/predictions.csv")
         # a label or a file may be called "NA"

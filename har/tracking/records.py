@@ -13,13 +13,7 @@ from har.data.splits import Split
 from har.evaluation.metrics import TEST_METRICS
 from har.recipe import VARIANTS
 from har.tracking.query import load_predictions
-from har.tracking.tags import (
-    HISTORY_ARTIFACT,
-    NOTEBOOK,
-    RECIPE_ARTIFACT,
-    SOURCE_TAG,
-    read_tags,
-)
+from har.tracking.tags import HISTORY_ARTIFACT, NOTEBOOK, RECIPE_ARTIFACT, SOURCE_TAG, read_tags
 from har.util.errors import UserError, first_line
 from har.util.progress import progress, warn
 
@@ -35,7 +29,7 @@ class Record:
     `started` is in milliseconds since the epoch. `digests` are those of DIGESTS, "" where unknown.
     `seconds` is the wall time; after a `cache_hit` the whole job would have taken `saved_s` more.
     `test_metrics` holds the TEST_METRICS that the run has; accuracies are shares of 1. `runtime` is
-    the value of --runtime. `model_uri` is filled by who needs it.
+    the value of --runtime. Only promotion fills `model_uri`.
 
     `load_details` fills the rest: `recipe`, every field as used; `history`, the metrics of each
     epoch; `predictions`, path, label and predicted of each test image; `root`, the folder that
@@ -43,7 +37,6 @@ class Record:
     """
 
     run_id: str
-    experiment_id: str
     name: str
     variant: str
     differs_from_variant: str
@@ -91,14 +84,11 @@ class Record:
 
 
 def read_record(run: mlflow.entities.Run) -> Record:
-    """Read the tags, parameters and metrics of a run that `har run` or `har import-notebooks`
-    recorded.
-    """
+    """Read the tags, parameters and metrics of a training's run."""
     tags, params, metrics = read_tags(run), run.data.params, run.data.metrics
     feature_cache = tags.get("feature_cache", "none")
     return Record(
         run_id=run.info.run_id,
-        experiment_id=run.info.experiment_id,
         name=run.info.run_name,
         variant=tags["variant"],
         differs_from_variant=tags["differs_from_variant"],
@@ -174,11 +164,7 @@ def load_records(runs: Iterable[mlflow.entities.Run]) -> list[Record]:
 
 
 def load_recorded_training(run_id: str) -> Record:
-    """Load the record of a training that is to be repeated, with its recipe.
-
-    Raises:
-        UserError: there is no such run, or it is no training run of this project.
-    """
+    """Load the record of a training that is to be repeated, with its recipe."""
     try:
         record = read_record(mlflow.get_run(run_id))
         recipe = mlflow.artifacts.load_dict(f"runs:/{run_id}/{RECIPE_ARTIFACT}")["used"]

@@ -1,4 +1,4 @@
-"""The MLflow store: opening a run, logging into it, and ending it whatever happens.
+"""The MLflow store: opens a run, logs into it, and ends it whatever happens.
 
 Works inside `mlflow run`, which opens the run and logs the typed options as parameters before our
 code starts, and without it; on the default sqlite store and on a server.
@@ -45,12 +45,11 @@ RANDOM_NAME = re.compile(r"[a-z]+-[a-z]+-\d+")
 class Run:
     """The open run of this process.
 
-    A parameter or metric that the run has already stays as it is: `mlflow run` logs the options as
+    A parameter or metric that the run already has is not changed: `mlflow run` logs the options as
     typed, and a resumed training computes again what an earlier process logged.
     """
 
     id: str
-    experiment_id: str
     finished: bool = False
 
     def log_params(self, params: Mapping[str, Any]) -> None:
@@ -77,11 +76,7 @@ class Run:
         mlflow.set_tag(MLFLOW_RUN_NOTE, text)
 
     def finish(self) -> None:
-        """End the run as FINISHED.
-
-        Raises:
-            UserError: the tracking store cannot be used.
-        """
+        """End the run as FINISHED."""
         _end_run("FINISHED")
         self.finished = True
 
@@ -92,9 +87,6 @@ def open_run(experiment: str, tags: Mapping[str, str], run_id: str | None = None
 
     Joins the run that `mlflow run` opened, or resumes `run_id`; else opens one in `experiment`. A
     name that the user gave to `mlflow run` stays.
-
-    Raises:
-        UserError: the tracking store cannot be used.
     """
     quiet_mlflow()
     with explain_store_errors(), _store_lock(), short_timeouts():
@@ -102,11 +94,11 @@ def open_run(experiment: str, tags: Mapping[str, str], run_id: str | None = None
         if "MLFLOW_RUN_ID" not in os.environ and run_id is None:
             mlflow.set_experiment(experiment)
         found = mlflow.start_run(run_id, log_system_metrics=True)
-    run = Run(id=found.info.run_id, experiment_id=found.info.experiment_id)
+    run = Run(id=found.info.run_id)
     try:
         with short_timeouts(), _store_lock():
             mlflow.set_tags(_keep_given_name(dict(tags), found.info.run_name))
-            retry_once(lambda: set_up_experiment(run.experiment_id))
+            retry_once(lambda: set_up_experiment(found.info.experiment_id))
         yield run
     except BaseException as error:
         # whatever the store says now, that error is what the user must see
@@ -136,11 +128,8 @@ def check_store() -> None:
 def open_experiment(name: str) -> str:
     """Return the id of the experiment to record in, which is created and set up if need be.
 
-    Under `mlflow run` that is the experiment of the run that it opened. Called before long work: a
-    store that does not answer, or cannot be written, is found within 20 seconds.
-
-    Raises:
-        UserError: the store cannot be used.
+    Under `mlflow run` that is the experiment of the run that it opened. Call this before long work:
+    within 20 seconds it raises a UserError if the store does not answer or cannot be written.
     """
     quiet_mlflow()
     with explain_store_errors(), _store_lock(), short_timeouts():
@@ -156,9 +145,8 @@ def open_experiment(name: str) -> str:
 
 @contextmanager
 def _store_lock() -> Iterator[None]:
-    """One process of this machine at a time: two that create a sqlite store or an experiment at
-    once leave one that neither can use (mlflow 3.17). A server serialises its clients itself.
-    """
+    # If two processes create a sqlite store or an experiment at once, neither can use it (mlflow
+    # 3.17). A server serialises its clients itself.
     if mlflow.get_tracking_uri().startswith("http"):
         yield
         return
@@ -186,8 +174,8 @@ def _read_start(file: Path) -> bytes:
 
 
 def retry_once(write: Callable[[], None]) -> None:
-    """Write, and once more if that failed: MLflow looks for a thing and then creates it, so where
-    two processes do so at once, even on a server, one of them fails (mlflow 3.17).
+    """Write, and once more if that failed: MLflow checks that a thing is missing and then creates
+    it, so of two processes that do so at once, even on a server, one fails (mlflow 3.17).
     """
     began = time.monotonic()
     try:
@@ -236,25 +224,18 @@ def _end_run(status: str) -> None:
         mlflow.end_run(status)
 
 
-class HidePasswords(logging.Filter):
-    """Removes passwords from MLflow's warnings, which may show the server's address as given."""
-
-    def filter(self, record: logging.LogRecord) -> bool:
-        """Change the message, and let it through."""
-        record.msg, record.args = without_password(record.getMessage()), ()
-        return True
-
-
-HIDE_PASSWORDS = HidePasswords()
+def _hide_passwords(record: logging.LogRecord) -> bool:
+    record.msg, record.args = without_password(record.getMessage()), ()
+    return True
 
 
 def quiet_mlflow() -> None:
-    """Silence MLflow's news, and those of its warnings that tell our users nothing."""
+    """Silence what MLflow prints, except warnings that help our users."""
     # it prints an address with its password on stdout, where results go
     os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
     for handler in logging.getLogger("mlflow").handlers:
-        # a handler's filter sees the messages of all loggers; adding it again does nothing
-        handler.addFilter(HIDE_PASSWORDS)
+        # its warnings may show the server's address as given; adding a filter again does nothing
+        handler.addFilter(_hide_passwords)
     logging.getLogger("mlflow").setLevel(logging.WARNING)
     logging.getLogger("alembic").setLevel(logging.WARNING)
     os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")

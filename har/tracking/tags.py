@@ -4,7 +4,6 @@ from dataclasses import asdict
 from typing import Any
 
 import mlflow
-import mlflow.data.pandas_dataset
 from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID, MLFLOW_RUN_NAME
 
 from har.data.manifest import Manifest
@@ -49,7 +48,7 @@ def training_params(job: TrainingJob) -> dict[str, Any]:
         "cpu": hardware.cpu,
         "cpu_count": hardware.cpu_count,
         "memory_gb": hardware.memory_gb,
-        **split_params(job.manifest),
+        **asdict(job.manifest.summary.split),
     }
 
 
@@ -58,11 +57,6 @@ def recipe_params(recipe: Recipe) -> dict[str, Any]:
     asked = {each.name: value for each, value in field_values(recipe)}
     plain = {name: asked.pop(name) for name in PLAIN_FIELDS}
     return {**plain, **{f"recipe.{name}": value for name, value in asked.items()}}
-
-
-def split_params(manifest: Manifest) -> dict[str, Any]:
-    """Return how the data was split, by the names of the options."""
-    return asdict(manifest.summary.split)
 
 
 def _data_tags(manifest: Manifest) -> dict[str, str]:
@@ -74,13 +68,10 @@ def _data_tags(manifest: Manifest) -> dict[str, str]:
     }
 
 
-def preparation_tags(manifest: Manifest) -> dict[str, str]:
-    """Return the tags of a run that only prepares data."""
-    return {
-        MLFLOW_RUN_NAME: f"prepare · {manifest.name}",
-        "job": "prepare",
-        **_data_tags(manifest),
-    }
+def job_tags(job: str, subject: str, manifest: Manifest | None = None) -> dict[str, str]:
+    """Return the tags of a run that is no training; its name is the job and `subject`."""
+    data = _data_tags(manifest) if manifest else {}
+    return {MLFLOW_RUN_NAME: f"{job} · {subject}", "job": job, **data}
 
 
 def count_images(manifest: Manifest) -> dict[str, int]:
@@ -92,20 +83,6 @@ def count_images(manifest: Manifest) -> dict[str, int]:
         "classes": len(manifest.class_names),
         **{f"{split}_images": int(counts.get(split, 0)) for split in ("train", "test", "unused")},
         **{name: len(getattr(facts, name)) for name in ("dropped", "strays", "leaks")},
-    }
-
-
-def comparison_tags(runs: int) -> dict[str, str]:
-    """Return the tags of a run that compares others."""
-    return {MLFLOW_RUN_NAME: f"compare · {runs} runs", "job": "compare"}
-
-
-def ablation_tags(from_variant: str, to_variant: str, manifest: Manifest) -> dict[str, str]:
-    """Return the tags of an ablation, the parent run of its trainings."""
-    return {
-        MLFLOW_RUN_NAME: f"ablate · {from_variant} to {to_variant}",
-        "job": "ablate",
-        **_data_tags(manifest),
     }
 
 
@@ -147,14 +124,10 @@ def evaluation_tags(
     """Return the tags of a run that evaluates a model; `trained_by` is None if its training run is
     not in this store.
     """
-    tags = {"job": "evaluate", "evaluated_model": uri, **_data_tags(manifest)}
-    if trained_by is None:
-        return {MLFLOW_RUN_NAME: f"evaluate · {uri}", **tags}
-    there = read_tags(trained_by)
-    inherited = {name: there[name] for name in ("variant", "differs_from_variant")}
-    return {
-        MLFLOW_RUN_NAME: f"evaluate · {trained_by.info.run_name}",
-        "trained_by": trained_by.info.run_id,
-        **inherited,
-        **tags,
-    }
+    name = trained_by.info.run_name if trained_by else uri
+    tags = {**job_tags("evaluate", name, manifest), "evaluated_model": uri}
+    if trained_by:
+        there = read_tags(trained_by)
+        tags["trained_by"] = trained_by.info.run_id
+        tags |= {name: there[name] for name in ("variant", "differs_from_variant")}
+    return tags

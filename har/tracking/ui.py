@@ -5,6 +5,7 @@ MLflow keeps the note and the view of an experiment as tags.
 
 import json
 import shlex
+from contextlib import suppress
 from pathlib import Path
 
 import mlflow
@@ -29,10 +30,7 @@ the user changed, `differs_from_variant` all that really ran other than in the v
 # An experiment's tag: digests of the note and the view as this project last wrote them.
 DEFAULTS_TAG = "har.defaults"
 # The digests of the first version, which did not record them.
-FIRST_DEFAULTS = {
-    MLFLOW_RUN_NOTE: "c135ba89005198c4",
-    VIEW_TAG: "b9f46c9bf2768ace",
-}
+FIRST_DEFAULTS = {MLFLOW_RUN_NOTE: "c135ba89005198c4", VIEW_TAG: "b9f46c9bf2768ace"}
 
 
 def set_up_experiment(experiment_id: str) -> None:
@@ -54,7 +52,10 @@ def set_up_experiment(experiment_id: str) -> None:
     }
     client = mlflow.MlflowClient()
     there = client.get_experiment(experiment_id).tags
-    ours = FIRST_DEFAULTS | _read_defaults(there.get(DEFAULTS_TAG))
+    ours = dict(FIRST_DEFAULTS)
+    # somebody may have edited the tag
+    with suppress(ValueError, TypeError):
+        ours |= json.loads(there.get(DEFAULTS_TAG, "{}"))
     for name, value in wanted.items():
         if name not in there or (there[name] != value and digest(there[name]) == ours.get(name)):
             client.set_experiment_tag(experiment_id, name, value)
@@ -68,14 +69,6 @@ def digest(text: str) -> str:
     return digest_bytes(text.encode())[:16]
 
 
-def _read_defaults(text: str | None) -> dict[str, str]:
-    try:
-        found = json.loads(text or "{}")
-    except ValueError:
-        return {}
-    return found if isinstance(found, dict) else {}
-
-
 def find_sqlite_file(uri: str) -> Path | None:
     """Return the absolute path of the database in a `sqlite:///` URI; None for other stores."""
     if not uri.startswith("sqlite:///"):
@@ -86,9 +79,8 @@ def find_sqlite_file(uri: str) -> Path | None:
 def describe_run_page(run_id: str) -> str:
     """Describe how to open the UI on this run's experiment."""
     uri = without_password(mlflow.get_tracking_uri())
-    page = (
-        f"/#/experiments/{mlflow.get_run(run_id).info.experiment_id}/runs?viewStateShareKey={VIEW}"
-    )
+    experiment_id = mlflow.get_run(run_id).info.experiment_id
+    page = f"/#/experiments/{experiment_id}/runs?viewStateShareKey={VIEW}"
     if uri.startswith(("http://", "https://")):
         return uri.rstrip("/") + page
     # absolute paths: `mlflow run` starts this process in another folder than the user's

@@ -10,7 +10,6 @@ from har.tracking.records import Record
 
 HERE = Record(
     run_id="here",
-    experiment_id="1",
     name="v3 · lite0 · 1xP100",
     variant="v3",
     differs_from_variant="none",

@@ -12,6 +12,7 @@ from har.util.errors import UserError
 
 @pytest.mark.parametrize("uri", ["runs:/0123456789abcdef0123456789abcdef/model", "models:/no@one"])
 def test_unknown_model_is_named(uri: str, store: str) -> None:
+    mlflow.search_experiments()  # creates the store
     with pytest.raises(UserError, match=f"no model at {uri}"):
         load_logged_model(uri)
 
