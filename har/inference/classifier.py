@@ -143,9 +143,6 @@ def save_classifier(
 ) -> None:
     """Save a Keras model as a classifier into `folder`, which is created if need be; `parts` is
     the same model with its backbone converted for the runtime before.
-
-    Raises:
-        UserError: the runtime is not installed.
     """
     folder.mkdir(parents=True, exist_ok=True)
     model.save(folder / MODEL_FILE)
@@ -167,11 +164,7 @@ def read_facts(folder: Path) -> dict[str, Any]:
 
 
 def load_classifier(folder: Path) -> Classifier:
-    """Load what `save_classifier` saved.
-
-    Raises:
-        UserError: the folder does not hold a classifier, or its runtime is not installed.
-    """
+    """Load what `save_classifier` saved."""
     try:
         facts = read_facts(folder)
         # before anything is read from them

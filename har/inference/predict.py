@@ -41,11 +41,7 @@ def batched(items: Iterable[Item], size: int) -> Iterator[list[Item]]:
 
 
 def find_images(paths: Sequence[Path]) -> list[Path]:
-    """Find the files named, and all images in the folders named, sorted by name.
-
-    Raises:
-        UserError: a path is not there, or a folder holds no image.
-    """
+    """Find the files named, and all images in the folders named, sorted by name."""
     found: list[Path] = []
     for path in paths:
         if path.is_dir():
@@ -65,9 +61,6 @@ def list_unlabelled(data: Path) -> tuple[Path, list[str]]:
 
     These are the images of Kaggle's test/ that Testing_set.csv lists, else all of test/, else all
     of a plain folder. In Kaggle's unpacked archive both lie one folder deeper.
-
-    Raises:
-        UserError: no such folder, no images, or a list that cannot be read or leads elsewhere.
     """
     if not data.is_dir():
         raise UserError(f"no such folder: {data}")
@@ -128,10 +121,6 @@ def predict_to_file(data: Path, out: Path, classify: Classify, model: str) -> in
 
     Finished rows are kept beside `out`, and the same call after an interruption resumes there,
     unless `model`, the model's id, is another one.
-
-    Raises:
-        UserError: as `list_unlabelled`; `out` exists, is of another kind, or cannot be written, or
-            another process is writing it.
     """
     if out.suffix not in WRITERS:
         raise UserError(f"--out must end in .csv or .parquet; received {out}")

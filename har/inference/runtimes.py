@@ -111,11 +111,7 @@ class Runtime:
 
 
 def choose_runtime(asked: str, num_gpus: int) -> str:
-    """Choose what computes features: for `auto`, OpenVINO on a CPU where it is installed.
-
-    Raises:
-        UserError: the runtime asked for is not installed.
-    """
+    """Choose what computes features: for `auto`, OpenVINO on a CPU where it is installed."""
     if asked == AUTO:
         on_cpu = not num_gpus and importlib.util.find_spec("openvino") is not None
         return "openvino" if on_cpu else "tensorflow"
@@ -145,9 +141,6 @@ def run_batches(
 
     `sink` gets (first row, outputs), in any order, from one thread at a time. All threads have
     ended afterwards.
-
-    Raises:
-        Exception: whatever the batches, the network or `sink` raised.
     """
     iterator, reading, writing = iter(batches), threading.Lock(), threading.Lock()
 
@@ -254,11 +247,7 @@ def _onednn_bfloat16(wanted: bool) -> Iterator[None]:
 
 
 def import_openvino() -> Any:
-    """Import OpenVINO without its telemetry, which would report every import to its makers.
-
-    Raises:
-        UserError: it is not installed.
-    """
+    """Import OpenVINO without its telemetry, which would report every import to its makers."""
     try:
         with hide_modules("openvino_telemetry"):
             import openvino

@@ -115,11 +115,7 @@ def open_backup(run_id: str, job: TrainingJob, started: float) -> Iterator[Backu
 
 @contextmanager
 def training_lock(run_id: str) -> Iterator[None]:
-    """Hold what only the process that trains the run may hold.
-
-    Raises:
-        UserError: another process trains it, or the cache cannot be written.
-    """
+    """Hold what only the process that trains the run may hold."""
     folder = backup_folder(run_id)
     lock = Path(f"{folder}.lock")
     busy = f"run {run_id} is being trained by another process"
@@ -203,11 +199,7 @@ def load_job(run_id: str, image_root: Path | None = None) -> TrainingJob:
 
 
 def is_trained(run_id: str) -> bool:
-    """Return whether all epochs of an unfinished run are done, so that only recording is left.
-
-    Raises:
-        UserError: the backup cannot be read.
-    """
+    """Return whether all epochs of an unfinished run are done, so that only recording is left."""
     recipe = _read_job_file(run_id)["used"]
     state, _ = read_state(backup_folder(run_id))
     return state is not None and state.first_epoch(recipe) == recipe.epochs
@@ -236,11 +228,7 @@ def write_state(folder: Path, state: State, wall_s: float) -> int:
 
 
 def read_state(folder: Path) -> tuple[State | None, float]:
-    """Read the state and the seconds of wall time up to it; None and 0 where there is none.
-
-    Raises:
-        UserError: the file is damaged.
-    """
+    """Read the state and the seconds of wall time up to it; None and 0 where there is none."""
     file = folder / STATE_FILE
     if not file.exists():
         return None, 0.0

@@ -109,11 +109,7 @@ class Entry:
         return features.astype(np.float32, copy=False), seconds
 
     def write(self, shard: int, features: Features, seconds: float) -> None:
-        """Write a shard.
-
-        Raises:
-            UserError: a feature is not finite, or the cache cannot be written.
-        """
+        """Write a shard."""
         if not np.isfinite(features).all():
             raise UserError(
                 "the backbone's output is not finite: check its weights and its precision"
@@ -156,11 +152,7 @@ def features_folder() -> Path:
 
 @contextmanager
 def open_entry(key: Key, shape: tuple[int, ...]) -> Iterator[Entry]:
-    """Yield the entry for `key`, made if need be. One process at a time holds it; the others wait.
-
-    Raises:
-        UserError: the cache cannot be written.
-    """
+    """Yield the entry for `key`, made if need be. One process at a time holds it; the others wait."""
     entry = Entry(folder=features_folder() / key.digest, key=key.fields, shape=shape)
     waiting = "waiting for another process that computes the same features"
     with file_lock(_lock_path(entry), waiting=waiting, hint=OTHER_FOLDER):
@@ -227,11 +219,7 @@ def check_limit(needed: int) -> None:
 
 
 def make_room(entry: Entry, needed: int) -> None:
-    """Delete the entries that were not used for longest until `needed` more bytes fit.
-
-    Raises:
-        UserError: they exceed the cache's limit, or what is free on the disk.
-    """
+    """Delete the entries that were not used for longest until `needed` more bytes fit."""
     check_limit(needed)
     entries, limit = list_entries(), _limit_bytes()
     total = sum(each.num_bytes for each in entries)

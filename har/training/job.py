@@ -76,9 +76,6 @@ def build_job(
     """Find the hardware, fit the recipe to it, and warn about settings that a fallback replaces.
 
     A `feature_runtime` is used whatever `runtime` says.
-
-    Raises:
-        UserError: there is no such weights file, or the runtime is not installed.
     """
     hardware = find_hardware()
     used, warnings = fit_to_hardware(requested, overridden, hardware)

@@ -40,11 +40,7 @@ class Splits:
 
 
 def split_training(manifest: Manifest, recipe: Recipe) -> Splits:
-    """Carve validation out of the images that are not test, by the manifest's split seed.
-
-    Raises:
-        UserError: too few images for the validation fraction, or for one batch.
-    """
+    """Carve validation out of the images that are not test, by the manifest's split seed."""
     rows = manifest.rows("train")
     seed = manifest.summary.split.split_seed
     held_out = hold_out(rows, recipe.validation_fraction, seed, "validation")
@@ -82,16 +78,14 @@ def build_stream_loader(manifest: Manifest, rows: pd.DataFrame, recipe: Recipe) 
 
 
 def build_memory_loader(manifest: Manifest, rows: pd.DataFrame, recipe: Recipe) -> Loader:
-    """Build a loader that decodes every image once into one array and picks from it.
+    """Build a loader that decodes every image once into one array and picks from it."""
+    return _pick_from(read_images(manifest, rows, recipe))
 
-    Raises:
-        UserError: the array does not fit the free memory.
-    """
-    images = read_images(manifest, rows, recipe)
 
+def _pick_from(inputs: tf.Tensor) -> Loader:
     def load(indices: tf.data.Dataset, batch_size: int, drop: bool) -> tf.data.Dataset:
         batches = indices.batch(batch_size, drop_remainder=drop)
-        return batches.map(lambda batch: (tf.gather(images, batch), batch))
+        return batches.map(lambda batch: (tf.gather(inputs, batch), batch))
 
     return load
 
@@ -211,15 +205,11 @@ def feature_source(features: npt.NDArray[np.float32]) -> Source:
         # one row for each view of an image
         flat = tf.convert_to_tensor(features.reshape(views * count, *shape))
 
-    def load(indices: tf.data.Dataset, batch_size: int, drop: bool) -> tf.data.Dataset:
-        batches = indices.batch(batch_size, drop_remainder=drop)
-        return batches.map(lambda batch: (tf.gather(flat, batch), batch))
-
     def choose_view(inputs: Any, indices: Any, seed: Any) -> Any:
         drawn = tf.random.stateless_uniform(tf.shape(indices), seed, 0, views, tf.int64)
         return tf.gather(flat, drawn * count + indices)
 
-    return Source(load=load, change=choose_view)
+    return Source(load=_pick_from(flat), change=choose_view)
 
 
 def build_training_dataset(
@@ -265,9 +255,6 @@ def size_evaluation_batches(images: int, batch_size: int, replicas: int) -> tupl
     TensorFlow splits each batch into equal parts, one for each replica. An empty part crashes it,
     and so does a first batch with uneven parts. So whole batches divide evenly, and a remainder
     that is too small for every replica to get an image joins the batch before it.
-
-    Raises:
-        UserError: no batch size up to `batch_size` allows that.
     """
 
     def reaches_all(batch: int) -> bool:
