@@ -152,7 +152,7 @@ def features_folder() -> Path:
 
 @contextmanager
 def open_entry(key: Key, shape: tuple[int, ...]) -> Iterator[Entry]:
-    """Yield the entry for `key`, made if need be. One process at a time holds it; the others wait."""
+    """Yield the entry for `key`, created if need be; one process at a time holds it."""
     entry = Entry(folder=features_folder() / key.digest, key=key.fields, shape=shape)
     waiting = "waiting for another process that computes the same features"
     with file_lock(_lock_path(entry), waiting=waiting, hint=OTHER_FOLDER):
