@@ -62,11 +62,7 @@ ONE_SEED = (
 
 
 def run_ablation(asked: Ablation) -> str:
-    """Train what is missing, record the table and the picture; return the text to print.
-
-    Raises:
-        UserError: the variants are the same, or one of the two cannot be trained.
-    """
+    """Train what is missing, record the table and the picture; return the text to print."""
     base = replace(VARIANTS[asked.from_variant], **asked.overrides)
     end = replace(VARIANTS[asked.to_variant], **asked.overrides)
     steps = ablation.plan_ablation(base, end)
@@ -78,10 +74,8 @@ def run_ablation(asked: Ablation) -> str:
         with tempfile.TemporaryDirectory() as cache:
             costs = _measure_steps(asked, steps, run.id, cache)
         effects = ablation.find_effects(steps, costs, changes(base, end))
-        table, sentences = (
-            ablation.describe_table(effects),
-            [ablation.summarise_effect(each) for each in effects],
-        )
+        table = ablation.describe_table(effects)
+        sentences = [ablation.summarise_effect(each) for each in effects]
         if asked.num_seeds == 1:
             sentences.append(ONE_SEED)
         run.log_table(ablation.tabulate_effects(effects), "ablation.csv")

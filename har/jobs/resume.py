@@ -30,11 +30,7 @@ def reproduce_training(
     run_name: str | None,
     started: float,
 ) -> Record:
-    """Train a recorded run's recipe again, on the same images, as a new run.
-
-    Raises:
-        UserError: no such run, or other images.
-    """
+    """Train a recorded run's recipe again, on the same images, as a new run."""
     open_experiment(experiment)
     record = load_recorded_training(run_id)
     manifest = load_manifest(data, default=record.split or Split(), image_root=image_root)
@@ -94,13 +90,12 @@ def sync_trainings(started: float) -> Iterator[Record]:
     """
     failed = 0
     for run_id in backup.list_backups():
-        if backup.is_training(run_id):
-            say(f"run {run_id} is being trained by another process")
-            continue
         try:
-            if _delete_finished_backup(run_id):
-                continue
-            if backup.is_trained(run_id):
+            if backup.is_training(run_id):
+                say(f"run {run_id} is being trained by another process")
+            elif _delete_finished_backup(run_id):
+                pass
+            elif backup.is_trained(run_id):
                 yield resume_training(run_id, {}, None, started)
                 # the next one did not wait for this command to start, nor for this training
                 started = time.time()

@@ -41,11 +41,9 @@ from har.util.progress import quiet_loading, warn
 def promote(experiment: str | None, rules: Rules, dry_run: bool = False) -> str:
     """Promote the best run of `experiment` if it beats the champion; return the decision's text.
 
-    Under `mlflow run` the run records the decision, and its experiment is the default.
-
-    Raises:
-        UserError: no such experiment, no candidates, a champion that was not evaluated on the
-            same images, or a candidate whose model does not work.
+    Under `mlflow run` the run records the decision, and its experiment is the default. Raises a
+    UserError also if the champion was not evaluated on the same images, or if the candidate's model
+    does not work.
     """
     # before the run is opened: MLflow then forgets which run `mlflow run` opened
     name = "" if rules.run_id else query.choose_experiment_to_read(experiment)
