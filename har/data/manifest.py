@@ -10,7 +10,7 @@ import pandas as pd
 from filelock import FileLock
 
 from har.data.summary import DataSummary
-from har.util.errors import ChangedError, UserError
+from har.util.errors import UserError
 from har.util.files import digest_bytes, digest_file, replace_text
 
 # The table has one row for each image.
@@ -191,7 +191,7 @@ def check_bytes(manifest: Manifest, rows: pd.DataFrame) -> None:
         except OSError as error:
             raise UserError(f"{manifest.root / path} cannot be read: {error.strerror}") from error
         if found != digest:
-            raise ChangedError(
+            raise UserError(
                 f"{manifest.root / path} is not the image that was prepared: run `har prepare`"
                 " again"
             )

@@ -175,28 +175,28 @@ def shuffled_indices(count: int, kept: int, recipe: Recipe, first_epoch: int) ->
 
 
 @dataclass(frozen=True, kw_only=True)
-class Source:
+class Inputs:
     """The inputs of some rows: images, or features instead of them.
 
-    `load` yields batches of inputs; `change(inputs, indices, seed)` makes them training inputs by
+    `load` yields batches of inputs; `change(batch, indices, seed)` makes them training inputs by
     augmentation, or by choosing a view.
     """
 
     load: Loader
-    change: Callable[[Any, Any, Any], Any] = lambda inputs, indices, seed: inputs
+    change: Callable[[Any, Any, Any], Any] = lambda batch, indices, seed: batch
 
 
-def image_source(manifest: Manifest, rows: pd.DataFrame, recipe: Recipe) -> Source:
-    """Build the source of (batch, size, size, 3) images, uint8, or float32 with augmentation."""
+def image_inputs(manifest: Manifest, rows: pd.DataFrame, recipe: Recipe) -> Inputs:
+    """Build (batch, size, size, 3) inputs of images, uint8, or float32 with augmentation."""
     augment = AUGMENTATIONS[recipe.augmentation]
-    return Source(
+    return Inputs(
         load=LOADERS[recipe.loader](manifest, rows, recipe),
         change=lambda images, indices, seed: augment(images, seed),
     )
 
 
-def feature_source(features: npt.NDArray[np.float32]) -> Source:
-    """Build the source of (batch, ...) features from a (views, rows, ...) float32 array.
+def feature_inputs(features: npt.NDArray[np.float32]) -> Inputs:
+    """Build (batch, ...) inputs of features from a (views, rows, ...) float32 array.
 
     In training, each row comes each time as one of its views at random; else as the first view.
     """
@@ -209,11 +209,11 @@ def feature_source(features: npt.NDArray[np.float32]) -> Source:
         drawn = tf.random.stateless_uniform(tf.shape(indices), seed, 0, views, tf.int64)
         return tf.gather(flat, drawn * count + indices)
 
-    return Source(load=_pick_from(flat), change=choose_view)
+    return Inputs(load=_pick_from(flat), change=choose_view)
 
 
 def build_training_dataset(
-    source: Source, manifest: Manifest, rows: pd.DataFrame, recipe: Recipe, first_epoch: int = 0
+    inputs: Inputs, manifest: Manifest, rows: pd.DataFrame, recipe: Recipe, first_epoch: int = 0
 ) -> tf.data.Dataset:
     """Build the (inputs, labels) batches of all epochs that are left, as one data set.
 
@@ -223,17 +223,17 @@ def build_training_dataset(
     encode = build_label_encoder(manifest, rows, recipe)
 
     def finish(step: Any, batch: tuple[Any, Any]) -> tuple[Any, Any]:
-        inputs, indices = batch
+        found, indices = batch
         seed = tf.stack([tf.cast(recipe.seed, tf.int64), step])
-        return source.change(inputs, indices, seed), encode(indices)
+        return inputs.change(found, indices, seed), encode(indices)
 
     indices = shuffled_indices(len(rows), steps * recipe.batch_size, recipe, first_epoch)
-    batches = source.load(indices, recipe.batch_size, True).enumerate(first_epoch * steps)
+    batches = inputs.load(indices, recipe.batch_size, True).enumerate(first_epoch * steps)
     return prefetch(batches.map(finish, num_parallel_calls=available_cpus()))
 
 
 def build_validation_dataset(
-    source: Source, manifest: Manifest, rows: pd.DataFrame, recipe: Recipe, replicas: int = 1
+    inputs: Inputs, manifest: Manifest, rows: pd.DataFrame, recipe: Recipe, replicas: int = 1
 ) -> tf.data.Dataset | None:
     """Build (inputs, labels) batches of every row once, in order, never augmented; each has work
     for every replica. None for no rows.
@@ -242,11 +242,11 @@ def build_validation_dataset(
         return None
     encode = build_label_encoder(manifest, rows, recipe)
     size, last = size_evaluation_batches(len(rows), recipe.batch_size, replicas)
-    batches = source.load(tf.data.Dataset.range(len(rows) - last), size, False)
+    batches = inputs.load(tf.data.Dataset.range(len(rows) - last), size, False)
     if last:
         tail = tf.data.Dataset.range(len(rows) - last, len(rows))
-        batches = batches.concatenate(source.load(tail, last, False))
-    return prefetch(batches.map(lambda inputs, indices: (inputs, encode(indices))))
+        batches = batches.concatenate(inputs.load(tail, last, False))
+    return prefetch(batches.map(lambda found, indices: (found, encode(indices))))
 
 
 def size_evaluation_batches(images: int, batch_size: int, replicas: int) -> tuple[int, int]:

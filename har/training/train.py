@@ -25,8 +25,8 @@ from har.training.loaders import (
     build_training_dataset,
     build_validation_dataset,
     count_steps,
-    feature_source,
-    image_source,
+    feature_inputs,
+    image_inputs,
     name_bad_images,
     split_training,
 )
@@ -83,11 +83,11 @@ def build_image_inputs(job: TrainingJob, splits: Splits, first_epoch: int) -> Fi
     recipe, manifest, strategy = job.used, job.manifest, STRATEGIES[job.used.strategy]()
     replicas = strategy.num_replicas_in_sync
     train, validation, validation_data = splits.train, splits.validation, None
-    source = image_source(manifest, train, recipe)
-    train_data = build_training_dataset(source, manifest, train, recipe, first_epoch)
+    inputs = image_inputs(manifest, train, recipe)
+    train_data = build_training_dataset(inputs, manifest, train, recipe, first_epoch)
     if not validation.empty:
-        source = image_source(manifest, validation, recipe)
-        validation_data = build_validation_dataset(source, manifest, validation, recipe, replicas)
+        inputs = image_inputs(manifest, validation, recipe)
+        validation_data = build_validation_dataset(inputs, manifest, validation, recipe, replicas)
     with strategy.scope():
         model = build_model(recipe, len(manifest.class_names))
     return FitInputs(
@@ -115,10 +115,10 @@ def build_feature_inputs(job: TrainingJob, splits: Splits, first_epoch: int) -> 
         learner=head,
         model=model,
         train_data=build_training_dataset(
-            feature_source(found.train), manifest, splits.train, recipe, first_epoch
+            feature_inputs(found.train), manifest, splits.train, recipe, first_epoch
         ),
         validation_data=build_validation_dataset(
-            feature_source(found.validation[None]), manifest, splits.validation, recipe, replicas
+            feature_inputs(found.validation[None]), manifest, splits.validation, recipe, replicas
         ),
         extracted=found.extracted,
         test_features=found.test,

@@ -15,10 +15,6 @@ class UserError(ValueError):
         super().__init__(without_password(message))
 
 
-class ChangedError(UserError):
-    """A file has changed since it was prepared."""
-
-
 def first_line(error: Exception) -> str:
     """Return the first line of an exception's message, or its class name; no passwords."""
     return without_password((str(error).splitlines() or [type(error).__name__])[0])

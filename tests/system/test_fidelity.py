@@ -35,7 +35,7 @@ from har.training.loaders import (
     build_label_encoder,
     build_training_dataset,
     build_validation_dataset,
-    image_source,
+    image_inputs,
     read_images,
     split_training,
 )
@@ -122,7 +122,7 @@ def test_stream_yields_what_v2s_pipeline_makes(manifest: Manifest) -> None:
     files = tf.data.Dataset.from_tensor_slices((paths, rows["label_id"].to_numpy()))
     theirs = list(files.map(load, tf.data.AUTOTUNE).batch(4).prefetch(tf.data.AUTOTUNE))
     ours = list(
-        build_validation_dataset(image_source(manifest, rows, recipe), manifest, rows, recipe)
+        build_validation_dataset(image_inputs(manifest, rows, recipe), manifest, rows, recipe)
     )
     assert len(ours) == len(theirs) > 1
     for (images, labels), (their_images, their_labels) in zip(ours, theirs, strict=True):
@@ -206,7 +206,7 @@ def test_a_pass_is_the_whole_batches_of_all_training_images(manifest: Manifest) 
     rows = split_training(manifest, recipe).train
     assert len(rows) == len(manifest.rows("train")) and len(rows) % 5
     batches = list(
-        build_training_dataset(image_source(manifest, rows, recipe), manifest, rows, recipe)
+        build_training_dataset(image_inputs(manifest, rows, recipe), manifest, rows, recipe)
     )
     assert [len(images) for images, _ in batches] == [5] * (len(rows) // 5)
 

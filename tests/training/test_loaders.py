@@ -14,8 +14,8 @@ from har.training.loaders import (
     build_training_dataset,
     build_validation_dataset,
     count_steps,
-    feature_source,
-    image_source,
+    feature_inputs,
+    image_inputs,
     size_evaluation_batches,
     split_training,
 )
@@ -30,7 +30,7 @@ def batches(manifest: Manifest, first_epoch: int = 0, **fields: object) -> Batch
     rows = split_training(manifest, recipe).train
     return list(
         build_training_dataset(
-            image_source(manifest, rows, recipe), manifest, rows, recipe, first_epoch
+            image_inputs(manifest, rows, recipe), manifest, rows, recipe, first_epoch
         ).as_numpy_iterator()
     )
 
@@ -49,7 +49,7 @@ def test_features_come_in_the_order_of_their_images(manifest: Manifest) -> None:
     count = np.arange(len(rows), dtype=np.float32)
     views = np.stack([np.stack([count, np.full_like(count, view)], axis=1) for view in range(3)])
     found = list(
-        build_training_dataset(feature_source(views), manifest, rows, recipe).as_numpy_iterator()
+        build_training_dataset(feature_inputs(views), manifest, rows, recipe).as_numpy_iterator()
     )
     images = batches(manifest, augmentation="none", epochs=3)
     assert len(found) == len(images)
@@ -64,13 +64,13 @@ def test_validation_features_come_once_and_in_order(manifest: Manifest) -> None:
     rows = manifest.rows("train").reset_index(drop=True)
     features = np.arange(len(rows), dtype=np.float32)[:, None]
     found = build_validation_dataset(
-        feature_source(features[None]), manifest, rows, tiny_recipe("v5"), 2
+        feature_inputs(features[None]), manifest, rows, tiny_recipe("v5"), 2
     )
     pairs = [(x, y) for batch in found.as_numpy_iterator() for x, y in zip(*batch, strict=True)]
     assert [int(x[0]) for x, _ in pairs] == list(range(len(rows)))
     assert [y for _, y in pairs] == rows["label_id"].tolist()
     empty = build_validation_dataset(
-        feature_source(features[None, :0]), manifest, rows[:0], tiny_recipe(), 2
+        feature_inputs(features[None, :0]), manifest, rows[:0], tiny_recipe(), 2
     )
     assert empty is None
 
@@ -79,12 +79,12 @@ def test_no_pipeline_tunes_itself(manifest: Manifest) -> None:
     recipe = tiny_recipe()
     rows = manifest.rows("train").reset_index(drop=True)
     features = np.zeros((1, len(rows), 2), np.float32)
-    images = image_source(manifest, rows, recipe)
+    images = image_inputs(manifest, rows, recipe)
     for dataset in (
         build_training_dataset(images, manifest, rows, recipe),
         build_validation_dataset(images, manifest, rows, recipe),
-        build_training_dataset(feature_source(features), manifest, rows, recipe),
-        build_validation_dataset(feature_source(features), manifest, rows, recipe),
+        build_training_dataset(feature_inputs(features), manifest, rows, recipe),
+        build_validation_dataset(feature_inputs(features), manifest, rows, recipe),
     ):
         assert dataset is not None and dataset.options().autotune.enabled is False
 
@@ -165,7 +165,7 @@ def test_validation_is_every_image_once_in_order_unchanged(manifest: Manifest, l
     rows = split_training(manifest, recipe).validation
     found = list(
         build_validation_dataset(
-            image_source(manifest, rows, recipe), manifest, rows, recipe
+            image_inputs(manifest, rows, recipe), manifest, rows, recipe
         ).as_numpy_iterator()
     )
     images = np.concatenate([images for images, _ in found])
