@@ -162,18 +162,20 @@ def isolated(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.Monke
     keras.config.set_dtype_policy("float32")
 
 
-@contextmanager
-def tiny_backbones() -> Iterator[None]:
-    """The tiny backbone in the place of EfficientNet-Lite0, until the block ends."""
-    with pytest.MonkeyPatch.context() as patch:
-        tiny = Backbone(build_tiny, build_tiny)
-        patch.setitem(backbones.BACKBONES, "efficientnet-lite0", tiny)
-        yield
+TINY = Backbone(build_tiny, build_tiny)
 
 
 @pytest.fixture
-def tiny_backbone() -> Iterator[None]:
-    with tiny_backbones():
+def tiny_backbone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The tiny backbone in the place of EfficientNet-Lite0."""
+    monkeypatch.setitem(backbones.BACKBONES, "efficientnet-lite0", TINY)
+
+
+@contextmanager
+def tiny_backbones() -> Iterator[None]:
+    """The same for what is shared by several tests."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(backbones.BACKBONES, "efficientnet-lite0", TINY)
         yield
 
 
