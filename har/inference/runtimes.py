@@ -119,12 +119,17 @@ def choose_runtime(asked: str, num_gpus: int) -> str:
     return asked
 
 
+def has_gpu() -> bool:
+    """Return whether TensorFlow sees a GPU."""
+    import tensorflow as tf
+
+    return bool(tf.config.list_physical_devices("GPU"))
+
+
 def choose_arithmetic(runtime: str, precision: str, exact: bool) -> str:
     """Choose float32 if `exact`; else the recipe's precision on a GPU, bfloat16 on a CPU that
     computes it, which halves the time and costs a hundredth of precision.
     """
-    from har.models.devices import has_gpu
-
     if exact:
         return "float32"
     if runtime == "tensorflow" and has_gpu():
@@ -221,8 +226,6 @@ def compile_tensorflow(converted: Any, arithmetic: str) -> Compiled:
     """Compile by Keras' policies on a GPU; on a CPU one graph serves both arithmetics, and oneDNN
     rewrites it to bfloat16.
     """
-    from har.models.devices import has_gpu
-
     rewrite = arithmetic == "bfloat16" and not has_gpu()
     function = converted("float32" if rewrite or arithmetic == "float32" else f"mixed_{arithmetic}")
     return Compiled(

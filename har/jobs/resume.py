@@ -93,9 +93,11 @@ def sync_trainings(started: float) -> Iterator[Record]:
         try:
             if backup.is_training(run_id):
                 say(f"run {run_id} is being trained by another process")
-            elif _delete_finished_backup(run_id):
-                pass
-            elif backup.is_trained(run_id):
+                continue
+            trained = backup.is_trained(run_id)
+            if _delete_finished_backup(run_id):
+                continue
+            if trained:
                 yield resume_training(run_id, {}, None, started)
                 # the next one did not wait for this command to start, nor for this training
                 started = time.time()

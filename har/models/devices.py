@@ -53,11 +53,6 @@ def format_hardware(hardware: Hardware, replicas: int) -> str:
     return "+".join(f"{count}x{name}" for name, count in Counter(names).items())
 
 
-def has_gpu() -> bool:
-    """Return True if TensorFlow can use a GPU."""
-    return bool(tf.config.list_physical_devices("GPU"))
-
-
 def find_hardware() -> Hardware:
     """Ask TensorFlow and the operating system for the hardware."""
     gpus = tf.config.list_physical_devices("GPU")
@@ -123,7 +118,7 @@ def describe_unused_gpu(hardware: Hardware) -> list[str]:
 
 def make_deterministic() -> None:
     """Make TensorFlow's operations repeatable on a CPU; on a GPU this would cost much speed."""
-    if not has_gpu():
+    if not tf.config.list_physical_devices("GPU"):
         tf.config.experimental.enable_op_determinism()
 
 

@@ -23,9 +23,9 @@ from har.inference.runtimes import (
     Compiled,
     check_compiled,
     choose_arithmetic,
+    has_gpu,
     run_batches,
 )
-from har.models.devices import has_gpu
 from har.recipe import Recipe
 from har.training.augmentation import AUGMENTATIONS
 from har.training.feature_cache import Entry, Features, Key, check_limit, make_room, open_entry

@@ -32,7 +32,6 @@ from har.inference.runtimes import (
     openvino_core,
     run_batches,
 )
-from har.models import devices
 from har.models.build import build_model, build_trained_head, find_backbone
 from har.util.errors import UserError
 from har.util.hardware import has_bfloat16
@@ -248,7 +247,7 @@ def test_arithmetic_is_the_machines_best_but_for_test_images(
     arithmetic: str,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(devices, "has_gpu", lambda: gpu)
+    monkeypatch.setattr(runtimes, "has_gpu", lambda: gpu)
     monkeypatch.setattr(runtimes, "has_bfloat16", lambda: bfloat16)
     assert choose_arithmetic("tensorflow", precision, exact) == arithmetic
 
@@ -275,7 +274,7 @@ def test_a_gpus_precision_is_computed_by_keras_policy(
     precision: str, network: keras.Model, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """On a CPU here: that the weights are carried over, and the precision is as asked for."""
-    monkeypatch.setattr(devices, "has_gpu", lambda: True)
+    monkeypatch.setattr(runtimes, "has_gpu", lambda: True)
     runtime, arithmetic = RUNTIMES["tensorflow"], precision.removeprefix("mixed_")
     compiled = runtime.compile(runtime.convert(network), arithmetic)
     assert compiled.run(floats(2)).dtype.name == arithmetic

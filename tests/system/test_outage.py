@@ -195,7 +195,7 @@ def test_a_store_that_cannot_write_is_said_before_the_work(
 
 def test_away_to_the_end_then_sync(server: Server, data: Path, cli) -> None:
     process = start(
-        arguments(data, "late"), "import har.tracking.journal as j; j.PATIENCE_S = 2.0; "
+        arguments(data, "late"), "import har.tracking.journal as j; j.END_WAIT_S = 2.0; "
     )
     said = read_to(process, 3)
     server.kill()
@@ -221,6 +221,8 @@ def test_sync_goes_on_past_a_backup_that_cannot_be_read(store: str, cli) -> None
     for name in ("one", "two"):
         backup_folder(name).mkdir(parents=True)
         (backup_folder(name) / "job.json").write_text("no json")
+    # a store that is there
+    mlflow.search_experiments()
     result = cli("sync")
     assert result.exit_code == 2
     assert "2 trainings could not be recorded" in result.output
