@@ -5,7 +5,7 @@ from pathlib import Path
 import click
 
 from har.cli.options import experiment_option, experiment_to_read_option, offline_option
-from har.cli.tables import format_trainings
+from har.cli.tables import format_comparison
 
 
 @click.command()
@@ -32,7 +32,7 @@ def compare(run_ids: tuple[str, ...], runs: str | None, experiment: str | None, 
 
     more = [each.strip() for each in (runs or "").split(",") if each.strip()]
     records, report = run_comparison([*run_ids, *more], experiment, out)
-    click.echo(f"{format_trainings(records, short_ids=True)}\n{report}")
+    click.echo(f"{format_comparison(records)}\n{report}")
 
 
 @click.command()

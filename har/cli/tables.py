@@ -7,9 +7,19 @@ if TYPE_CHECKING:
     from har.tracking.records import Record
 
 
-def format_trainings(records: Sequence["Record"], *, short_ids: bool = False) -> str:
-    """Format trainings as a table: what was trained, how good it is, and how long it took."""
-    rows = [_format_row(each, 8 if short_ids else None) for each in records]
+def format_comparison(records: Sequence["Record"]) -> str:
+    """Format trainings as one table for each set of test images, the best first."""
+    tables = []
+    for digest in dict.fromkeys(each.test_digest for each in records):
+        group = [each for each in records if each.test_digest == digest]
+        group.sort(key=lambda each: -(each.accuracy or 0.0))
+        dataset = group[0].dataset or "published runs"
+        tables.append(f"{dataset}, test images {digest or 'unknown'}\n{_format_table(group, 8)}")
+    return "\n\n".join(tables)
+
+
+def _format_table(records: Sequence["Record"], id_length: int | None = None) -> str:
+    rows = [_format_row(each, id_length) for each in records]
     lines = [list(rows[0]), *(list(row.values()) for row in rows)]
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     return "\n".join(
@@ -27,9 +37,11 @@ def _format_row(record: "Record", id_length: int | None) -> Mapping[str, str]:
     if record.seconds is not None:
         minutes, rest = divmod(round(record.seconds), 60)
         time = f"{minutes} min {rest:02} s{' (cache hit)' if record.cache_hit else ''}"
+    what = {"variant": record.variant, "hardware": record.hardware}
+    if id_length is not None:
+        what = {"run": f"{record.name}{' (published)' if record.published else ''}"}
     return {
-        "variant": record.variant,
-        "hardware": f"{record.hardware}{' (published)' if record.published else ''}",
+        **what,
         "accuracy (95 % interval)": accuracy,
         "top-3": top_3,
         "wall time": time,
@@ -41,7 +53,7 @@ def describe_training(record: "Record") -> str:
     """Describe a training that has just ended, and say how to see more."""
     from har.tracking.ui import describe_run_page
 
-    lines = [format_trainings([record])]
+    lines = [_format_table([record])]
     if record.cache_hit:
         lines.append("cache hit: features were found on disk, so this is not the whole job's time")
     lines.append(f"differs from {record.variant}: {record.differs_from_variant}")

@@ -18,12 +18,16 @@ from har.tracking.records import Record, find_hits_by_path
 
 # Shown in place of an unknown value.
 MISSING = "-"
-RUN_COLUMNS = [
-    "run_id", "name", "source", "variant", "differs_from_variant", "hardware", "precision",
-    "strategy", "backbone", "dataset", "test_digest", *metrics.TEST_METRICS,
-    "val_accuracy", "train_accuracy", "wall_time_s", "feature_cache",
-    "epoch_time_s", "images_per_second", "epochs", "peak_memory_mb", "notebook_minutes",
-]  # fmt: skip
+
+
+def run_columns() -> list[str]:
+    """List the columns of the table of runs, every metric of the test split among them."""
+    return [
+        "run_id", "name", "source", "variant", "differs_from_variant", "hardware", "precision",
+        "strategy", "backbone", "dataset", "test_digest", *metrics.TEST_METRICS,
+        "val_accuracy", "train_accuracy", "wall_time_s", "feature_cache",
+        "epoch_time_s", "images_per_second", "epochs", "peak_memory_mb", "notebook_minutes",
+    ]  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,16 +56,16 @@ def group_by_test(records: Sequence[Record]) -> tuple[list[Group], list[Record]]
 
 
 def tabulate_runs(records: Sequence[Record]) -> pd.DataFrame:
-    """Return one row for each run, with RUN_COLUMNS; NaN or None if a value is unknown."""
-    return pd.DataFrame([run_row(each) for each in records], columns=RUN_COLUMNS)
+    """Return one row for each run, with run_columns(); NaN or None if a value is unknown."""
+    return pd.DataFrame([run_row(each) for each in records], columns=run_columns())
 
 
 def run_row(record: Record) -> dict[str, Any]:
-    """Return the values of RUN_COLUMNS; `epoch_time_s` is the median of the epochs."""
+    """Return the values of run_columns(); `epoch_time_s` is the median of the epochs."""
     history = record.history
     epoch_times = [epoch["epoch_time_s"] for epoch in history if "epoch_time_s" in epoch]
     notebook = NOTEBOOKS.get(record.variant)
-    same_name = {name: getattr(record, name) for name in RUN_COLUMNS if hasattr(record, name)}
+    same_name = {name: getattr(record, name) for name in run_columns() if hasattr(record, name)}
     return {
         **same_name,
         **record.test_metrics,

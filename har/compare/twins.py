@@ -14,6 +14,7 @@ import pandas as pd
 from mlflow.exceptions import MlflowException
 
 from har.evaluation.metrics import in_points, paired_difference
+from har.notebooks import NOTEBOOKS
 from har.tracking.query import find_runs, find_training, load_predictions
 from har.tracking.records import DIGESTS, Record, find_hits_by_path, read_record
 from har.tracking.store import quiet_mlflow, retry_once
@@ -24,8 +25,7 @@ from har.util.progress import warn
 # Precedes the twin's hardware in a tag's name, or `notebook` for the variant's published run.
 TAG = "twin."
 NO_TWINS = (
-    "no twins: no finished training of the same recipe, data and test split on other hardware, and"
-    " no published run of the variant (`har import-notebooks` records those)"
+    "no twins: no finished training of the same recipe, data and test split on other hardware"
 )
 
 
@@ -90,7 +90,10 @@ def format_comparisons(record: Record, comparisons: Sequence[Comparison]) -> str
     """Format the table that `har twins` prints; its first row is the training itself."""
     rows = [_table_row(record, None), *(_table_row(each.twin, each) for each in comparisons)]
     table = pd.DataFrame(rows).to_string(index=False)
-    return table if comparisons else f"{table}\n{NO_TWINS}"
+    if comparisons:
+        return table
+    published = "; `har import-notebooks` records its published run"
+    return f"{table}\n{NO_TWINS}{published if record.variant in NOTEBOOKS else ''}"
 
 
 def _table_row(record: Record, compared: Comparison | None) -> dict[str, str]:

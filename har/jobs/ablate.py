@@ -35,7 +35,7 @@ from har.training.job import build_job
 from har.util.errors import UserError
 from har.util.process import process_start
 from har.util.progress import say
-from har.util.signals import handle_sigterm_as_ctrl_c
+from har.util.signals import handle_sigterm_as_ctrl_c, ignore_ctrl_c
 
 Returned = TypeVar("Returned")
 
@@ -101,6 +101,7 @@ def _measure_steps(
     every = list(dict.fromkeys(recipe for group in recipes for recipe in group))
     keys = _in_own_process(_find_hardware_tags, every, sorted(asked.overrides))
     key_of = dict(zip(every, keys, strict=True))
+    say(f"{len(set(keys))} recipes, one training each; interrupted, the same command resumes")
     records: dict[tuple[str, str], Record] = {}
     for step, group in zip(steps, recipes, strict=True):
         variant = asked.to_variant if step.kind in ("leave", "end") else asked.from_variant
@@ -171,13 +172,15 @@ def _in_own_process(function: Callable[..., Returned], *arguments: Any) -> Retur
     with ProcessPoolExecutor(
         max_workers=1, mp_context=get_context("spawn"), initializer=handle_sigterm_as_ctrl_c
     ) as pool:
-        working = pool.submit(function, *arguments)
+        # a child that is still importing would answer Ctrl-C with a stack trace
+        with ignore_ctrl_c():
+            working = pool.submit(function, *arguments)
         try:
             return working.result()
         except BrokenProcessPool as error:
             raise UserError("a training was killed from outside; was memory short?") from error
         except KeyboardInterrupt:
-            # perhaps only this process received the signal
+            # the children ignore Ctrl-C, and take SIGTERM as such
             for child in psutil.Process().children():
                 child.terminate()
             raise

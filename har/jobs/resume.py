@@ -57,6 +57,11 @@ def resume_training(
         UserError: there is no backup, the run has finished, another process trains it, or it would
             differ because of the overrides, the data or this machine.
     """
+    if run_id not in backup.list_backups() and _is_finished(run_id):
+        raise UserError(
+            f"run {run_id} is finished: there is nothing to resume. `har train --reproduce"
+            f" {run_id}` trains it again"
+        )
     backup.check_backup(run_id)
     with backup.training_lock(run_id):
         if _delete_finished_backup(run_id):
@@ -71,6 +76,13 @@ def resume_training(
         # an earlier process may have ended after it logged its model
         delete_models(run_id)
         return run_training(job, DEFAULT_EXPERIMENT, started, resume=run_id)
+
+
+def _is_finished(run_id: str) -> bool:
+    try:
+        return bool(load_run(run_id).info.status == "FINISHED")
+    except UserError:
+        return False
 
 
 def _delete_finished_backup(run_id: str) -> bool:

@@ -159,7 +159,7 @@ def describe_backups() -> list[str]:
     """Describe each backup in one line, below a headline; no lines where there are none."""
     lines = [_describe_backup(run_id) for run_id in list_backups()]
     head = (
-        f"{backup_folder('-').parent}: {len(lines)} backups of unfinished trainings; delete the"
+        f"{backup_folder('-').parent}: {len(lines)} backups of unfinished trainings; `rm -r` the"
         " folders of those you will not resume"
     )
     return [head, *lines] if lines else []

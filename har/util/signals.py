@@ -15,6 +15,16 @@ def handle_sigterm_as_ctrl_c() -> None:
 
 
 @contextmanager
+def ignore_ctrl_c() -> Iterator[None]:
+    """Ignore Ctrl-C during the block; a process started in it ignores it for good."""
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+@contextmanager
 def defer_interrupts() -> Iterator[Callable[[], None]]:
     """Delay Ctrl-C until the block calls the yielded function `checkpoint()`.
 
