@@ -30,10 +30,10 @@ class Comparison:
     figures: dict[str, bytes]
 
 
-# The columns of the page's tables, each with the format of its numbers; "" means text.
+# The columns of the page's tables, each with the format of its numbers; "" means text. The test
+# split's metrics stand between `run_id` and `val_accuracy`.
 FORMS = {
     "runs": {
-        "name": "", "run_id": "", **{name: each.form for name, each in TEST_METRICS.items()},
         "val_accuracy": ".1%", "train_accuracy": ".1%", "wall_time_s": ",.0f",
         "feature_cache": "", "epoch_time_s": ",.1f", "images_per_second": ",.0f",
         "epochs": ".0f", "peak_memory_mb": ",.0f", "notebook_minutes": ".0f",
@@ -52,7 +52,6 @@ FORMS = {
 }  # fmt: skip
 # Headings of columns; the others have their names.
 HEADINGS = {
-    **{name: each.heading for name, each in TEST_METRICS.items()},
     "name": "run", "run_id": "run id", "val_accuracy": "validation", "train_accuracy": "training",
     "wall_time_s": "wall time s", "feature_cache": "feature cache", "epoch_time_s": "epoch s",
     "images_per_second": "images/s", "peak_memory_mb": "memory MB",
@@ -62,6 +61,11 @@ HEADINGS = {
     "only_first": "only first right", "only_second": "only second right", "p_value": "p",
     "p_corrected": "p corrected", "label": "class",
 }  # fmt: skip
+
+
+def _list_forms() -> dict[str, dict[str, str]]:
+    metrics = {name: each.form for name, each in TEST_METRICS.items()}
+    return FORMS | {"runs": {"name": "", "run_id": ""} | metrics | FORMS["runs"]}
 
 
 def build_comparison(records: Sequence[Record]) -> Comparison:
@@ -92,8 +96,8 @@ def build_comparison(records: Sequence[Record]) -> Comparison:
         curves=figures.get("learning_curves"),
         runs=by_name["runs"],
         differences=by_run,
-        forms={**FORMS, "fields": dict.fromkeys(by_run, "")},
-        headings=HEADINGS,
+        forms={**_list_forms(), "fields": dict.fromkeys(by_run, "")},
+        headings=HEADINGS | {name: each.heading for name, each in TEST_METRICS.items()},
         limits={"alpha": ALPHA, "gallery": GALLERY_IMAGES, "drawn": MOST_DRAWN},
         show=_format_cell,
         picture_uri=picture_uri,
