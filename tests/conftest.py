@@ -25,6 +25,7 @@ import pytest
 import tensorflow as tf
 from click.testing import CliRunner
 from keras import layers
+from mlflow.tracking import fluent
 from PIL import Image
 
 from har.cli.main import main
@@ -227,6 +228,10 @@ def cli():
     """Run a command in this process: `cli("run", "--epochs", "2")`."""
 
     def invoke(*arguments: object):
+        # in a new process no experiment has been chosen
+        if fluent._active_experiment_id is not None:
+            fluent._active_experiment_id = None
+            os.environ.pop("MLFLOW_EXPERIMENT_ID", None)
         return CliRunner().invoke(main, [str(each) for each in arguments])
 
     return invoke
