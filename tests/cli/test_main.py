@@ -17,7 +17,7 @@ from mlflow import MlflowClient
 from har.cli.main import main
 from har.recipe import VARIANTS, Recipe
 from har.util.signals import STOPPING_SIGNALS
-from tests.conftest import tracking_to, write_images
+from tests.conftest import tracking_to
 
 TINY_RUN = (
     "--image-size", 32, "--batch-size", 4, "--epochs", 1, "--test-fraction", 0.25,
@@ -284,32 +284,8 @@ def test_weights_that_cannot_be_had_leave_a_failed_run(cli, raw: Path, store: st
     assert latest.data.params["recipe.weights"] == str(foreign)
 
 
-def killed_run(experiment: str) -> mlflow.entities.Run:
-    (run,) = mlflow.search_runs(experiment_names=[experiment], output_format="list")
-    assert run.info.status == "KILLED" and "val_accuracy" in run.data.metrics
-    return run
-
-
-def test_ctrl_c_ends_the_run_as_killed(tmp_path: Path, store: str) -> None:
-    raw = write_images(tmp_path / "raw")
-    command = [
-        sys.executable, "-m", "har", "run", "--data", str(raw), "--epochs", "5000",
-        "--patience", "0", *map(str, TINY_RUN[:4]), "--experiment", "stopped",
-    ]  # fmt: skip
-    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
-    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=environment)
-    for line in process.stderr:
-        if line.startswith("epoch 3/"):
-            break
-    process.send_signal(signal.SIGINT)
-    _, rest = process.communicate(timeout=60)
-    assert process.returncode == 130, rest
-    assert rest.splitlines()[-1] == "stopped" and "Traceback" not in rest
-    killed_run("stopped")
-
-
 @pytest.mark.parametrize("how", STOPPING_SIGNALS)
-def test_each_signal_ends_a_run_as_killed(
+def test_a_signal_ends_the_run_as_killed(
     how: signal.Signals, cli, tiny_backbone: None, tiny_raw: Path, store: str, after_each_epoch
 ) -> None:
     after_each_epoch(lambda epoch: signal.raise_signal(how))
@@ -317,7 +293,8 @@ def test_each_signal_ends_a_run_as_killed(
     result = cli("run", "--data", tiny_raw, *TINY_RUN[:-1], experiment, "--epochs", 9)
     assert result.exit_code == 130, result.output
     assert result.stderr.splitlines()[-1] == "stopped"
-    run = killed_run(experiment)
+    (run,) = mlflow.search_runs(experiment_names=[experiment], output_format="list")
+    assert run.info.status == "KILLED"
     assert len(MlflowClient().get_metric_history(run.info.run_id, "val_accuracy")) == 1
 
 

@@ -90,8 +90,11 @@ def predictions(run: mlflow.entities.Run) -> pd.DataFrame:
     return pd.read_csv(mlflow.artifacts.download_artifacts(uri))
 
 
-def start_and_stop(words: list[str], stop: int, epochs: int, later_s: float) -> str:
-    """Start the command, send it a signal so long after its backup of so many epochs; its run."""
+def start_and_stop(words: list[str], stop: int, epochs: int, later_s: float) -> tuple[int, str]:
+    """Start the command and send it a signal, `later_s` after the end of epoch `epochs`.
+
+    Returns its exit status, and what it said after that epoch.
+    """
     with subprocess.Popen(
         [sys.executable, "-c", COMMAND, *words], stderr=subprocess.PIPE, text=True
     ) as process:
@@ -103,7 +106,7 @@ def start_and_stop(words: list[str], stop: int, epochs: int, later_s: float) -> 
                 break
         rest = process.stderr.read()
     assert process.returncode != 0
-    return rest
+    return process.returncode, rest
 
 
 def first_epoch(said: str) -> int:
@@ -131,18 +134,22 @@ def assert_as_if_nothing_had_happened(run: mlflow.entities.Run, whole: mlflow.en
     assert not backup_folder(run.info.run_id).exists()
 
 
-def test_killed_it_goes_on_in_the_same_run(
+def test_stopped_and_killed_it_goes_on_in_the_same_run(
     whole: mlflow.entities.Run, data: Path, store: str, cli
 ) -> None:
     words, began = arguments(data, "killed"), time.time()
-    start_and_stop(words, signal.SIGKILL, epochs=4, later_s=0.1)
+    code, rest = start_and_stop(words, signal.SIGINT, epochs=4, later_s=0.1)
     run = only_run("killed")
-    assert run.info.status == "RUNNING"
-    assert (backup_folder(run.info.run_id) / STATE_FILE).is_file()
-    assert f"interrupted; to resume: har train --resume {run.info.run_id}" in cli("cache").output
+    assert (code, run.info.status) == (130, "KILLED")
+    assert f"har train --resume {run.info.run_id}" in rest
+    assert rest.splitlines()[-1] == "stopped" and "Traceback" not in rest
     # it may be killed while it goes on, too
     resume = ["train", "--resume", run.info.run_id]
-    start_and_stop(resume, signal.SIGKILL, epochs=7, later_s=0.0)
+    code, rest = start_and_stop(resume, signal.SIGKILL, epochs=7, later_s=0.0)
+    assert code == -signal.SIGKILL
+    assert only_run("killed").info.status == "RUNNING"
+    assert (backup_folder(run.info.run_id) / STATE_FILE).is_file()
+    assert f"interrupted; to resume: har train --resume {run.info.run_id}" in cli("cache").output
     assert first_epoch(har(*resume).stderr) > 7
     run = only_run("killed")
     assert_as_if_nothing_had_happened(run, whole)
@@ -217,7 +224,7 @@ def test_a_mistake_leaves_no_backup(data: Path, store: str, cli) -> None:
 
 @pytest.mark.slow
 def test_ctrl_c_says_how_to_go_on(whole: mlflow.entities.Run, data: Path, store: str) -> None:
-    rest = start_and_stop(arguments(data, "stopped"), signal.SIGINT, epochs=2, later_s=0.0)
+    _, rest = start_and_stop(arguments(data, "stopped"), signal.SIGINT, epochs=2, later_s=0.0)
     run = only_run("stopped")
     assert run.info.status == "KILLED"
     assert f"har train --resume {run.info.run_id}" in rest

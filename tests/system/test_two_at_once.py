@@ -49,6 +49,7 @@ def test_trainings_of_one_recipe(data: Path, store: str) -> None:
     assert len(entries) == 2 and all(entry.num_rows == entry.shape[0] for entry in entries)
 
 
+@pytest.mark.slow
 def test_preparations_into_one_folder(data: Path, store: str, tmp_path: Path) -> None:
     out = tmp_path / "out"
     at_once(2, "prepare", "--data", str(data), "--out", str(out), "--test-fraction", "0.25")
