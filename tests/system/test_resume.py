@@ -156,7 +156,7 @@ def test_stopped_and_killed_it_goes_on_in_the_same_run(
     # what is counted was spent, and was spent once
     assert run.data.metrics["train_time_s"] < run.data.metrics["wall_time_s"] < time.time() - began
     again = cli(*resume)
-    assert again.exit_code == 2 and "no backup" in again.output
+    assert again.exit_code == 2 and "is finished: there is nothing to resume" in again.output
 
 
 def test_an_end_that_was_not_recorded_is_recorded_once(
