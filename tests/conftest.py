@@ -199,7 +199,10 @@ def manifest(tiny_raw: Path, tmp_path_factory: pytest.TempPathFactory) -> Manife
 
 @pytest.fixture(scope="session")
 def store_uri(tmp_path_factory: pytest.TempPathFactory) -> str:
-    return f"sqlite:///{tmp_path_factory.mktemp('store')}/mlflow.db"
+    uri = f"sqlite:///{tmp_path_factory.mktemp('store')}/mlflow.db"
+    # commands that read create no store
+    mlflow.MlflowClient(uri).search_experiments()
+    return uri
 
 
 @pytest.fixture
