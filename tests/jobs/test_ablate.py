@@ -70,7 +70,7 @@ def test_features_are_shared_and_their_time_counts_all_the_same(
 ) -> None:
     """One change between two recipes that train on the same features."""
     change = ("--from", "original", "--to", "v1", "--experiment", "shared")
-    same = ("--loader", "features", "--strategy", "one_device")
+    same = ("--loader", "features", "--strategy", "one_device", "--runtime", "tensorflow")
     result = cli(*ARGUMENTS, *change, *same, "--data", tiny_raw)
     assert result.exit_code == 0, result.output
     ids = [mlflow.get_experiment_by_name("shared").experiment_id]

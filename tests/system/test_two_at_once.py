@@ -37,7 +37,9 @@ def at_once(count: int, *words: str) -> list[str]:
 def test_trainings_of_one_recipe(data: Path, store: str) -> None:
     """They prepare the same data, compute the same features, and each has its own run."""
     experiment = ["--experiment", "at once", "--data", str(data), "--test-fraction", "0.25"]
-    at_once(2, "run", "--variant", "v5", "--epochs", "3", *TINY, *experiment)
+    at_once(
+        2, "run", "--variant", "v5", "--epochs", "3", "--runtime", "tensorflow", *TINY, *experiment
+    )
     found = mlflow.get_experiment_by_name("at once")
     runs = mlflow.search_runs([found.experiment_id], output_format="list")
     assert len(runs) == 2
