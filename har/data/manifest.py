@@ -7,11 +7,11 @@ from io import BytesIO
 from pathlib import Path
 
 import pandas as pd
-from filelock import FileLock
 
 from har.data.summary import DataSummary
 from har.util.errors import UserError
 from har.util.files import digest_bytes, digest_file, replace_text
+from har.util.locks import file_lock
 
 # The table has one row for each image.
 COLUMNS = {
@@ -87,10 +87,11 @@ def format_manifest_files(manifest: Manifest) -> dict[str, str]:
 
 def write_manifest(manifest: Manifest, out: Path) -> None:
     """Write both files of a prepared folder atomically, dataset.json last."""
+    lock = out / ".lock"
     try:
         out.mkdir(parents=True, exist_ok=True)
         # two processes at once could leave the table of one beside the summary of the other
-        with FileLock(lock := out / ".lock"):
+        with file_lock(lock, hint="choose another folder"):
             try:
                 for name, text in format_manifest_files(manifest).items():
                     replace_text(out / name, text)

@@ -31,8 +31,8 @@ def reproduce_training(
     started: float,
 ) -> Record:
     """Train a recorded run's recipe again, on the same images, as a new run."""
-    open_experiment(experiment)
     record = load_recorded_training(run_id)
+    open_experiment(experiment)
     manifest = load_manifest(data, default=record.split or Split(), image_root=image_root)
     check_same_data(record, manifest)
     feature_runtime = None
@@ -57,15 +57,16 @@ def resume_training(
         UserError: there is no backup, the run has finished, another process trains it, or it would
             differ because of the overrides, the data or this machine.
     """
+    finished = UserError(
+        f"run {run_id} is finished: there is nothing to resume. `har train --reproduce {run_id}`"
+        " trains it again"
+    )
     if run_id not in backup.list_backups() and _is_finished(run_id):
-        raise UserError(
-            f"run {run_id} is finished: there is nothing to resume. `har train --reproduce"
-            f" {run_id}` trains it again"
-        )
+        raise finished
     backup.check_backup(run_id)
     with backup.training_lock(run_id):
         if _delete_finished_backup(run_id):
-            raise UserError(f"cannot resume run {run_id}: it already finished")
+            raise finished
         job = backup.load_job(run_id, image_root)
         if other := describe_changes(job.requested, replace(job.requested, **overrides)):
             raise UserError(

@@ -29,7 +29,7 @@ from har.util.errors import UserError
 from har.util.process import format_program, peak_memory_mb
 from har.util.progress import say, warn
 
-# Measured with EfficientNet-Lite0 on 6,000 photographs (README, Results).
+# Measured with EfficientNet-Lite0 on 6,000 photographs (docs/results.md).
 SLOW_ON_CPU = "without a GPU, --variant v5 takes a 25th of v3's time and is at least as accurate"
 
 

@@ -19,6 +19,7 @@ import mlflow
 import requests
 from mlflow.exceptions import MlflowException
 from mlflow.utils.mlflow_tags import MLFLOW_RUN_NAME, MLFLOW_RUN_NOTE
+from mlflow.utils.name_utils import _GENERATOR_NOUNS, _GENERATOR_PREDICATES
 from sqlalchemy.exc import SQLAlchemyError
 
 from har.tracking.ui import find_sqlite_file, set_up_experiment
@@ -37,8 +38,6 @@ SHORT_TIMEOUTS = {
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "7",
     "MLFLOW_HTTP_REQUEST_BACKOFF_FACTOR": "1",
 }
-# The names that MLflow gives to runs which got none, such as `bold-fox-123`.
-RANDOM_NAME = re.compile(r"[a-z]+-[a-z]+-\d+")
 
 
 @dataclass
@@ -113,7 +112,11 @@ def open_run(experiment: str, tags: Mapping[str, str], run_id: str | None = None
 
 
 def _keep_given_name(tags: dict[str, str], name: str | None) -> dict[str, str]:
-    if name and not RANDOM_NAME.fullmatch(name):
+    predicate, _, rest = (name or "").partition("-")
+    noun, _, number = rest.partition("-")
+    # MLflow calls a run without a name `bold-fox-123`
+    random = predicate in _GENERATOR_PREDICATES and noun in _GENERATOR_NOUNS and number.isdigit()
+    if name and not random:
         tags.pop(MLFLOW_RUN_NAME, None)
     return tags
 

@@ -13,12 +13,12 @@ from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
-from zipfile import BadZipFile
 
 import numpy as np
 
 from har.data.manifest import read_manifest, write_manifest
 from har.recipe import Recipe, describe_changes
+from har.training.arrays import load_arrays
 from har.training.job import TrainingJob, build_job
 from har.training.state import State
 from har.util.errors import UserError, first_line
@@ -233,13 +233,11 @@ def read_state(folder: Path) -> tuple[State | None, float]:
     if not file.exists():
         return None, 0.0
     try:
-        # arrays only: a pickle in the file is an error
-        with file.open("rb") as opened, np.load(opened, allow_pickle=False) as found:
-            arrays = {name: found[name] for name in found.files}
+        arrays = load_arrays(file)
         about = json.loads(arrays.pop("about").tobytes())
         wall_s = float(about.pop("wall_s"))
         return State(**about, arrays=arrays), wall_s
-    except (OSError, ValueError, KeyError, TypeError, EOFError, BadZipFile) as error:
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(
             f"{file} is damaged: {first_line(error)}; delete it to train this run from its first"
             " epoch"

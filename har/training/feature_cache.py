@@ -16,11 +16,11 @@ from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
-from zipfile import BadZipFile
 
 import numpy as np
 import numpy.typing as npt
 
+from har.training.arrays import load_arrays
 from har.util.errors import UserError
 from har.util.files import cache_folder, digest_file, replace_file, replace_text
 from har.util.locks import file_lock
@@ -96,12 +96,11 @@ class Entry:
         """A shard's features and the seconds they took; None if it is missing or damaged."""
         path = self._path(shard)
         try:
-            # arrays only: a pickle in the file is an error
-            with path.open("rb") as file, np.load(file, allow_pickle=False) as found:
-                features, seconds = found["features"], float(found["seconds"])
+            found = load_arrays(path)
+            features, seconds = found["features"], float(found["seconds"])
         except FileNotFoundError:
             return None
-        except (OSError, ValueError, KeyError, EOFError, BadZipFile, NotImplementedError):
+        except (ValueError, KeyError, TypeError):
             features, seconds = np.empty(0), 0.0
         if features.shape != (len(self.rows(shard)), *self.shape[1:]):
             say(f"damaged, computed again: {path}")

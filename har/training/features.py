@@ -181,7 +181,7 @@ class Extraction:
             compiled = runtime.compile(self.converted, arithmetic)
             _, images = next(self._read_batches(rows, None, np.arange(len(rows)), CHECKED_IMAGES))
             expected = np.asarray(self.network(images, training=False))
-            check_compiled(compiled, images, expected, f"{self.runtime} {arithmetic}")
+            check_compiled(compiled, images, expected, runtime=self.runtime, arithmetic=arithmetic)
             self.compiled[arithmetic] = compiled
         return self.compiled[arithmetic]
 

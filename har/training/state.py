@@ -8,9 +8,9 @@ import keras
 import numpy.typing as npt
 
 from har.recipe import Recipe
+from har.training.arrays import Arrays
 from har.util.errors import UserError
 
-Arrays = dict[str, npt.NDArray[Any]]
 # What Keras' early stopping remembers, beside the best weights.
 STOPPING_FIELDS = ("wait", "best", "best_epoch")
 

@@ -61,7 +61,8 @@ def test_a_run_that_was_finished_stays_finished(store: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("given", "kept"), [("bold-fox-123", "v3 · lite0"), ("my run", "my run"), ("", "v3 · lite0")]
+    ("given", "kept"),
+    [("my run", "my run"), ("my-run-1", "my-run-1"), *[("", "v3 · lite0")] * 5],
 )
 def test_a_name_given_to_mlflow_run_stays(
     given: str, kept: str, store: str, monkeypatch: pytest.MonkeyPatch

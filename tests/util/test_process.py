@@ -31,11 +31,11 @@ def test_peak_memory_is_in_megabytes() -> None:
 
 
 def test_a_program_is_named_as_the_users_shell_finds_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sys, "prefix", "/work/.venv")
-    monkeypatch.setattr(sys, "executable", "/work/my env/bin/python")
+    monkeypatch.setattr(sys, "prefix", "/home/ana/.venv")
+    monkeypatch.setattr(sys, "executable", "/home/ana/my env/bin/python")
     monkeypatch.delenv("CONDA_PREFIX", raising=False)
     for active in ("", "/another"):
         monkeypatch.setenv("VIRTUAL_ENV", active)
-        assert format_program("har") == "'/work/my env/bin/python' -m har"
-    monkeypatch.setenv("VIRTUAL_ENV", "/work/.venv")
+        assert format_program("har") == "'/home/ana/my env/bin/python' -m har"
+    monkeypatch.setenv("VIRTUAL_ENV", "/home/ana/.venv")
     assert format_program("mlflow") == "mlflow"
