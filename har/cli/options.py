@@ -14,7 +14,7 @@ from har.util.errors import UserError
 
 Command = Callable[..., None]
 LOCAL_STORE = "sqlite:///mlflow.db"
-SPLIT_OPTIONS = ("test_fraction", "split_seed", "duplicates", "test_file")
+SPLIT_OPTIONS = ("test_fraction", "split_seed", "duplicates", "test_file", "label_spelling")
 
 
 class Spelled(click.Choice[str]):
@@ -179,6 +179,12 @@ data_options = combine(
         metavar="FILE",
         help="CSV (filename,label) with labels for images in the data's folder test/; these become"
         " the test split.  [none]",
+    ),
+    click.option(
+        "--label-spelling",
+        type=Spelled(["stop", "merge", "keep"]),
+        help="At labels that differ only by case, spaces or digits such as 1 and 1.0: stop and list"
+        " them, merge them into the most frequent spelling, or keep them apart.  [stop]",
     ),
 )
 training_options = combine(

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
-from har.data.splits import Split
+from har.data.splits import BEFORE_OPTIONS, Split
 
 
 @dataclass(frozen=True)
@@ -59,7 +59,8 @@ class DataSummary:
         A missing option of the split is a KeyError, a missing field without default a TypeError.
         """
         values = {each.name: stored[each.name] for each in fields(cls) if each.name in stored}
-        values["split"] = Split(**{each.name: stored[each.name] for each in fields(Split)})
+        options = {**BEFORE_OPTIONS, **stored}
+        values["split"] = Split(**{each.name: options[each.name] for each in fields(Split)})
         values["leaks"] = tuple(Leak(**each) for each in stored.get("leaks", ()))
         values["dropped"] = tuple(BadImage(**each) for each in stored.get("dropped", ()))
         values["strays"] = tuple(stored.get("strays", ()))

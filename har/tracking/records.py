@@ -9,7 +9,7 @@ import pandas as pd
 from mlflow.exceptions import MlflowException
 
 from har.data.manifest import Manifest
-from har.data.splits import Split
+from har.data.splits import BEFORE_OPTIONS, Split
 from har.evaluation.metrics import TEST_METRICS
 from har.recipe import VARIANTS
 from har.tracking.query import load_predictions
@@ -119,7 +119,7 @@ def read_record(run: mlflow.entities.Run) -> Record:
 
 def read_split(run: mlflow.entities.Run) -> Split:
     """Read how a training run held its test images out."""
-    params = run.data.params
+    params = {**BEFORE_OPTIONS, **run.data.params}
     # parameters are text
     kinds = {name: type(value) for name, value in vars(Split()).items()}
     return Split(**{name: kind(params[name]) for name, kind in kinds.items() if name in params})

@@ -42,8 +42,7 @@ class Splits:
 def split_training(manifest: Manifest, recipe: Recipe) -> Splits:
     """Carve validation out of the images that are not test, by the manifest's split seed."""
     rows = manifest.rows("train")
-    seed = manifest.summary.split.split_seed
-    held_out = hold_out(rows, recipe.validation_fraction, seed, "validation")
+    held_out = hold_out(rows, manifest.summary.split, recipe.validation_fraction, "validation")
     train = rows[~held_out].reset_index(drop=True)
     if len(train) < recipe.batch_size:
         fits = 1 << max(0, len(train).bit_length() - 1)

@@ -1,0 +1,110 @@
+"""Lists the files of a data folder: regular ones inside it, without hidden and system files."""
+
+import os
+import stat
+import unicodedata
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+# What systems and tools leave in folders; names that begin with a dot are skipped too.
+SYSTEM_NAMES = frozenset(
+    {
+        "__macosx", "__pycache__", "@eadir", "#recycle", "$recycle.bin", "lost+found",
+        "system volume information", "thumbs.db", "ehthumbs.db", "desktop.ini", "icon\r",
+    }
+)  # fmt: skip
+# Deeper folders are refused: a walk without a limit could go on for ever on some file systems.
+MAX_DEPTH = 32
+
+
+@dataclass(frozen=True)
+class Listing:
+    """The files of a folder, as paths from it with forward slashes, in alphabetical order.
+
+    `refused` has the reason for each file and folder that must not be read. `empty` are folders
+    without files.
+    """
+
+    files: dict[str, os.stat_result]
+    refused: dict[str, str] = field(default_factory=dict)
+    empty: tuple[str, ...] = ()
+
+    def below(self, folder: str) -> list[str]:
+        """List the files in `folder`, at any depth."""
+        return [path for path in self.files if path.startswith(f"{folder}/")]
+
+
+def is_hidden(name: str) -> bool:
+    """Return True for a name that people do not mean as data: hidden, or of a system."""
+    return name.startswith(".") or name.casefold() in SYSTEM_NAMES
+
+
+def list_files(root: Path) -> Listing:
+    """List the regular files below `root`; a link counts if what it names is inside `root` too."""
+    files: dict[str, os.stat_result] = {}
+    refused: dict[str, str] = {}
+    empty: list[str] = []
+    inside = os.path.realpath(root)
+    # folders to visit, each with the real folders above it: a link to one of these is a loop
+    waiting = [("", frozenset({inside}))]
+    while waiting:
+        folder, above = waiting.pop()
+        try:
+            entries = sorted(os.scandir(root / folder), key=lambda entry: entry.name)
+        except OSError as error:
+            refused[folder or "."] = f"cannot be read: {error.strerror}"
+            continue
+        visible = [entry for entry in entries if not is_hidden(entry.name)]
+        if not visible and folder:
+            empty.append(folder)
+        for entry in visible:
+            path = f"{folder}/{entry.name}" if folder else entry.name
+            found = _inspect(entry, inside)
+            if isinstance(found, str):
+                refused[path] = found
+            elif stat.S_ISREG(found.st_mode):
+                files[path] = found
+            else:
+                real = os.path.realpath(entry.path)
+                if real in above or len(above) > MAX_DEPTH:
+                    refused[path] = "a link to a folder above it, or more than 32 folders deep"
+                else:
+                    waiting.append((path, above | {real}))
+    return Listing(dict(sorted(files.items())), dict(sorted(refused.items())), tuple(sorted(empty)))
+
+
+def _inspect(entry: "os.DirEntry[str]", inside: str) -> os.stat_result | str:
+    """Return the facts of a file or folder, or the reason why it must not be read."""
+    try:
+        if entry.is_symlink() and not is_inside(os.path.realpath(entry.path), inside):
+            return "a link out of the data folder"
+        found = entry.stat()
+    except OSError as error:
+        # a link to nothing, or to itself
+        return "no such file" if entry.is_symlink() else f"cannot be read: {error.strerror}"
+    if not stat.S_ISREG(found.st_mode) and not stat.S_ISDIR(found.st_mode):
+        return "not a file"
+    return found
+
+
+def is_inside(real: str, folder: str) -> bool:
+    """Return True if `real` is in `folder`; both must be real paths, without links."""
+    return real == folder or real.startswith(folder.rstrip(os.sep) + os.sep)
+
+
+def visible_folders(folder: Path) -> Iterator[Path]:
+    """Yield the folders in `folder` that are not hidden, in alphabetical order."""
+    try:
+        entries = sorted(os.scandir(folder), key=lambda entry: entry.name)
+    except OSError:
+        return
+    for entry in entries:
+        if not is_hidden(entry.name) and entry.is_dir():
+            yield folder / entry.name
+
+
+def normalise_path(path: str) -> str:
+    """Return a path in the form in which paths are compared: NFC, `/`, no `./` and no `//`."""
+    parts = unicodedata.normalize("NFC", path).replace("\\", "/").split("/")
+    return "/".join(part for part in parts if part not in ("", "."))
