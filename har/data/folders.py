@@ -7,11 +7,20 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from har.data.kinds import HEAD_BYTES, READABLE, name_kind
+
 # What systems and tools leave in folders; names that begin with a dot are skipped too.
 SYSTEM_NAMES = frozenset(
     {
         "__macosx", "__pycache__", "@eadir", "#recycle", "$recycle.bin", "lost+found",
         "system volume information", "thumbs.db", "ehthumbs.db", "desktop.ini", "icon\r",
+    }
+)  # fmt: skip
+# Files with these suffixes are images, or were meant to be. Others are if they begin like one.
+IMAGE_SUFFIXES = frozenset(
+    {
+        ".jpg", ".jpeg", ".jpe", ".jfif", ".jif", ".png", ".apng", ".webp", ".gif", ".bmp", ".dib",
+        ".tif", ".tiff", ".avif", ".heic", ".heif", ".hif", ".jxl", ".jp2", ".dng", ".cr2", ".nef",
     }
 )  # fmt: skip
 # Deeper folders are refused: a walk without a limit could go on for ever on some file systems.
@@ -108,3 +117,23 @@ def normalise_path(path: str) -> str:
     """Return a path in the form in which paths are compared: NFC, `/`, no `./` and no `//`."""
     parts = unicodedata.normalize("NFC", path).replace("\\", "/").split("/")
     return "/".join(part for part in parts if part not in ("", "."))
+
+
+def has_image_suffix(path: str) -> bool:
+    """Return True for a name that ends like an image's."""
+    return os.path.splitext(path)[1].lower() in IMAGE_SUFFIXES
+
+
+def find_file_kind(path: Path) -> str:
+    """Return the kind of a regular file by how it begins, as `har.data.kinds` names it."""
+    try:
+        descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0))
+        with open(descriptor, "rb") as file:
+            return name_kind(file.read(HEAD_BYTES))
+    except OSError:
+        return ""
+
+
+def is_image(root: Path, path: str) -> bool:
+    """Return True for a file in `root` that is an image, or has the name of one."""
+    return has_image_suffix(path) or find_file_kind(root / path) in READABLE

@@ -1,41 +1,85 @@
-"""Labels of images: from Kaggle's CSV, a test file like it, or the names of class folders."""
+"""Labels of images: from a table such as Kaggle's, a test file like it, or class folders."""
 
-import warnings
+import os
+from collections import Counter
+from dataclasses import dataclass
 from pathlib import Path, PureWindowsPath
 
 import pandas as pd
-from pandas.errors import ParserWarning
 
-from har.data.sources import LABELS_FILE, TEST_FOLDER, TRAIN_FOLDER, Source, is_image_name
+from har.data.folders import find_file_kind, has_image_suffix, is_image
+from har.data.kinds import explain_kind
+from har.data.names import NameFinder
+from har.data.sources import LABELS_FILE, TEST_FOLDER, Source
+from har.data.spelling import canonical_label, describe_spellings, find_spellings
+from har.data.splits import LabelSpelling, Split
 from har.data.summary import BadImage
-from har.util.errors import UserError, first_line
+from har.data.tables import read_table
+from har.util.errors import UserError
 from har.util.files import NOT_UTF8, printable
 
-COLUMNS = ("part", "path", "label", "file", "row")
+COLUMNS = ("part", "path", "label", "file", "row", "written")
+# Files beside images that nobody takes for images.
+DOCUMENTS = frozenset(
+    {
+        "", ".txt", ".md", ".csv", ".tsv", ".json", ".jsonl", ".xml", ".yaml", ".yml", ".html",
+        ".pdf", ".doc", ".docx", ".xlsx", ".py", ".ipynb", ".log", ".cfg", ".ini", ".npy", ".npz",
+        ".db", ".mat", ".pkl", ".toml",
+    }
+)  # fmt: skip
 
 
-def read_labels(source: Source, test_file: str = "none") -> pd.DataFrame:
-    """Return one row for each labelled image, with the columns COLUMNS.
+@dataclass(frozen=True, kw_only=True)
+class Labelled:
+    """Labelled images, and what was found beside them.
 
-    `part` is train or test, `path` starts from the source's root, and `file` and `row` are the
-    place in a CSV that names the image. Empty cells are "".
+    `rows` has the columns COLUMNS: `part` is train or test, `path` starts from the source's root,
+    `file` and `row` are the place in a table that names the image as `written`. Empty cells are "".
+    `notes` say what was assumed about names and labels. `strays` are files without a label.
     """
-    if source.layout == "class_folders":
-        if test_file != "none":
-            raise UserError(
-                "--test-file needs Kaggle's layout, with the test images in a folder test/;"
-                f" received {test_file!r} for the class folders of {source.root}"
-            )
-        return _read_class_folders(source)
-    rows = read_csv(source.root / LABELS_FILE, TRAIN_FOLDER)
+
+    rows: pd.DataFrame
+    notes: tuple[str, ...]
+    strays: tuple[str, ...]
+
+
+def read_labels(source: Source, split: Split = Split()) -> Labelled:
+    """Return the labelled images of a source, with labels in one spelling each.
+
+    Raises:
+        UserError: a table cannot be read or used, a class folder holds no image, or labels have
+            several spellings that `split.label_spelling` does not decide about.
+    """
+    if source.layout == "table":
+        rows, notes = _read_tables(source, split.test_file)
+    else:
+        _check_no_test_file(source, split.test_file)
+        rows, notes = _read_class_folders(source), []
+    rows, more = _settle_spelling(rows, split.label_spelling)
+    strays = _find_strays(source, set(rows["path"]), split.test_file != "none")
+    return Labelled(rows=rows, notes=(*notes, *more), strays=strays)
+
+
+def _check_no_test_file(source: Source, test_file: str) -> None:
+    if test_file != "none":
+        raise UserError(
+            "--test-file needs a table of labels such as Kaggle's, with the test images in a folder"
+            f" test/; received {test_file!r} for the class folders of {source.root}. Put the test"
+            " images into test/LABEL/ beside train/LABEL/ instead"
+        )
+
+
+def _read_tables(source: Source, test_file: str) -> tuple[pd.DataFrame, list[str]]:
+    assert source.table is not None
+    rows, notes = read_rows(source, source.table, source.image_folder, "train")
     if test_file == "none":
-        return rows
-    test = read_csv(find_test_file(source, test_file), TEST_FOLDER)
+        return rows, notes
+    test, more = read_rows(source, find_test_file(source, test_file), TEST_FOLDER, "test")
     if unknown := sorted(set(test["label"]) - set(rows["label"]) - {""}):
         raise UserError(
-            f"{test_file} has labels that {LABELS_FILE} does not have: {', '.join(unknown)}"
+            f"{test_file} has labels that {source.table.name} does not have: {', '.join(unknown)}"
         )
-    return pd.concat([rows, test], ignore_index=True)
+    return pd.concat([rows, test], ignore_index=True), notes + more
 
 
 def find_test_file(source: Source, test_file: str) -> Path:
@@ -46,53 +90,131 @@ def find_test_file(source: Source, test_file: str) -> Path:
     raise UserError(f"no such test file: {test_file}, neither here nor in {source.root}")
 
 
-def _read_class_folders(source: Source) -> pd.DataFrame:
-    rows = [
-        ("train", printable(path.relative_to(source.root).as_posix()), folder.name, "", 0)
-        for folder in source.image_folders
-        for path in sorted(folder.rglob("*"))
-        if is_image_name(path)
-    ]
-    return pd.DataFrame(rows, columns=COLUMNS)
+def read_rows(
+    source: Source, table: Path, folder: str, part: str
+) -> tuple[pd.DataFrame, list[str]]:
+    """Read a table whose images are in `folder` of the source; see `Labelled`."""
+    other = f"{TEST_FOLDER}/" if part == "train" else "train/"
+    finder = NameFinder({path for path in source.listing.files if not path.startswith(other)}, folder)
+    found = read_table(table, finder.exists)
+    rows = found.rows
+    rows["label"] = rows["label"].map({each: canonical_label(each) for each in set(rows["label"])})
+    _check_labels(table, rows["label"])
+    _check_paths(table, rows["filename"], folder)
+    paths, notes = finder.find_all(rows["filename"])
+    rows = rows.assign(
+        path=paths, part=part, file=table.name, row=range(1, len(rows) + 1), written=rows["filename"]
+    )
+    return rows[list(COLUMNS)], [*found.notes, *(f"{table.name}: {note}" for note in notes)]
 
 
-def read_csv(csv: Path, folder: str) -> pd.DataFrame:
-    """Read a CSV with the columns filename and label, whose images are in `folder`."""
-    try:
-        with warnings.catch_warnings():
-            # pandas only warns about rows longer than the header, and shifts or cuts them
-            warnings.simplefilter("error", ParserWarning)
-            rows = pd.read_csv(csv, dtype=str, keep_default_na=False, index_col=False)
-    except (OSError, ValueError, ParserWarning) as error:
-        raise UserError(f"{csv} cannot be read: {first_line(error)}") from error
-    if missing := [name for name in ("filename", "label") if name not in rows.columns]:
-        raise UserError(
-            f"{csv} lacks the column {' and '.join(missing)}: expected filename and label;"
-            f" found {', '.join(rows.columns)}"
-        )
-    labels = rows["label"].unique()
-    if len(labels) < 2:
-        found = f"every row has the label {labels[0]!r}" if len(labels) else "it has no rows"
-        raise UserError(f"{csv} must have at least 2 labels: {found}")
-    for row, filename in enumerate(rows["filename"], start=1):
+def _check_labels(table: Path, labels: "pd.Series[str]") -> None:
+    distinct = labels.unique()
+    if len(distinct) < 2:
+        found = f"every row has the label {distinct[0]!r}" if len(distinct) else "it has no rows"
+        raise UserError(f"{table} must have at least 2 labels: {found}")
+
+
+def _check_paths(table: Path, filenames: "pd.Series[str]", folder: str) -> None:
+    for row, filename in enumerate(filenames, start=1):
         # an error, not a skipped row: this is no typing mistake. Windows paths, because they know
         # both slashes and drive letters.
         path = PureWindowsPath(filename)
         if path.anchor or ".." in path.parts:
             raise UserError(
-                f"row {row} of {csv.name} names {filename!r}: paths must stay inside the folder"
-                f" {folder}/"
+                f"row {row} of {table.name} names {filename!r}: paths must stay inside the folder"
+                f" {folder or table.parent.name}/; write them as they are below it"
             )
-    rows["path"] = [f"{folder}/{name}" if name else "" for name in rows["filename"]]
-    rows = rows.assign(part=folder, file=csv.name, row=range(1, len(rows) + 1))
-    return rows[list(COLUMNS)]
+
+
+def _read_class_folders(source: Source) -> pd.DataFrame:
+    rows = []
+    for split, folder in source.class_folders:
+        files = source.listing.below(folder)
+        images = [path for path in files if is_image(source.root, path)]
+        if not images:
+            _check_no_label(source, folder, files)
+        # valid/ joins the images that validation is taken from
+        part = "test" if split == "test" else "train"
+        label = canonical_label(printable(os.path.basename(folder)))
+        rows += [(part, printable(path), label, "", 0, printable(path)) for path in images]
+    table = pd.DataFrame(rows, columns=COLUMNS)
+    of_test = set(table.loc[table["part"] == "test", "label"])
+    if unknown := of_test - set(table.loc[table["part"] == "train", "label"]):
+        raise UserError(
+            f"{source.root} has test images with labels that no training image has:"
+            f" {', '.join(sorted(unknown))}; add images to train/, or remove these folders"
+        )
+    return table
+
+
+def _check_no_label(source: Source, folder: str, files: list[str]) -> None:
+    """Raise a UserError for a class folder without images; one of documents only is no label."""
+    if files and all(os.path.splitext(path)[1].lower() in DOCUMENTS - {""} for path in files):
+        return
+    refused = [path for path in source.listing.refused if f"{path}/".startswith(f"{folder}/")]
+    if not files and refused:
+        found = f"{source.root / refused[0]}: {source.listing.refused[refused[0]]}"
+    elif files:
+        kind = find_file_kind(source.root / files[0])
+        found = f"{len(files)} files, such as {files[0]}" + (f", a {kind}" if kind else "")
+        found += f": {explain_kind(kind)}" if explain_kind(kind) else ""
+    else:
+        found = "it is empty"
+    raise UserError(
+        f"the class folder {source.root / folder} holds no image ({found}). Add images, or move the"
+        " folder away if it is no label"
+    )
+
+
+def _settle_spelling(
+    rows: pd.DataFrame, label_spelling: LabelSpelling
+) -> tuple[pd.DataFrame, list[str]]:
+    """Merge or refuse labels in several spellings; return notes on what was merged."""
+    found = find_spellings(rows["label"])
+    if not found or label_spelling == "keep":
+        return rows, []
+    if label_spelling == "stop":
+        raise UserError(
+            f"labels that may be one label in several spellings: {describe_spellings(found)}."
+            " --label-spelling merge takes each most frequent spelling, --label-spelling keep keeps"
+            " them apart"
+        )
+    merged = {label: next(iter(each)) for each in found for label in each}
+    note = f"spellings merged into the first of each: {describe_spellings(found)}"
+    return rows.assign(label=rows["label"].replace(merged)), [note]
+
+
+def _find_strays(source: Source, used: set[str], test_is_labelled: bool) -> tuple[str, ...]:
+    """Name the files without a label that are images, or lie among images."""
+    strays = dict(source.listing.refused) if source.layout != "table" else {}
+    folders = [folder for _, folder in source.class_folders] if source.layout != "table" else []
+    folders += [source.image_folder] if source.layout == "table" else []
+    if source.layout == "table" and test_is_labelled:
+        folders.append(TEST_FOLDER)
+    among = tuple(f"{folder}/" for folder in folders if folder)
+    for path in source.listing.files:
+        # Kaggle publishes no labels for test/
+        known = source.layout == "table" and path.startswith(f"{TEST_FOLDER}/")
+        if printable(path) in used or (known and not test_is_labelled):
+            continue
+        if path.startswith(among) or has_image_suffix(path):
+            kind = find_file_kind(source.root / path)
+            strays[path] = f"a {kind} without a label" if kind else ""
+    return tuple(printable(path) for path in sorted(strays))
 
 
 def check_rows(rows: pd.DataFrame) -> tuple[pd.DataFrame, list[BadImage]]:
     """Separate the rows whose image can be opened from those that are wrong in themselves."""
     twice = rows["path"].duplicated() & (rows["path"] != "")
+    first = rows.drop_duplicates("path").set_index("path")["label"]
     reasons = pd.Series("", index=rows.index)
-    reasons[twice] = "listed twice; the first row counts"
+    reasons[twice] = [
+        "listed twice; the first row counts"
+        if row["label"] == first[row["path"]]
+        else f"listed twice, before as {first[row['path']]!r}; the first row counts"
+        for _, row in rows[twice].iterrows()
+    ]
     reasons[rows["label"] == ""] = "the label is empty"
     reasons[rows["path"] == ""] = "the filename is empty"
     reasons[rows["path"].str.contains(NOT_UTF8)] = "the filename is not UTF-8"
@@ -101,8 +223,10 @@ def check_rows(rows: pd.DataFrame) -> tuple[pd.DataFrame, list[BadImage]]:
 
 
 def build_bad_image(row: "pd.Series[str]", reason: str) -> BadImage:
-    """Build a BadImage from a row of `read_labels`."""
-    path = row["path"]
-    # a CSV gives names without its folder
-    filename = path.removeprefix(f"{row['part']}/") if row["file"] else path
-    return BadImage(row["file"], int(row["row"]), filename, reason)
+    """Build a BadImage from a row of `Labelled`."""
+    return BadImage(row["file"], int(row["row"]), row["written"], reason)
+
+
+def count_conversions(written: "pd.Series[str]", labels: "pd.Series[str]") -> Counter[str]:
+    """Count labels by the way they were written, where that is not the label."""
+    return Counter(text for text, label in zip(written, labels, strict=True) if text != label)

@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+import stat
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -72,3 +73,25 @@ NOT_UTF8 = r"\\udc[89a-f][0-9a-f]"
 def printable(name: str) -> str:
     """Return a file name that a table can hold: bytes that are not UTF-8 become `\\udcff`."""
     return name.encode("utf-8", "backslashreplace").decode("utf-8")
+
+
+def read_regular_file(path: Path, limit: int) -> bytes:
+    """Read a file of at most `limit` bytes, and nothing but a regular one.
+
+    A device or a pipe could block or never end.
+
+    Raises:
+        OSError: the file cannot be opened.
+        ValueError: it is no regular file, or larger.
+    """
+    # O_NONBLOCK: opening a pipe waits for a writer otherwise
+    descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0))
+    with open(descriptor, "rb") as file:
+        found = os.fstat(descriptor)
+        if not stat.S_ISREG(found.st_mode):
+            raise ValueError("not a file")
+        # read more than announced: the file may grow meanwhile
+        data = file.read(limit + 1) if found.st_size <= limit else b""
+    if found.st_size > limit or len(data) > limit:
+        raise ValueError(f"more than {limit:,} bytes")
+    return data
