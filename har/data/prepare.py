@@ -3,17 +3,15 @@
 import os
 from collections import Counter
 from collections.abc import Mapping
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import replace
-from itertools import chain
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
-from har.data.duplicates import DUPLICATES, describe_groups, find_copies, perceptual_hash
-from har.data.images import ImageError, is_plain_jpeg, open_image, read_image, to_rgb
+from har.data.duplicates import DUPLICATES, describe_groups, find_copies
+from har.data.inspection import inspect_images
 from har.data.labels import build_bad_image, check_rows, find_test_file, read_labels
 from har.data.manifest import COLUMNS, Manifest, read_manifest, write_manifest
 from har.data.sources import LABELS_FILE, TEST_FOLDER, Source, find_source, is_image_name
@@ -21,15 +19,12 @@ from har.data.splits import Split, assign_splits
 from har.data.summary import BadImage, DataSummary, Leak
 from har.util.errors import UserError
 from har.util.files import cache_folder, digest_bytes, printable
-from har.util.hardware import available_cpus
-from har.util.progress import progress, say
+from har.util.progress import say
 
 # A larger share of bad rows means a broken download, not a few broken files.
 MAX_BAD_SHARE = 0.02
 # Part of the cache key: increase it when the same files would give another manifest.
 PREPARE_VERSION = 3
-# Files that one task of the thread pool inspects: single files would take a tenth more time.
-FILES_PER_TASK = 16
 
 
 def load_manifest(
@@ -109,7 +104,7 @@ def prepare(source: Source, out: Path, split: Split = Split()) -> Manifest:
         )
     rows = read_labels(source, split.test_file)
     usable, bad = check_rows(rows)
-    images, unreadable = _inspect_images(source.root, usable["path"])
+    images, unreadable = inspect_images(source.root, usable["path"])
     bad += [build_bad_image(rows.loc[index], reason) for index, reason in unreadable.items()]
     _check_bad_share(bad, len(rows), source.root)
     table = build_table(rows, images)
@@ -144,46 +139,6 @@ def _announce(manifest: Manifest, why: str) -> Manifest:
     if summary.dropped:
         say(f"data: {len(summary.dropped)} images dropped; dataset.json lists them with reasons")
     return manifest
-
-
-def _inspect_images(root: Path, paths: "pd.Series[str]") -> tuple[pd.DataFrame, dict[Any, str]]:
-    """Facts of each readable image, and reasons for the others, by the index of `paths`."""
-    good: dict[Any, dict[str, Any]] = {}
-    bad: dict[Any, str] = {}
-    files = [root / path for path in paths]
-    tasks = [files[i : i + FILES_PER_TASK] for i in range(0, len(files), FILES_PER_TASK)]
-    # more threads than CPUs are slower: six threads on two CPUs take twice as long
-    with (
-        ThreadPoolExecutor(available_cpus()) as pool,
-        progress("checking images", len(paths)) as advance,
-    ):
-        found = chain.from_iterable(pool.map(lambda task: [*map(_inspect_image, task)], tasks))
-        for (index, path), facts in zip(paths.items(), found, strict=True):
-            if isinstance(facts, str):
-                bad[index] = facts
-            else:
-                good[index] = {"path": path, **facts}
-            advance(1)
-    columns = ["path", "width", "height", "bytes", "plain_jpeg", "sha256", "perceptual_hash"]
-    return pd.DataFrame.from_dict(good, orient="index", columns=columns), bad
-
-
-def _inspect_image(path: Path) -> dict[str, Any] | str:
-    """Facts of one image file, or the reason why it cannot be used."""
-    try:
-        data = read_image(path)
-        image = open_image(data)
-        # before `to_rgb`, which turns the image upright and removes its EXIF tag
-        facts = {"width": image.width, "height": image.height, "plain_jpeg": is_plain_jpeg(image)}
-        image = to_rgb(image)
-    except ImageError as error:
-        return str(error)
-    return {
-        **facts,
-        "bytes": len(data),
-        "sha256": digest_bytes(data),
-        "perceptual_hash": perceptual_hash(image),
-    }
 
 
 def _check_bad_share(bad: list[BadImage], total: int, root: Path) -> None:
@@ -236,7 +191,7 @@ def _find_leaks(source: Source, table: pd.DataFrame) -> tuple[int, tuple[Leak, .
         return 0, ()
     files = [path for path in sorted(folder.rglob("*")) if is_image_name(path)]
     paths = pd.Series([path.relative_to(source.root).as_posix() for path in files], dtype=str)
-    images, _ = _inspect_images(source.root, paths)
+    images, _ = inspect_images(source.root, paths)
     pairs = find_copies(images, table[table["part"] == "train"])
     return len(images), tuple(Leak(*pair) for pair in pairs)
 
