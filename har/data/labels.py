@@ -1,17 +1,17 @@
 """Labels of images: from a table such as Kaggle's, a test file like it, or class folders."""
 
 import os
-from collections import Counter
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path, PureWindowsPath
 
 import pandas as pd
 
 from har.data.folders import find_file_kind, has_image_suffix, is_image
-from har.data.kinds import explain_kind
+from har.data.kinds import READABLE, explain_kind
 from har.data.names import NameFinder
-from har.data.sources import LABELS_FILE, TEST_FOLDER, Source
-from har.data.spelling import canonical_label, describe_spellings, find_spellings
+from har.data.sources import TEST_FOLDER, Source
+from har.data.spelling import MAX_SHOWN, canonical_label, describe_spellings, find_spellings
 from har.data.splits import LabelSpelling, Split
 from har.data.summary import BadImage
 from har.data.tables import read_table
@@ -22,7 +22,7 @@ COLUMNS = ("part", "path", "label", "file", "row", "written")
 # Files beside images that nobody takes for images.
 DOCUMENTS = frozenset(
     {
-        "", ".txt", ".md", ".csv", ".tsv", ".json", ".jsonl", ".xml", ".yaml", ".yml", ".html",
+        ".txt", ".md", ".csv", ".tsv", ".json", ".jsonl", ".xml", ".yaml", ".yml", ".html",
         ".pdf", ".doc", ".docx", ".xlsx", ".py", ".ipynb", ".log", ".cfg", ".ini", ".npy", ".npz",
         ".db", ".mat", ".pkl", ".toml",
     }
@@ -54,7 +54,7 @@ def read_labels(source: Source, split: Split = Split()) -> Labelled:
         rows, notes = _read_tables(source, split.test_file)
     else:
         _check_no_test_file(source, split.test_file)
-        rows, notes = _read_class_folders(source), []
+        rows, notes = _read_class_folders(source)
     rows, more = _settle_spelling(rows, split.label_spelling)
     strays = _find_strays(source, set(rows["path"]), split.test_file != "none")
     return Labelled(rows=rows, notes=(*notes, *more), strays=strays)
@@ -95,17 +95,36 @@ def read_rows(
 ) -> tuple[pd.DataFrame, list[str]]:
     """Read a table whose images are in `folder` of the source; see `Labelled`."""
     other = f"{TEST_FOLDER}/" if part == "train" else "train/"
-    finder = NameFinder({path for path in source.listing.files if not path.startswith(other)}, folder)
+    finder = NameFinder(
+        {path for path in source.listing.files if not path.startswith(other)}, folder
+    )
     found = read_table(table, finder.exists)
     rows = found.rows
-    rows["label"] = rows["label"].map({each: canonical_label(each) for each in set(rows["label"])})
+    rows["label"], more = _canonical_labels(rows["label"])
     _check_labels(table, rows["label"])
     _check_paths(table, rows["filename"], folder)
     paths, notes = finder.find_all(rows["filename"])
     rows = rows.assign(
-        path=paths, part=part, file=table.name, row=range(1, len(rows) + 1), written=rows["filename"]
+        path=paths,
+        part=part,
+        file=table.name,
+        row=range(1, len(rows) + 1),
+        written=rows["filename"],
     )
-    return rows[list(COLUMNS)], [*found.notes, *(f"{table.name}: {note}" for note in notes)]
+    return rows[list(COLUMNS)], [*found.notes, *(f"{table.name}: {each}" for each in more + notes)]
+
+
+def _canonical_labels(written: Iterable[str]) -> tuple[list[str], list[str]]:
+    """Return labels as they are stored, and a note on those that were written otherwise."""
+    written = list(written)
+    canonical = {text: canonical_label(text) for text in dict.fromkeys(written)}
+    changed = [text for text, label in canonical.items() if text != label]
+    notes = []
+    if changed:
+        shown = ", ".join(f"{text!a} as {canonical[text]!r}" for text in changed[:MAX_SHOWN])
+        more = f" and {len(changed) - MAX_SHOWN} more" if len(changed) > MAX_SHOWN else ""
+        notes.append(f"labels without surrounding and invisible space: {shown}{more}")
+    return [canonical[text] for text in written], notes
 
 
 def _check_labels(table: Path, labels: "pd.Series[str]") -> None:
@@ -127,7 +146,7 @@ def _check_paths(table: Path, filenames: "pd.Series[str]", folder: str) -> None:
             )
 
 
-def _read_class_folders(source: Source) -> pd.DataFrame:
+def _read_class_folders(source: Source) -> tuple[pd.DataFrame, list[str]]:
     rows = []
     for split, folder in source.class_folders:
         files = source.listing.below(folder)
@@ -136,21 +155,22 @@ def _read_class_folders(source: Source) -> pd.DataFrame:
             _check_no_label(source, folder, files)
         # valid/ joins the images that validation is taken from
         part = "test" if split == "test" else "train"
-        label = canonical_label(printable(os.path.basename(folder)))
+        label = printable(os.path.basename(folder))
         rows += [(part, printable(path), label, "", 0, printable(path)) for path in images]
     table = pd.DataFrame(rows, columns=COLUMNS)
+    table["label"], notes = _canonical_labels(table["label"])
     of_test = set(table.loc[table["part"] == "test", "label"])
     if unknown := of_test - set(table.loc[table["part"] == "train", "label"]):
         raise UserError(
             f"{source.root} has test images with labels that no training image has:"
             f" {', '.join(sorted(unknown))}; add images to train/, or remove these folders"
         )
-    return table
+    return table, notes
 
 
 def _check_no_label(source: Source, folder: str, files: list[str]) -> None:
     """Raise a UserError for a class folder without images; one of documents only is no label."""
-    if files and all(os.path.splitext(path)[1].lower() in DOCUMENTS - {""} for path in files):
+    if files and all(os.path.splitext(path)[1].lower() in DOCUMENTS for path in files):
         return
     refused = [path for path in source.listing.refused if f"{path}/".startswith(f"{folder}/")]
     if not files and refused:
@@ -186,35 +206,34 @@ def _settle_spelling(
 
 
 def _find_strays(source: Source, used: set[str], test_is_labelled: bool) -> tuple[str, ...]:
-    """Name the files without a label that are images, or lie among images."""
-    strays = dict(source.listing.refused) if source.layout != "table" else {}
-    folders = [folder for _, folder in source.class_folders] if source.layout != "table" else []
-    folders += [source.image_folder] if source.layout == "table" else []
-    if source.layout == "table" and test_is_labelled:
-        folders.append(TEST_FOLDER)
+    """Name the files that are images without a label, or lie among images, with what they are."""
+    is_table = source.layout == "table"
+    folders = [source.image_folder] if is_table else [folder for _, folder in source.class_folders]
     among = tuple(f"{folder}/" for folder in folders if folder)
+    # Kaggle publishes no labels for test/
+    unlabelled = f"{TEST_FOLDER}/" if is_table and not test_is_labelled else "/"
+    strays = dict(source.listing.refused)
     for path in source.listing.files:
-        # Kaggle publishes no labels for test/
-        known = source.layout == "table" and path.startswith(f"{TEST_FOLDER}/")
-        if printable(path) in used or (known and not test_is_labelled):
+        if printable(path) in used or path.startswith(unlabelled):
             continue
         if path.startswith(among) or has_image_suffix(path):
             kind = find_file_kind(source.root / path)
-            strays[path] = f"a {kind} without a label" if kind else ""
-    return tuple(printable(path) for path in sorted(strays))
+            strays[path] = f"a {kind}" if kind not in READABLE and kind else ""
+    return tuple(
+        printable(f"{path} ({reason})" if reason else path)
+        for path, reason in sorted(strays.items())
+        if printable(path) not in used
+    )
 
 
 def check_rows(rows: pd.DataFrame) -> tuple[pd.DataFrame, list[BadImage]]:
     """Separate the rows whose image can be opened from those that are wrong in themselves."""
-    twice = rows["path"].duplicated() & (rows["path"] != "")
     first = rows.drop_duplicates("path").set_index("path")["label"]
-    reasons = pd.Series("", index=rows.index)
-    reasons[twice] = [
-        "listed twice; the first row counts"
-        if row["label"] == first[row["path"]]
-        else f"listed twice, before as {first[row['path']]!r}; the first row counts"
-        for _, row in rows[twice].iterrows()
-    ]
+    reasons = pd.Series("", index=rows.index, dtype=str)
+    for index in rows.index[rows["path"].duplicated()]:
+        before = first[rows.at[index, "path"]]
+        as_what = "" if before == rows.at[index, "label"] else f", before as {before!r}"
+        reasons.at[index] = f"listed twice{as_what}; the first row counts"
     reasons[rows["label"] == ""] = "the label is empty"
     reasons[rows["path"] == ""] = "the filename is empty"
     reasons[rows["path"].str.contains(NOT_UTF8)] = "the filename is not UTF-8"
@@ -225,8 +244,3 @@ def check_rows(rows: pd.DataFrame) -> tuple[pd.DataFrame, list[BadImage]]:
 def build_bad_image(row: "pd.Series[str]", reason: str) -> BadImage:
     """Build a BadImage from a row of `Labelled`."""
     return BadImage(row["file"], int(row["row"]), row["written"], reason)
-
-
-def count_conversions(written: "pd.Series[str]", labels: "pd.Series[str]") -> Counter[str]:
-    """Count labels by the way they were written, where that is not the label."""
-    return Counter(text for text, label in zip(written, labels, strict=True) if text != label)

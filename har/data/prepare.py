@@ -2,7 +2,7 @@
 
 import os
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
@@ -11,20 +11,32 @@ from typing import Any
 import pandas as pd
 
 from har.data.duplicates import DUPLICATES, describe_groups, find_copies
+from har.data.folders import is_image
 from har.data.inspection import inspect_images
-from har.data.labels import build_bad_image, check_rows, find_test_file, read_labels
-from har.data.manifest import COLUMNS, Manifest, read_manifest, write_manifest
-from har.data.sources import LABELS_FILE, TEST_FOLDER, Source, find_source, is_image_name
+from har.data.labels import (
+    Labelled,
+    build_bad_image,
+    check_rows,
+    find_test_file,
+    read_labels,
+)
+from har.data.manifest import COLUMNS, SUMMARY_FILE, Manifest, read_manifest, write_manifest
+from har.data.sources import TEST_FOLDER, Source, find_source
 from har.data.splits import Split, assign_splits
 from har.data.summary import BadImage, DataSummary, Leak
 from har.util.errors import UserError
-from har.util.files import cache_folder, digest_bytes, printable
-from har.util.progress import say
+from har.util.files import cache_folder, digest_bytes
+from har.util.progress import say, warn
 
-# A larger share of bad rows means a broken download, not a few broken files.
+# More bad rows mean a broken download, not a few broken files: a share of all rows, or a few rows
+# of a small data set, but at most a part of them.
 MAX_BAD_SHARE = 0.02
+MAX_BAD_FEW = 5
+MAX_BAD_PART = 0.2
 # Part of the cache key: increase it when the same files would give another manifest.
-PREPARE_VERSION = 3
+PREPARE_VERSION = 4
+# Names shown on the terminal; dataset.json has all.
+MAX_NAMED = 5
 
 
 def load_manifest(
@@ -43,30 +55,30 @@ def load_manifest(
     if source.layout == "prepared":
         manifest = read_manifest(source.root, image_root)
         _check_split(manifest, overrides)
-        return _announce(manifest, source.why)
+        return _announce(manifest, source.why, source.root)
     if image_root is not None:
         raise UserError(
             f"--image-root is only for a prepared folder, and {source.root} is not prepared: give"
             " the images' folder as --data"
         )
-    split = choose_split(overrides, default)
+    split = choose_split(overrides, default, source)
     cached = cache_folder() / "prepared" / _fingerprint(source, split)
     # prepare again if the cached folder is missing or damaged
     with suppress(UserError):
-        return _announce(read_manifest(cached), source.why)
+        return _announce(read_manifest(cached), source.why, cached)
     return prepare(source, cached, split)
 
 
-def choose_split(overrides: Mapping[str, Any], default: Split = Split()) -> Split:
-    """Return `default` changed by `overrides`; a test file sets the test fraction to 0."""
+def choose_split(overrides: Mapping[str, Any], default: Split, source: Source) -> Split:
+    """Return `default` changed by `overrides`; the test fraction is 0 if a test file or a folder
+    test/ says which images are for test.
+    """
     split = replace(default, **overrides)
-    if split.test_file == "none":
+    if split.test_file == "none" and not source.has_test_folder:
         return split
     if overrides.get("test_fraction"):
-        raise UserError(
-            f"--test-file {split.test_file} already lists the test images: leave --test-fraction"
-            " out"
-        )
+        where = "the folder test/" if source.has_test_folder else f"--test-file {split.test_file}"
+        raise UserError(f"{where} already lists the test images: leave --test-fraction out")
     return replace(split, test_fraction=0.0)
 
 
@@ -83,16 +95,20 @@ def _check_split(manifest: Manifest, overrides: Mapping[str, Any]) -> None:
 def _fingerprint(source: Source, split: Split) -> str:
     """Digest of the names, sizes and times of the source's files; it reads no image."""
     parts = [source.name, str(source.root), source.layout, str(PREPARE_VERSION), str(split)]
-    files = [path for folder in source.image_folders for path in sorted(folder.rglob("*"))]
-    if source.layout == "kaggle":
-        files.append(source.root / LABELS_FILE)
-    if split.test_file != "none":
-        files.append(find_test_file(source, split.test_file))
-    for path in files:
-        with suppress(FileNotFoundError):  # it was deleted after it was listed
-            stat = path.lstat()
-            parts.append(f"{path} {stat.st_size} {stat.st_mtime_ns}")
+    parts += [
+        f"{path} {facts.st_size} {facts.st_mtime_ns}"
+        for path, facts in source.listing.files.items()
+    ]
+    parts += [f"{path} {reason}" for path, reason in source.listing.refused.items()]
+    for path in (source.table, _find_given_test_file(source, split)):
+        if path:
+            facts = path.stat()
+            parts.append(f"{path} {facts.st_size} {facts.st_mtime_ns}")
     return digest_bytes(os.fsencode("\n".join(parts)))[:16]
+
+
+def _find_given_test_file(source: Source, split: Split) -> Path | None:
+    return None if split.test_file == "none" else find_test_file(source, split.test_file)
 
 
 def prepare(source: Source, out: Path, split: Split = Split()) -> Manifest:
@@ -102,7 +118,8 @@ def prepare(source: Source, out: Path, split: Split = Split()) -> Manifest:
             f"{source.root} is prepared already: give the folder of its images as --data, or add"
             " --image-root DIR if you moved the images"
         )
-    rows = read_labels(source, split.test_file)
+    labelled = read_labels(source, split)
+    rows = labelled.rows
     usable, bad = check_rows(rows)
     images, unreadable = inspect_images(source.root, usable["path"])
     bad += [build_bad_image(rows.loc[index], reason) for index, reason in unreadable.items()]
@@ -114,20 +131,22 @@ def prepare(source: Source, out: Path, split: Split = Split()) -> Manifest:
         name=source.name,
         root=source.root,
         table=table[list(COLUMNS)],
-        summary=_summarise(source, rows, table, split, bad),
+        summary=_summarise(source, labelled, table, split, bad),
     )
     write_manifest(manifest, out)
-    return _announce(manifest, source.why)
+    return _announce(manifest, source.why, out)
 
 
-def _announce(manifest: Manifest, why: str) -> Manifest:
-    """Print what was found, and return the manifest."""
+def _announce(manifest: Manifest, why: str, folder: Path) -> Manifest:
+    """Print what was found and what was left out, and return the manifest in `folder`."""
     summary, counts = manifest.summary, manifest.table["split"].value_counts()
     say(
         f"data: {manifest.name} ({why}): {len(manifest.table):,} images of"
         f" {len(manifest.class_names)} classes, {counts.get('test', 0):,} held out for test;"
         f" digest {manifest.dataset_digest}"
     )
+    for note in summary.notes:
+        say(f"data: {note}")
     if summary.duplicate_groups:
         say(
             f"data: {summary.duplicate_groups} groups of copies, each kept on one side of a split;"
@@ -136,19 +155,31 @@ def _announce(manifest: Manifest, why: str) -> Manifest:
         )
     if unused := counts.get("unused", 0):
         say(f"data: {unused} images unused: copies of test images, or with conflicting labels")
+    if summary.blank:
+        say(f"data: {_name_some('images of one colour, which are used', summary.blank)}")
+    everything = f"{folder / SUMMARY_FILE} lists all"
     if summary.dropped:
-        say(f"data: {len(summary.dropped)} images dropped; dataset.json lists them with reasons")
+        named = _name_some("images that cannot be used", [str(each) for each in summary.dropped])
+        warn(f"left out: {named}; {everything}")
+    if summary.strays:
+        warn(f"left out: {_name_some('files without a label', summary.strays)}; {everything}")
     return manifest
 
 
+def _name_some(what: str, names: Sequence[str]) -> str:
+    more = f" and {len(names) - MAX_NAMED:,} more" if len(names) > MAX_NAMED else ""
+    return f"{len(names):,} {what}: {', '.join(names[:MAX_NAMED])}{more}"
+
+
 def _check_bad_share(bad: list[BadImage], total: int, root: Path) -> None:
-    if len(bad) <= MAX_BAD_SHARE * total:
+    few = min(MAX_BAD_FEW, MAX_BAD_PART * total)
+    if len(bad) <= max(MAX_BAD_SHARE * total, few):
         return
     listed = "\n".join(f"  {each}" for each in bad[:20])
     more = f"\n  and {len(bad) - 20} more" if len(bad) > 20 else ""
     raise UserError(
         f"{len(bad)} of the {total} labelled images of {root} cannot be used, more than"
-        f" {MAX_BAD_SHARE:.0%}; repair or remove them:\n{listed}{more}"
+        f" {MAX_BAD_SHARE:.0%} and more than a few; repair or remove them:\n{listed}{more}"
     )
 
 
@@ -164,7 +195,7 @@ def build_table(rows: pd.DataFrame, images: pd.DataFrame) -> pd.DataFrame:
 
 
 def _summarise(
-    source: Source, rows: pd.DataFrame, table: pd.DataFrame, split: Split, bad: list[BadImage]
+    source: Source, labelled: Labelled, table: pd.DataFrame, split: Split, bad: list[BadImage]
 ) -> DataSummary:
     groups = describe_groups(table).drop_duplicates("duplicate_group")
     test_folder_images, leaks = _find_leaks(source, table)
@@ -180,28 +211,18 @@ def _summarise(
         test_folder_images=test_folder_images,
         leaks=leaks,
         dropped=tuple(sorted(bad, key=lambda each: (each.file, each.row))),
-        strays=_find_strays(source, rows, split),
+        strays=labelled.strays,
+        blank=tuple(table.loc[table["blank"], "path"]) if "blank" in table else (),
+        notes=labelled.notes,
     )
 
 
 def _find_leaks(source: Source, table: pd.DataFrame) -> tuple[int, tuple[Leak, ...]]:
     """The number of images in Kaggle's own test/ folder, and those that copy training images."""
-    folder = source.root / TEST_FOLDER
-    if source.layout != "kaggle" or not folder.is_dir():
+    inside = source.listing.below(TEST_FOLDER) if source.layout == "table" else []
+    files = [path for path in inside if is_image(source.root, path)]
+    if not files:
         return 0, ()
-    files = [path for path in sorted(folder.rglob("*")) if is_image_name(path)]
-    paths = pd.Series([path.relative_to(source.root).as_posix() for path in files], dtype=str)
-    images, _ = inspect_images(source.root, paths)
+    images, _ = inspect_images(source.root, pd.Series(files, dtype=str))
     pairs = find_copies(images, table[table["part"] == "train"])
     return len(images), tuple(Leak(*pair) for pair in pairs)
-
-
-def _find_strays(source: Source, rows: pd.DataFrame, split: Split) -> tuple[str, ...]:
-    """Files without a label in the folders of labelled images."""
-    folders = source.image_folders
-    if source.layout == "kaggle" and split.test_file == "none":
-        # Kaggle publishes no labels for test/
-        folders = [folder for folder in folders if folder.name != TEST_FOLDER]
-    files = (path for folder in folders for path in folder.rglob("*") if path.is_file())
-    strays = {path.relative_to(source.root).as_posix() for path in files} - set(rows["path"])
-    return tuple(sorted(printable(name) for name in strays))

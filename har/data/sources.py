@@ -139,21 +139,22 @@ def _find_kaggle_inputs() -> Source | None:
     owners = visible_folders(KAGGLE_INPUT / "datasets")
     folders = [folder for owner in owners for folder in visible_folders(owner)]
     folders += [each for each in visible_folders(KAGGLE_INPUT) if each.name not in NOT_DATA]
-    found, refused = {}, []
+    found: dict[Path, Source] = {}
+    refused: list[str] = []
     for folder in folders:
         try:
             source = folder_source(folder, why=f"Kaggle's input folder {folder}")
             name = "kaggle" if source.table and source.table.name == LABELS_FILE else source.name
             found[source.root] = replace(source, name=name)
         except UserError as error:
-            refused.append(error)
+            refused.append(str(error))
     if len(found) > 1:
         raise UserError(
             f"{KAGGLE_INPUT} holds {len(found)} data sets: {', '.join(map(str, found))}; name one:"
             " --data DIR"
         )
-    for error in refused if not found else []:
-        warn(f"not used: {error}")
+    for reason in refused if not found else []:
+        warn(f"not used: {reason}")
     return next(iter(found.values()), None)
 
 

@@ -95,9 +95,7 @@ def _find_eligible_groups(table: pd.DataFrame) -> pd.DataFrame:
     return groups[by_group["label"].nunique() == 1]
 
 
-def _check_enough(
-    table: pd.DataFrame, groups: pd.DataFrame, fraction: float, purpose: str
-) -> None:
+def _check_enough(table: pd.DataFrame, groups: pd.DataFrame, fraction: float, purpose: str) -> None:
     labels = table["label"].unique()
     counts = groups["label"].value_counts().reindex(labels, fill_value=0)
     # copies are the usual reason if there are many fewer groups than images
@@ -136,11 +134,11 @@ def _draw_by_content(groups: pd.DataFrame, fraction: float, seed: int, purpose: 
     return drawn
 
 
-def _take(sizes: "pd.Series[int]", wanted: float) -> list[int]:
+def _take(sizes: "pd.Series[int]", wanted: float) -> list[Any]:
     """Return the keys of sizes that add up to about `wanted`: the first ones, without those that
     would lead away from it; at least one key, and not all.
     """
-    chosen: list[int] = []
+    chosen: list[Any] = []
     total = 0
     for key, size in sizes.items():
         nearer = abs(total + size - wanted) < abs(total - wanted)

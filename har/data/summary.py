@@ -46,6 +46,8 @@ class DataSummary:
     leaks: tuple[Leak, ...] = ()
     dropped: tuple[BadImage, ...] = ()
     strays: tuple[str, ...] = ()  # files without a label; their paths start from the data folder
+    blank: tuple[str, ...] = ()  # images of one colour, fully transparent ones included
+    notes: tuple[str, ...] = ()  # what was assumed to read names and labels
 
     def to_json(self) -> dict[str, Any]:
         """Return one flat dict, with the split's options first."""
@@ -63,5 +65,6 @@ class DataSummary:
         values["split"] = Split(**{each.name: options[each.name] for each in fields(Split)})
         values["leaks"] = tuple(Leak(**each) for each in stored.get("leaks", ()))
         values["dropped"] = tuple(BadImage(**each) for each in stored.get("dropped", ()))
-        values["strays"] = tuple(stored.get("strays", ()))
+        for name in ("strays", "blank", "notes"):
+            values[name] = tuple(stored.get(name, ()))
         return cls(**values)

@@ -45,16 +45,17 @@ Row = list[str]
 
 @dataclass(frozen=True, kw_only=True)
 class Table:
-    """`rows` has the columns filename and label, with texts as written; `notes` say what was
-    assumed to read them.
+    """`rows` has the columns filename and perhaps label, with texts as written; `notes` say what
+    was assumed to read them.
     """
 
     rows: pd.DataFrame
     notes: tuple[str, ...]
 
 
-def read_table(path: Path, exists: Callable[[str], bool]) -> Table:
-    """Read the file names and labels of a table; `exists` tells if a file name is that of a file.
+def read_table(path: Path, exists: Callable[[str], bool], *, labelled: bool = True) -> Table:
+    """Read the file names of a table, and labels if it is `labelled`; `exists` tells if a file name
+    is that of a file.
 
     Raises:
         UserError: the file cannot be read, or its columns are not clear; the message says which it
@@ -66,19 +67,24 @@ def read_table(path: Path, exists: Callable[[str], bool]) -> Table:
         notes.append(f"separated by {SEPARATORS[separator]}s")
     if not rows:
         raise UserError(f"{path} cannot be read: it is empty; expected the columns filename,label")
-    header, rows, more = _find_header(path, rows, exists)
+    header, rows, more = _find_header(rows, exists)
     _check_widths(path, header, rows)
-    columns = [
-        _choose_column(path, header, "filename", FILENAMES, lambda at: _count(rows, at, exists)),
-        _choose_column(path, header, "label", LABELS, None),
+    columns = {
+        "filename": _choose_column(
+            path, header, "filename", FILENAMES, lambda at: _count(rows, at, exists)
+        )
+    }
+    if labelled:
+        columns["label"] = _choose_column(path, header, "label", LABELS, None)
+    notes += more or [
+        f"column {header[at]!r} read as {name}"
+        for name, at in columns.items()
+        if header[at] != name
     ]
-    names = [header[at] for at in columns]
-    if names != ["filename", "label"] and not more:
-        notes.append(f"columns {names[0]!r} and {names[1]!r} read as filename and label")
-    texts = [[row[at] if at < len(row) else "" for at in columns] for row in rows]
+    texts = [[row[at] if at < len(row) else "" for at in columns.values()] for row in rows]
     return Table(
-        rows=pd.DataFrame(texts, columns=["filename", "label"], dtype=str),
-        notes=tuple(f"{path.name}: {note}" for note in notes + more),
+        rows=pd.DataFrame(texts, columns=list(columns), dtype=str),
+        notes=tuple(f"{path.name}: {note}" for note in notes),
     )
 
 
@@ -162,17 +168,13 @@ def _parse(path: Path, text: str, most: int | None = None) -> tuple[list[Row], s
 
 
 def _find_header(
-    path: Path, rows: list[Row], exists: Callable[[str], bool]
+    rows: list[Row], exists: Callable[[str], bool]
 ) -> tuple[Row, list[Row], list[str]]:
     """Return the header, the rows below it, and notes; a table may begin with its first image."""
     first = [cell.strip() for cell in rows[0]]
     if _find_columns(first, FILENAMES) or _find_columns(first, LABELS):
         return first, rows[1:], []
-    names = [
-        at
-        for at, cell in enumerate(first)
-        if exists(cell) or has_image_suffix(cell)
-    ]
+    names = [at for at, cell in enumerate(first) if exists(cell) or has_image_suffix(cell)]
     if len(names) != 1 or len([cell for cell in first if cell]) != 2:
         return first, rows[1:], []
     header = ["filename" if at == names[0] else "label" for at in range(len(first))]
@@ -221,7 +223,9 @@ def _choose_column(
     columns = ", ".join(header)
     if found:
         several = " and ".join(repr(header[at]) for at in found)
-        raise UserError(f"{path} has several columns for the {wanted}: {several}; name one {wanted}")
+        raise UserError(
+            f"{path} has several columns for the {wanted}: {several}; name one {wanted}"
+        )
     raise UserError(
         f"{path} lacks the column {wanted}: expected the columns filename,label; found {columns}."
         f" Rename the column with the {'names of the images' if count else 'labels'} to {wanted}"

@@ -9,20 +9,23 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, TypeVar
 
-import pandas as pd
-
+from har.data.folders import is_image, list_files
 from har.data.images import ImageError, read_image
-from har.data.sources import IMAGE_SUFFIXES, KAGGLE_FOLDER, TEST_FOLDER, is_image_name
+from har.data.names import NameFinder
+from har.data.sources import KAGGLE_FOLDER, TEST_FOLDER
+from har.data.tables import read_table
 from har.inference.classifier import Prediction, explain_failure
-from har.util.errors import UserError, first_line
+from har.util.errors import UserError
 from har.util.files import printable
 from har.util.locks import file_lock
-from har.util.progress import progress, say
+from har.util.progress import progress, say, warn
 
 # Images in one call of the classifier; an interruption loses no more.
 BATCH = 32
 COLUMNS = ("filename", "label", "probability", "error")
 TEST_LIST = "Testing_set.csv"
+# Left-out files that are named on the terminal.
+MAX_NAMED = 5
 Item = TypeVar("Item")
 Classify = Callable[[Sequence[bytes]], list[Prediction]]
 
@@ -45,10 +48,7 @@ def find_images(paths: Sequence[Path]) -> list[Path]:
     found: list[Path] = []
     for path in paths:
         if path.is_dir():
-            inside = [each for each in sorted(path.rglob("*")) if is_image_name(each)]
-            if not inside:
-                raise UserError(f"no images in {path}: looked for {', '.join(IMAGE_SUFFIXES)}")
-            found += inside
+            found += [path / name for name in _list_images(path)]
         elif path.exists():
             found.append(path)
         else:
@@ -56,8 +56,23 @@ def find_images(paths: Sequence[Path]) -> list[Path]:
     return found
 
 
-def list_unlabelled(data: Path) -> tuple[Path, list[str]]:
-    """List the images to score: their folder, and their names in it.
+def _list_images(folder: Path) -> list[str]:
+    """List the images in a folder, and name the files that are left out."""
+    listing = list_files(folder)
+    images = [path for path in listing.files if is_image(folder, path)]
+    others = [path for path in listing.files if path not in set(images)]
+    left_out = [f"{path} ({reason})" for path, reason in listing.refused.items()] + others
+    if not images:
+        found = f"{len(left_out)} other files, such as {left_out[0]}" if left_out else "no files"
+        raise UserError(f"no images in {folder}: {found}")
+    if left_out:
+        more = ", ..." if len(left_out) > MAX_NAMED else ""
+        warn(f"{len(left_out)} files are no images: {', '.join(left_out[:MAX_NAMED])}{more}")
+    return images
+
+
+def list_unlabelled(data: Path) -> dict[str, Path]:
+    """Map the names of the images to score to their files.
 
     These are the images of Kaggle's test/ that Testing_set.csv lists, else all of test/, else all
     of a plain folder. In Kaggle's unpacked archive both lie one folder deeper.
@@ -69,23 +84,26 @@ def list_unlabelled(data: Path) -> tuple[Path, list[str]]:
         if (root / TEST_FOLDER).is_dir():
             folder, listed = root / TEST_FOLDER, root / TEST_LIST
             if listed.is_file():
-                return folder, _read_list(listed, folder)
+                return _read_list(listed, root)
             break
-    return folder, [path.relative_to(folder).as_posix() for path in find_images([folder])]
+    return {name: folder / name for name in _list_images(folder)}
 
 
-def _read_list(listed: Path, folder: Path) -> list[str]:
-    try:
-        names = pd.read_csv(listed, dtype=str, keep_default_na=False)["filename"].tolist()
-    except (OSError, ValueError, KeyError) as error:
-        raise UserError(f"{listed} has no readable column filename: {first_line(error)}") from error
+def _read_list(listed: Path, root: Path) -> dict[str, Path]:
+    files = [path for path in list_files(root).files if path.startswith(f"{TEST_FOLDER}/")]
+    finder = NameFinder(set(files), TEST_FOLDER)
+    names = read_table(listed, finder.exists, labelled=False).rows["filename"].tolist()
+    folder = root / TEST_FOLDER
     for row, name in enumerate(names, start=1):
-        inside = (folder / name).resolve().is_relative_to(folder.resolve())
+        inside = (folder / name).resolve().is_relative_to(root.resolve())
         if not name or not inside:
             raise UserError(f"row {row} of {listed} names {name!r}, no file inside {folder}")
     if repeated := len(names) - len(set(names)):
         raise UserError(f"{listed} lists {repeated} images more than once")
-    return names
+    paths, notes = finder.find_all(names)
+    for note in notes:
+        say(f"{TEST_LIST}: {note}")
+    return {name: root / path for name, path in zip(names, paths, strict=True)}
 
 
 def classify_files(paths: Sequence[Path], classify: Classify) -> Iterator[FilePrediction]:
@@ -124,9 +142,10 @@ def predict_to_file(data: Path, out: Path, classify: Classify, model: str) -> in
     """
     if out.suffix not in WRITERS:
         raise UserError(f"--out must end in .csv or .parquet; received {out}")
-    folder, names = list_unlabelled(data)
+    files = list_unlabelled(data)
+    names = list(files)
     part = out.with_name(f".{out.name}.part")
-    task = {"folder": str(folder.resolve()), "model": model, "names": len(names)}
+    task = {"folder": str(data.resolve()), "model": model, "names": len(names)}
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
         with _lock_output(out, part.with_suffix(".lock")):
@@ -134,7 +153,7 @@ def predict_to_file(data: Path, out: Path, classify: Classify, model: str) -> in
                 raise UserError(f"{out} exists already: move it away, or give another --out")
             done = _count_rows_done(part, task, names)
             with part.open("a", newline="", encoding="utf-8") as file:
-                _write_rows(file, folder, names, done, classify)
+                _write_rows(file, files, done, classify)
             bad = sum(bool(row["error"]) for row in _read_rows(part))
             WRITERS[out.suffix](part, out)
             part.with_suffix(".json").unlink()
@@ -172,9 +191,9 @@ def _count_rows_done(part: Path, task: dict[str, Any], names: list[str]) -> int:
     return 0
 
 
-def _write_rows(file: Any, folder: Path, names: list[str], done: int, classify: Classify) -> None:
-    writer = csv.writer(file, lineterminator="\n")
-    rows = classify_files([folder / name for name in names[done:]], classify)
+def _write_rows(file: Any, files: dict[str, Path], done: int, classify: Classify) -> None:
+    writer, names = csv.writer(file, lineterminator="\n"), list(files)
+    rows = classify_files(list(files.values())[done:], classify)
     with progress("scoring", len(names)) as advance:
         advance(done)
         for batch in batched(zip(names[done:], rows, strict=True), BATCH):

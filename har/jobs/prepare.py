@@ -9,6 +9,7 @@ from har.data.manifest import write_manifest
 from har.data.prepare import choose_split, load_manifest, prepare
 from har.data.report import REPORT_FILE, render_report
 from har.data.sources import find_source
+from har.data.splits import Split
 from har.tracking.descriptions import describe_preparation
 from har.tracking.log import log_preparation
 from har.tracking.store import open_experiment, open_run
@@ -34,7 +35,8 @@ def run_preparation(
     """
     open_experiment(experiment)
     if image_root is None:
-        manifest = prepare(find_source(data), out, choose_split(overrides))
+        source = find_source(data)
+        manifest = prepare(source, out, choose_split(overrides, Split(), source))
     else:
         manifest = load_manifest(data, overrides, image_root=image_root)
         write_manifest(manifest, out)
