@@ -3,7 +3,7 @@
 import os
 import stat
 import unicodedata
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -137,3 +137,28 @@ def find_file_kind(path: Path) -> str:
 def is_image(root: Path, path: str) -> bool:
     """Return True for a file in `root` that is an image, or has the name of one."""
     return has_image_suffix(path) or find_file_kind(root / path) in READABLE
+
+
+def check_files(root: Path, paths: Iterable[str]) -> Iterator[int | str]:
+    """Yield the size of each file in `root`, or the reason why it must not be read."""
+    inside = os.path.realpath(root)
+    real_folders: dict[str, str] = {}
+    for path in paths:
+        if os.path.isabs(path) or ".." in path.split("/"):
+            yield "paths must stay inside the folder"
+            continue
+        folder, name = os.path.split(os.path.join(root, path))
+        if folder not in real_folders:
+            real_folders[folder] = os.path.realpath(folder)
+        real = os.path.join(real_folders[folder], name)
+        try:
+            if stat.S_ISLNK(os.lstat(real).st_mode):
+                real = os.path.realpath(real)
+            found = os.stat(real)
+        except OSError as error:
+            yield f"it is gone: {error.strerror}"
+            continue
+        if not is_inside(real, inside):
+            yield "a link out of the data folder"
+        else:
+            yield found.st_size if stat.S_ISREG(found.st_mode) else "not a file"

@@ -165,7 +165,25 @@ def _read_class_folders(source: Source) -> tuple[pd.DataFrame, list[str]]:
             f"{source.root} has test images with labels that no training image has:"
             f" {', '.join(sorted(unknown))}; add images to train/, or remove these folders"
         )
+    if source.layout == "split_folders":
+        notes.append(_describe_split_folders(source, table))
     return table, notes
+
+
+def _describe_split_folders(source: Source, table: pd.DataFrame) -> str:
+    top = table["path"].str.split("/").str[0].value_counts()
+    uses = {
+        "train": "train the model",
+        "valid": "join them; the validation images are drawn from both",
+        "test": "are the test split",
+    }
+    folders = {split: folder.split("/")[0] for split, folder in source.class_folders}
+    parts = [
+        f"{top.get(folder, 0):,} images in {folder}/ {uses[split]}"
+        for split in uses
+        if (folder := folders.get(split))
+    ]
+    return "; ".join(parts)
 
 
 def _check_no_label(source: Source, folder: str, files: list[str]) -> None:
@@ -233,7 +251,7 @@ def check_rows(rows: pd.DataFrame) -> tuple[pd.DataFrame, list[BadImage]]:
     for index in rows.index[rows["path"].duplicated()]:
         before = first[rows.at[index, "path"]]
         as_what = "" if before == rows.at[index, "label"] else f", before as {before!r}"
-        reasons.at[index] = f"listed twice{as_what}; the first row counts"
+        reasons[int(index)] = f"listed twice{as_what}; the first row counts"
     reasons[rows["label"] == ""] = "the label is empty"
     reasons[rows["path"] == ""] = "the filename is empty"
     reasons[rows["path"].str.contains(NOT_UTF8)] = "the filename is not UTF-8"

@@ -8,9 +8,10 @@ from pathlib import Path
 
 import pandas as pd
 
+from har.data.folders import check_files
 from har.data.summary import DataSummary
 from har.util.errors import UserError
-from har.util.files import digest_bytes, digest_file, replace_text
+from har.util.files import digest_bytes, digest_file, read_regular_file, replace_text
 from har.util.locks import file_lock
 
 # The table has one row for each image.
@@ -29,6 +30,9 @@ COLUMNS = {
 }
 TABLE_FILE = "manifest.csv"
 SUMMARY_FILE = "dataset.json"
+# Larger files are not ours: 300 bytes a row, and as many strays as images.
+MAX_TABLE_BYTES = 1_000_000_000
+MAX_SUMMARY_BYTES = 300_000_000
 # Digest of TABLE_FILE, stored in SUMMARY_FILE: the other digests do not cover every column.
 TABLE_DIGEST = "table_sha256"
 
@@ -123,8 +127,8 @@ def read_manifest(folder: Path, image_root: Path | None = None) -> Manifest:
 
 def _load(folder: Path) -> Manifest:
     try:
-        stored = json.loads((folder / SUMMARY_FILE).read_text(encoding="utf-8"))
-        data = (folder / TABLE_FILE).read_bytes()
+        stored = json.loads(read_regular_file(folder / SUMMARY_FILE, MAX_SUMMARY_BYTES))
+        data = read_regular_file(folder / TABLE_FILE, MAX_TABLE_BYTES)
         table = pd.read_csv(
             BytesIO(data),
             dtype=COLUMNS,  # type: ignore[arg-type]
@@ -144,7 +148,8 @@ def _load(folder: Path) -> Manifest:
         # the first versions did not store the digest of the table
         written = {TABLE_DIGEST: found[TABLE_DIGEST], **stored}
         changed = [name for name in found if written[name] != found[name]]
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    # JSON nested thousands of levels deep is a RecursionError
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise UserError(
             f"{folder} is not a readable prepared folder: {error!r}; run `har prepare` again"
         ) from error
@@ -170,13 +175,10 @@ def _check_files(manifest: Manifest) -> None:
             f"the images are gone: there is no folder {manifest.root}; if you moved them, add"
             " --image-root DIR"
         )
-    for path, size in zip(manifest.table["path"], manifest.table["bytes"], strict=True):
-        if Path(path).is_absolute() or ".." in Path(path).parts:
-            raise UserError(f"{TABLE_FILE} names {path!r}: paths must stay inside the folder")
-        try:
-            found = (manifest.root / path).stat().st_size
-        except OSError as error:
-            raise UserError(f"{manifest.root / path} is gone: {error.strerror}") from error
+    paths, sizes = manifest.table["path"], manifest.table["bytes"]
+    for path, size, found in zip(paths, sizes, check_files(manifest.root, paths), strict=True):
+        if isinstance(found, str):
+            raise UserError(f"{TABLE_FILE} names {str(manifest.root / path)!r}: {found}")
         if found != size:
             raise UserError(
                 f"{manifest.root / path} was changed after it was prepared ({found} bytes,"

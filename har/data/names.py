@@ -7,6 +7,8 @@ from collections.abc import Callable, Collection, Iterable
 from har.data.folders import normalise_path
 
 Found = tuple[str, str]
+# The places after the usual folder, as notes name them.
+PLACES = ("", "from the data folder on", "anywhere in the data folder")
 
 
 def _without_suffix(path: str) -> str:
@@ -59,9 +61,9 @@ class NameFinder:
             for how, count in Counter(how for _, how in found.values()).items()
             if how
         ]
-        if place > 0 and self.folder:
-            example, (path, _) = next(iter(found.items()))
-            notes.append(f"names are not those in {self.folder}/: {example!r} is read as {path!r}")
+        if place > 0:
+            path = next(iter(found.values()))[0]
+            notes.append(f"names found {PLACES[place]}, such as {path!r}")
         return [found[name][0] if name in found else self._default(name) for name in names], notes
 
     def _default(self, name: str) -> str:

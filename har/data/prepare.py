@@ -157,6 +157,8 @@ def _announce(manifest: Manifest, why: str, folder: Path) -> Manifest:
         say(f"data: {unused} images unused: copies of test images, or with conflicting labels")
     if summary.blank:
         say(f"data: {_name_some('images of one colour, which are used', summary.blank)}")
+    if missing := _find_untested(manifest):
+        warn(f"the test split has no image of {_name_some('labels', missing)}")
     everything = f"{folder / SUMMARY_FILE} lists all"
     if summary.dropped:
         named = _name_some("images that cannot be used", [str(each) for each in summary.dropped])
@@ -164,6 +166,11 @@ def _announce(manifest: Manifest, why: str, folder: Path) -> Manifest:
     if summary.strays:
         warn(f"left out: {_name_some('files without a label', summary.strays)}; {everything}")
     return manifest
+
+
+def _find_untested(manifest: Manifest) -> list[str]:
+    tested = set(manifest.rows("test")["label"])
+    return [label for label in manifest.class_names if label not in tested] if tested else []
 
 
 def _name_some(what: str, names: Sequence[str]) -> str:
