@@ -23,6 +23,9 @@ IMAGE_SUFFIXES = frozenset(
         ".tif", ".tiff", ".avif", ".heic", ".heif", ".hif", ".jxl", ".jp2", ".dng", ".cr2", ".nef",
     }
 )  # fmt: skip
+# The reason for a pipe, a device and their like.
+NOT_A_FILE = "not a file"
+LINK_OUT = "a link out of the data folder"
 # Deeper folders are refused: a walk without a limit could go on for ever on some file systems.
 MAX_DEPTH = 32
 
@@ -87,13 +90,13 @@ def _inspect(entry: "os.DirEntry[str]", inside: str) -> os.stat_result | str:
     """Return the facts of a file or folder, or the reason why it must not be read."""
     try:
         if entry.is_symlink() and not is_inside(os.path.realpath(entry.path), inside):
-            return "a link out of the data folder"
+            return LINK_OUT
         found = entry.stat()
     except OSError as error:
         # a link to nothing, or to itself
         return "no such file" if entry.is_symlink() else f"cannot be read: {error.strerror}"
     if not stat.S_ISREG(found.st_mode) and not stat.S_ISDIR(found.st_mode):
-        return "not a file"
+        return NOT_A_FILE
     return found
 
 
@@ -145,7 +148,7 @@ def check_files(root: Path, paths: Iterable[str]) -> Iterator[int | str]:
     real_folders: dict[str, str] = {}
     for path in paths:
         if os.path.isabs(path) or ".." in path.split("/"):
-            yield "paths must stay inside the folder"
+            yield "is out of the data folder: paths must stay inside"
             continue
         folder, name = os.path.split(os.path.join(root, path))
         if folder not in real_folders:
@@ -156,9 +159,9 @@ def check_files(root: Path, paths: Iterable[str]) -> Iterator[int | str]:
                 real = os.path.realpath(real)
             found = os.stat(real)
         except OSError as error:
-            yield f"it is gone: {error.strerror}"
+            yield f"is gone: {error.strerror}"
             continue
         if not is_inside(real, inside):
-            yield "a link out of the data folder"
+            yield f"is {LINK_OUT}"
         else:
-            yield found.st_size if stat.S_ISREG(found.st_mode) else "not a file"
+            yield found.st_size if stat.S_ISREG(found.st_mode) else f"is {NOT_A_FILE}"

@@ -247,11 +247,12 @@ def _find_strays(source: Source, used: set[str], test_is_labelled: bool) -> tupl
 def check_rows(rows: pd.DataFrame) -> tuple[pd.DataFrame, list[BadImage]]:
     """Separate the rows whose image can be opened from those that are wrong in themselves."""
     first = rows.drop_duplicates("path").set_index("path")["label"]
+    before = rows["path"].map(first)
+    twice = rows["path"].duplicated()
     reasons = pd.Series("", index=rows.index, dtype=str)
-    for index in rows.index[rows["path"].duplicated()]:
-        before = first[rows.at[index, "path"]]
-        as_what = "" if before == rows.at[index, "label"] else f", before as {before!r}"
-        reasons[int(index)] = f"listed twice{as_what}; the first row counts"
+    reasons[twice] = "listed twice; the first row counts"
+    otherwise = twice & (before != rows["label"])
+    reasons[otherwise] = "listed twice, before as " + before.map(repr) + "; the first row counts"
     reasons[rows["label"] == ""] = "the label is empty"
     reasons[rows["path"] == ""] = "the filename is empty"
     reasons[rows["path"].str.contains(NOT_UTF8)] = "the filename is not UTF-8"

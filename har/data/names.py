@@ -71,7 +71,7 @@ class NameFinder:
 
     def _places(self) -> list[Callable[[str], Found | None]]:
         return [
-            lambda name: self._find(self._default(name)),
+            lambda name: self._find(self._default(name)) or self._find_below_folder(name),
             self._find,
             self._find_by_last_part,
         ]
@@ -85,6 +85,11 @@ class NameFinder:
             if len(hits) == 1:
                 return hits[0], how
         return None
+
+    def _find_below_folder(self, name: str) -> Found | None:
+        """Find a name that begins with the usual folder."""
+        path = normalise_path(name.strip())
+        return self._find(path) if self.folder and path.startswith(f"{self.folder}/") else None
 
     def _find_by_last_part(self, name: str) -> Found | None:
         """Find a file by its own name, and by the folders above it if several have that name."""

@@ -114,6 +114,8 @@ def find_source(data: str) -> Source:
         return _sample_source("the built-in sample")
     if data == "kaggle":
         return replace(_download_from_kaggle(), name="kaggle")
+    if re.match(r"\w+://", data):
+        raise UserError(f"--data {data} is an address: download it, and give the folder it lies in")
     return folder_source(Path(data).expanduser(), why=f"--data {data}")
 
 
@@ -192,8 +194,6 @@ def _table_source(file: Path, why: str) -> Source:
 
 def _explain_missing(folder: Path, why: str) -> str:
     text = f"no such folder: {folder} ({why})"
-    if re.match(r"\w+://", why.removeprefix("--data ")):
-        return f"{text}; download it, and give the folder where it lies"
     if re.fullmatch(r"[\w-]+/[\w.-]+", str(folder)):
         return (
             f"{text}; if it is the name of a Kaggle data set: `kaggle datasets download {folder}"

@@ -109,6 +109,8 @@ def _check_enough(table: pd.DataFrame, groups: pd.DataFrame, fraction: float, pu
         )
     needed = int(np.ceil(len(labels) / min(fraction, 1 - fraction)))
     if len(groups) < needed:
+        enough = np.ceil(100 * len(labels) / len(groups)) / 100
+        hint += f"; add images, or use --{purpose}-fraction {enough:.2f}" if enough < 0.5 else ""
         raise UserError(
             f"too few images for a {purpose} fraction of {fraction}: {len(labels)} labels need at"
             f" least {needed} distinct images; found {len(groups)}{hint}"

@@ -223,9 +223,7 @@ def _choose_column(
     columns = ", ".join(header)
     if found:
         several = " and ".join(repr(header[at]) for at in found)
-        raise UserError(
-            f"{path} has several columns for the {wanted}: {several}; name one {wanted}"
-        )
+        raise UserError(f"{path} has several {wanted} columns: {several}; call one {wanted}")
     raise UserError(
         f"{path} lacks the column {wanted}: expected the columns filename,label; found {columns}."
         f" Rename the column with the {'names of the images' if count else 'labels'} to {wanted}"

@@ -9,7 +9,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, TypeVar
 
-from har.data.folders import is_image, list_files
+from har.data.folders import NOT_A_FILE, is_image, list_files
 from har.data.images import ImageError, read_image
 from har.data.names import NameFinder
 from har.data.sources import KAGGLE_FOLDER, TEST_FOLDER
@@ -59,16 +59,19 @@ def find_images(paths: Sequence[Path]) -> list[Path]:
 def _list_images(folder: Path) -> list[str]:
     """List the images in a folder, and name the files that are left out."""
     listing = list_files(folder)
-    images = [path for path in listing.files if is_image(folder, path)]
-    others = [path for path in listing.files if path not in set(images)]
-    left_out = [f"{path} ({reason})" for path, reason in listing.refused.items()] + others
+    images = {path for path in listing.files if is_image(folder, path)}
+    # they become rows with an error
+    images |= {path for path, why in listing.refused.items() if why == NOT_A_FILE}
+    refused = {path: why for path, why in listing.refused.items() if path not in images}
+    left_out = [f"{path} ({why})" for path, why in refused.items()]
+    left_out += [path for path in listing.files if path not in images]
     if not images:
         found = f"{len(left_out)} other files, such as {left_out[0]}" if left_out else "no files"
         raise UserError(f"no images in {folder}: {found}")
     if left_out:
         more = ", ..." if len(left_out) > MAX_NAMED else ""
         warn(f"{len(left_out)} files are no images: {', '.join(left_out[:MAX_NAMED])}{more}")
-    return images
+    return sorted(images)
 
 
 def list_unlabelled(data: Path) -> dict[str, Path]:
@@ -95,7 +98,7 @@ def _read_list(listed: Path, root: Path) -> dict[str, Path]:
     names = read_table(listed, finder.exists, labelled=False).rows["filename"].tolist()
     folder = root / TEST_FOLDER
     for row, name in enumerate(names, start=1):
-        inside = (folder / name).resolve().is_relative_to(root.resolve())
+        inside = (folder / name).resolve().is_relative_to(folder.resolve())
         if not name or not inside:
             raise UserError(f"row {row} of {listed} names {name!r}, no file inside {folder}")
     if repeated := len(names) - len(set(names)):

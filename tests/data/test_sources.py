@@ -14,7 +14,7 @@ from tests.conftest import write_images
 
 @pytest.fixture
 def kaggle_input(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
-    folder = tmp_path / "kaggle" / "Human Action Recognition"
+    folder = tmp_path / "kaggle" / "input"
     monkeypatch.setattr(sources, "KAGGLE_INPUT", folder)
     return folder
 
@@ -31,8 +31,8 @@ def test_auto_prefers_har_data_then_kaggle_then_data_then_sample(
     assert find_source("auto").name == "sample"
     here = write_images(Path("data"), 1)
     assert find_source("auto").root == here.resolve()
-    write_images(kaggle_input, 1)
-    assert find_source("auto").root == kaggle_input
+    mounted = write_images(kaggle_input / "any-name" / "Human Action Recognition", 1)
+    assert find_source("auto").root == mounted and find_source("auto").name == "kaggle"
     named = write_images(tmp_path / "named", 1)
     monkeypatch.setenv("HAR_DATA", str(named))
     assert find_source("auto").root == named
@@ -49,6 +49,47 @@ def test_sample_is_drawn_once(small_sample: None) -> None:
 def test_kaggles_unpacked_archive_is_found_one_folder_down(tmp_path: Path) -> None:
     inner = write_images(tmp_path / "archive" / "Human Action Recognition", 1)
     assert find_source(str(tmp_path / "archive")).root == inner
+
+
+@pytest.mark.parametrize(
+    "place",
+    [
+        "human-action-recognition-har-dataset/Human Action Recognition",
+        "datasets/meetnagadia/human-action-recognition-har-dataset/Human Action Recognition",
+        "datasets/somebody/a-copy-of-it",
+        "a-copy/unpacked/twice",
+    ],
+)
+def test_kaggles_input_is_found_wherever_it_is_mounted(kaggle_input: Path, place: str) -> None:
+    mounted = write_images(kaggle_input / place, 1)
+    (kaggle_input / "models" / "somebody" / "a-model").mkdir(parents=True)
+    (kaggle_input / "other-input").mkdir(parents=True)
+    (kaggle_input / "other-input" / "notes.csv").write_text("a,b\n1,2\n")
+    assert find_source("auto").root == mounted
+
+
+def test_several_kaggle_inputs_are_named(kaggle_input: Path) -> None:
+    write_images(kaggle_input / "one", 1)
+    write_images(kaggle_input / "datasets" / "owner" / "two", 1)
+    with pytest.raises(UserError, match=r"holds 2 data sets: .*owner/two.*one; name one: --data"):
+        find_source("auto")
+
+
+def test_an_input_mounted_twice_is_one(kaggle_input: Path) -> None:
+    mounted = write_images(kaggle_input / "datasets" / "owner" / "slug", 1)
+    (kaggle_input / "slug").symlink_to(mounted)
+    assert find_source("auto").root == mounted
+
+
+def test_the_sample_instead_of_data_is_a_loud_warning(
+    kaggle_input: Path, small_sample: None, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (kaggle_input / "some-input").mkdir(parents=True)
+    Path("data").mkdir()
+    assert find_source("auto").name == "sample"
+    said = capsys.readouterr().err
+    assert "warning: no data found, so the built-in sample is used" in said
+    assert "./data is not used" in said and "some-input" in said
 
 
 def test_auto_passes_over_a_data_folder_of_another_kind(small_sample: None) -> None:
@@ -86,7 +127,9 @@ def test_missing_folder_is_named(tmp_path: Path) -> None:
 
 
 def test_folder_without_csv_says_what_is_expected(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"holds no Training_set.csv: expected Kaggle's layout"):
+    with pytest.raises(
+        UserError, match=r"is empty; expected one folder of images for each label; or"
+    ):
         find_source(str(tmp_path))
 
 

@@ -1,6 +1,7 @@
 """The facts about a data set, as dataset.json holds them."""
 
 import json
+from dataclasses import replace
 
 import pytest
 
@@ -23,10 +24,13 @@ SUMMARY = DataSummary(
 )
 # The keys of dataset.json that other versions of this project read, in their order.
 KEYS = [
-    "test_fraction", "split_seed", "duplicates", "test_file", "images", "images_by_split",
-    "images_by_label", "duplicate_groups", "near_duplicate_groups", "largest_duplicate_group",
-    "conflicting_groups", "test_folder_images", "leaks", "dropped", "strays",
+    "test_fraction", "split_seed", "duplicates", "test_file", "label_spelling", "drawn_by",
+    "images", "images_by_split", "images_by_label", "duplicate_groups",
+    "near_duplicate_groups", "largest_duplicate_group", "conflicting_groups",
+    "test_folder_images", "leaks", "dropped", "strays", "blank", "notes",
 ]  # fmt: skip
+
+OLDEST = [*KEYS[:4], *KEYS[6:10]]
 
 
 def test_json_keeps_its_keys_and_reads_back_equal() -> None:
@@ -40,9 +44,11 @@ def test_json_keeps_its_keys_and_reads_back_equal() -> None:
 
 
 def test_facts_that_an_older_version_did_not_store_have_defaults() -> None:
-    stored = {key: value for key, value in SUMMARY.to_json().items() if key in KEYS[:8]}
+    stored = {key: value for key, value in SUMMARY.to_json().items() if key in OLDEST}
     found = DataSummary.from_json(stored | {"of_a_newer_version": 1})
-    assert (found.split, found.images) == (SUMMARY.split, SUMMARY.images)
+    # the first versions drew by scikit-learn, and kept every spelling of a label
+    older = replace(SUMMARY.split, label_spelling="keep", drawn_by="scikit-learn")
+    assert (found.split, found.images) == (older, SUMMARY.images)
     assert found.leaks == found.dropped == found.strays == ()
     assert found.test_folder_images == 0 and found.largest_duplicate_group == 1
 

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
+from PIL import Image
 
 from har.data.sources import KAGGLE_FOLDER
 from har.inference.predict import (
@@ -88,16 +89,35 @@ def test_kaggles_list_decides_what_is_scored_and_in_which_order(kaggle: Path) ->
 
 def test_without_a_list_all_of_test_without_test_the_folder(kaggle: Path) -> None:
     (kaggle / "Testing_set.csv").unlink()
-    folder, names = list_unlabelled(kaggle)
-    assert folder == kaggle / "test" and len(names) == 71
-    folder, names = list_unlabelled(kaggle / "train")
-    assert folder == kaggle / "train" and names == [f"Image_{i}.jpg" for i in (1, 2, 3)]
+    found = list_unlabelled(kaggle)
+    assert len(found) == 71 and found["Image_1.jpg"] == kaggle / "test" / "Image_1.jpg"
+    found = list_unlabelled(kaggle / "train")
+    assert found == {f"Image_{i}.jpg": kaggle / "train" / f"Image_{i}.jpg" for i in (1, 2, 3)}
+
+
+@pytest.mark.parametrize("written", ["test/{}", "./{}", "test\\{}", "{}.jpg"])
+def test_names_of_the_list_are_found_however_they_are_written(kaggle: Path, written: str) -> None:
+    """As a list of labels is read; the rows keep the names of the list."""
+    names = [written.format(f"Image_{i}{'' if '.jpg' in written else '.jpg'}") for i in (1, 2)]
+    (kaggle / "Testing_set.csv").write_text("filename\n" + "\n".join(names) + "\n")
+    found = list_unlabelled(kaggle)
+    assert found == {name: kaggle / f"test/Image_{i}.jpg" for i, name in enumerate(names, 1)}
+
+
+def test_images_are_known_by_their_content(tmp_path: Path, capsys) -> None:
+    for name in ("a.jfif", "b.dat", "sub/c", "d.jpg"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        Image.new("RGB", (9, 9)).save(tmp_path / name, "JPEG")
+    (tmp_path / "notes.txt").write_text("mine")
+    names = [path.relative_to(tmp_path).as_posix() for path in find_images([tmp_path])]
+    assert names == ["a.jfif", "b.dat", "d.jpg", "sub/c"]
+    assert "1 files are no images: notes.txt" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("file\na.jpg\n", "no readable column filename"),
+        ("number\n1\n", "lacks the column filename"),
         ("filename\n../Training_set.csv\n", r"row 1 .*no file inside"),
         ("filename\nImage_1.jpg\nImage_1.jpg\n", "lists 1 images more than once"),
     ],
@@ -194,8 +214,11 @@ def test_names_that_are_no_utf8_are_written_as_they_are_printed(tmp_path: Path) 
 def test_kaggles_unpacked_archive_has_its_folder_in_a_folder(kaggle: Path, tmp_path: Path) -> None:
     (tmp_path / "archive").mkdir()
     kaggle.rename(tmp_path / "archive" / KAGGLE_FOLDER)
-    folder, names = list_unlabelled(tmp_path / "archive")
-    assert folder == tmp_path / "archive" / KAGGLE_FOLDER / "test" and len(names) == 70
+    found = list_unlabelled(tmp_path / "archive")
+    assert len(found) == 70
+    assert {path.parent for path in found.values()} == {
+        tmp_path / "archive" / KAGGLE_FOLDER / "test"
+    }
 
 
 def test_files_and_folders_are_found(kaggle: Path) -> None:
