@@ -58,10 +58,10 @@ def list_files(root: Path) -> Listing:
     refused: dict[str, str] = {}
     empty: list[str] = []
     inside = os.path.realpath(root)
-    # folders to visit, each with the real folders above it: a link to one of these is a loop
-    waiting = [("", frozenset({inside}))]
+    # folders to visit; in a linked one no more links are followed, for their paths would multiply
+    waiting = [("", False)]
     while waiting:
-        folder, above = waiting.pop()
+        folder, linked = waiting.pop()
         try:
             entries = sorted(os.scandir(root / folder), key=lambda entry: entry.name)
         except OSError as error:
@@ -77,13 +77,22 @@ def list_files(root: Path) -> Listing:
                 refused[path] = found
             elif stat.S_ISREG(found.st_mode):
                 files[path] = found
+            elif linked and entry.is_symlink():
+                refused[path] = "a link in a linked folder"
+            elif path.count("/") > MAX_DEPTH or _is_above(entry):
+                refused[path] = (
+                    f"a link to a folder above it, or more than {MAX_DEPTH} folders deep"
+                )
             else:
-                real = os.path.realpath(entry.path)
-                if real in above or len(above) > MAX_DEPTH:
-                    refused[path] = "a link to a folder above it, or more than 32 folders deep"
-                else:
-                    waiting.append((path, above | {real}))
+                waiting.append((path, linked or entry.is_symlink()))
     return Listing(dict(sorted(files.items())), dict(sorted(refused.items())), tuple(sorted(empty)))
+
+
+def _is_above(entry: "os.DirEntry[str]") -> bool:
+    """Return True for a link to a folder that it lies in."""
+    if not entry.is_symlink():
+        return False
+    return is_inside(os.path.realpath(os.path.dirname(entry.path)), os.path.realpath(entry.path))
 
 
 def _inspect(entry: "os.DirEntry[str]", inside: str) -> os.stat_result | str:

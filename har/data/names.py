@@ -67,11 +67,11 @@ class NameFinder:
         return [found[name][0] if name in found else self._default(name) for name in names], notes
 
     def _default(self, name: str) -> str:
-        return f"{self.folder}/{name}" if self.folder and name else name
+        return f"{self.folder}/{name}" if self.folder and name.strip() else name
 
     def _places(self) -> list[Callable[[str], Found | None]]:
         return [
-            lambda name: self._find(self._default(name)) or self._find_below_folder(name),
+            self._find_in_folder,
             self._find,
             self._find_by_last_part,
         ]
@@ -86,10 +86,12 @@ class NameFinder:
                 return hits[0], how
         return None
 
-    def _find_below_folder(self, name: str) -> Found | None:
-        """Find a name that begins with the usual folder."""
+    def _find_in_folder(self, name: str) -> Found | None:
+        """Find a name in the usual folder, with which it may also begin."""
+        below = self._find(self._default(name)) or self._find(self._default(name.strip()))
         path = normalise_path(name.strip())
-        return self._find(path) if self.folder and path.startswith(f"{self.folder}/") else None
+        begins_so = bool(self.folder) and path.startswith(f"{self.folder}/")
+        return below or (self._find(path) if begins_so else None)
 
     def _find_by_last_part(self, name: str) -> Found | None:
         """Find a file by its own name, and by the folders above it if several have that name."""

@@ -184,7 +184,7 @@ DIFFERENT = {
     "capitals": ("sitting", "Sitting"), "1 and 1.0": ("1", "1.0"), "01": ("1", "01"),
     "two spaces": ("sitting down", "sitting  down"), "no space": ("sit down", "sitdown"),
     "a hyphen": ("sitting_down", "sitting-down"), "sharp s": ("straße", "STRASSE"),
-    "full width": ("sitting", "ｓｉｔｔｉｎｇ"), "a joiner": ("sitting", "sit\u200cting"),
+    "full width": ("sitting", "\uff53itting"), "a joiner": ("sitting", "sit\u200cting"),
 }  # fmt: skip
 APART = ("1-1", "11", "-1", "1", "a+", "a")
 SPELLINGS: dict[str, tuple[Callable[[Path], Path], Labels | str, list[str]]] = {
@@ -237,11 +237,11 @@ def splits(out: Path, *names: str) -> Path:
 
 TABLES: dict[str, tuple[Callable[[Path], Path], Labels | str, list[str]]] = {
     **{
-        f"separated by {name}s": (
+        f"separated by {signs}s": (
             lambda out, sign=sign: table(
                 out, lambda name, label: f"{name}{sign}{label}", f"filename{sign}label"),
-            TWO, [f"separated by {name}s"])
-        for name, sign in {"semicolon": ";", "tab": "\t", "vertical bar": "|"}.items()
+            TWO, [f"separated by {signs}s"])
+        for signs, sign in {"semicolon": ";", "tab": "\t", "vertical bar": "|"}.items()
     },
     **{
         f"columns {header}": (
