@@ -56,6 +56,7 @@ def read_labels(source: Source, split: Split = Split()) -> Labelled:
         _check_no_test_file(source, split.test_file)
         rows, notes = _read_class_folders(source)
     rows, more = _settle_spelling(rows, split.label_spelling)
+    _check_test_labels(rows)
     strays = _find_strays(source, set(rows["path"]), split.test_file != "none")
     return Labelled(rows=rows, notes=(*notes, *more), strays=strays)
 
@@ -75,10 +76,6 @@ def _read_tables(source: Source, test_file: str) -> tuple[pd.DataFrame, list[str
     if test_file == "none":
         return rows, notes
     test, more = read_rows(source, find_test_file(source, test_file), TEST_FOLDER, "test")
-    if unknown := sorted(set(test["label"]) - set(rows["label"]) - {""}):
-        raise UserError(
-            f"{test_file} has labels that {source.table.name} does not have: {', '.join(unknown)}"
-        )
     return pd.concat([rows, test], ignore_index=True), notes + more
 
 
@@ -159,12 +156,6 @@ def _read_class_folders(source: Source) -> tuple[pd.DataFrame, list[str]]:
         rows += [(part, printable(path), label, "", 0, printable(path)) for path in images]
     table = pd.DataFrame(rows, columns=COLUMNS)
     table["label"], notes = _canonical_labels(table["label"])
-    of_test = set(table.loc[table["part"] == "test", "label"])
-    if unknown := of_test - set(table.loc[table["part"] == "train", "label"]):
-        raise UserError(
-            f"{source.root} has test images with labels that no training image has:"
-            f" {', '.join(sorted(unknown))}; add images to train/, or remove these folders"
-        )
     if source.layout == "split_folders":
         notes.append(_describe_split_folders(source, table))
     return table, notes
@@ -221,6 +212,17 @@ def _settle_spelling(
     merged = {label: next(iter(each)) for each in found for label in each}
     note = f"spellings merged into the first of each: {describe_spellings(found)}"
     return rows.assign(label=rows["label"].replace(merged)), [note]
+
+
+def _check_test_labels(rows: pd.DataFrame) -> None:
+    tested, trained = (
+        set(rows.loc[rows["part"] == part, "label"]) - {""} for part in ("test", "train")
+    )
+    if unknown := sorted(tested - trained):
+        raise UserError(
+            f"test images have labels that no training image has: {', '.join(unknown)}; correct"
+            " these labels, or add such images for training"
+        )
 
 
 def _find_strays(source: Source, used: set[str], test_is_labelled: bool) -> tuple[str, ...]:

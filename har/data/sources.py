@@ -22,7 +22,7 @@ from har.data.folders import (
 from har.data.kinds import READABLE, explain_kind
 from har.data.manifest import is_prepared
 from har.data.names import NameFinder
-from har.data.tables import has_label_columns, read_table
+from har.data.tables import SAVE_AS_CSV, SPREADSHEETS, has_label_columns, read_table
 from har.util.errors import UserError
 from har.util.files import cache_folder
 from har.util.progress import progress, warn
@@ -42,6 +42,7 @@ SPLIT_FOLDERS = {
     "valid": ("valid", "val", "validation", "dev", "valid_set", "validation_set"),
     "test": ("test", "testing", "test_set", "testing_set"),
 }
+SPLIT_NAMES = {name for names in SPLIT_FOLDERS.values() for name in names}
 # Folders that only hold the images or the whole data set, so that their names are no labels.
 WRAPPERS = {"images", "image", "imgs", "img", "data", "dataset", "datasets", "photos", "pictures"}
 # Tables of labels by their names without endings, the likeliest first; "" is any name.
@@ -189,6 +190,8 @@ def _table_source(file: Path, why: str) -> Source:
         root = file.parent.resolve()
         return Source(name=root.name, root=root, why=why, layout="table", table=root / file.name)
     what = f"a {kind}: {explain_kind(kind)}" if kind else "a file of an unknown kind"
+    if file.suffix.lower() in SPREADSHEETS:
+        what = SAVE_AS_CSV
     raise UserError(f"{file} ({why}) is {what}; {EXPECTED}")
 
 
@@ -228,12 +231,25 @@ def _recognise(root: Path, why: str, *, inside: bool) -> Source | None:
     labels = [each.name for each in visible_folders(root) if _holds_image(each)]
     # without this, the folders of one label would become labels
     wraps = not inside or root.name == KAGGLE_FOLDER or root.name.casefold() in WRAPPERS
-    known = {name for names in SPLIT_FOLDERS.values() for name in names}
-    if len(labels) >= 2 and wraps and not all(each.casefold() in known for each in labels):
+    if len(labels) >= 2 and wraps and not all(each.casefold() in SPLIT_NAMES for each in labels):
+        _check_no_split_among_labels(root, labels)
         return source
     # its error says what is wrong with the table
     table = _choose_table(tables)
     return replace(source, layout="table", table=table) if table else None
+
+
+def _check_no_split_among_labels(root: Path, labels: list[str]) -> None:
+    """Raise a UserError if a folder of a split lies among class folders; `train` may be a label."""
+    for label in labels:
+        deeper = next(visible_folders(root / label), None) is not None
+        if label.casefold() in SPLIT_NAMES and (label.casefold() != "train" or deeper):
+            others = ", ".join(each for each in labels if each != label)
+            raise UserError(
+                f"{root} has the folder {label}/ among folders that may be labels: {others}. Move"
+                f" {label}/ away (`har predict` classifies images without labels), or the others"
+                " into train/"
+            )
 
 
 def _list_tables(root: Path) -> list[Path]:
@@ -304,8 +320,12 @@ def _explain_unknown(folder: Path) -> str:
     with_images = [each.name for each in inside if _holds_image(each)]
     listing = list_files(folder)
     loose = [path for path in listing.files if "/" not in path and is_image(folder, path)]
-    archives = [path for path in listing.files if find_file_kind(folder / path).endswith("archive")]
-    if len(with_images) == 1:
+    files = [path for path in listing.files if "/" not in path]
+    sheets = [path for path in files if Path(path).suffix.lower() in SPREADSHEETS]
+    archives = [path for path in files if find_file_kind(folder / path).endswith("archive")]
+    if sheets:
+        found = f"holds {sheets[0]}, {SAVE_AS_CSV}"
+    elif len(with_images) == 1:
         found = (
             f"holds images in one folder only, {with_images[0]}/. If its folders are the labels,"
             f" give --data {folder / with_images[0]}; every label needs a folder with images"

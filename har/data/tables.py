@@ -40,6 +40,8 @@ LABELS = (
     "label", "labels", "labelname", "class", "classname", "classlabel", "classes", "category",
     "categoryname", "target", "action", "actionname", "actionlabel", "activity", "tag", "y",
 )  # fmt: skip
+SPREADSHEETS = frozenset({".xlsx", ".xlsm", ".xls", ".ods", ".numbers"})
+SAVE_AS_CSV = "a spreadsheet: save the table as CSV in UTF-8, with the columns filename,label"
 Row = list[str]
 
 
@@ -107,6 +109,8 @@ def _read_text(path: Path) -> tuple[str, list[str]]:
     if (kind := name_kind(data[:1024])) == "gzip archive":
         data = _decompress(path, data)
         notes.append("compressed by gzip")
+    elif path.suffix.lower() in SPREADSHEETS:
+        raise UserError(f"{path} is {SAVE_AS_CSV}")
     elif kind and not kind.endswith("text"):
         raise UserError(f"{path} is no table of labels but a {kind}: {explain_kind(kind)}")
     text, encoding = _decode(path, data)

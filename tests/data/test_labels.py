@@ -39,7 +39,7 @@ def test_a_test_file_may_lie_elsewhere(raw: Path, tmp_path: Path) -> None:
     ("text", "message"),
     [
         ("a.jpg,calling\nb.jpg,calling\n", "every row has the label 'calling'"),
-        ("a.jpg,jumping\nb.jpg,sitting\n", "does not have: jumping"),
+        ("a.jpg,jumping\nb.jpg,sitting\n", "that no training image has: jumping"),
         ("../a.jpg,running\nb.jpg,sitting\n", r"must stay inside the folder test/"),
     ],
 )

@@ -327,10 +327,25 @@ LAYOUTS: dict[str, tuple[Callable[[Path], Path], Labels | str, list[str]]] = {
         {"running": 16, "sitting": 12}, ["the test split has no image of 1 labels: sitting"]),
     "test has a label of its own": (
         lambda out: (splits(out, "train"), fill(out / "test" / "dancing", 0, 4)) and out,
-        "test images with labels that no training image has: dancing", []),
+        "test images have labels that no training image has: dancing", []),
     "images/CLASS": (lambda out: classes(out / "images").parent, TWO, ["its folder images/"]),
     "unpacked twice, train/CLASS": (
         lambda out: splits(out / "archive" / "har", "train").parent.parent, TWO, []),
+    "test/ among class folders": (
+        lambda out: classes(out, "running", "sitting", "test"),
+        "has the folder test/ among folders that may be labels: running, sitting. Move", []),
+    "train/CLASS among class folders": (
+        lambda out: classes(out, "running", "sitting", "train/running", "train/sitting"),
+        "has the folder train/ among folders that may be labels", []),
+    "test/ spells a label otherwise": (
+        lambda out: (splits(out, "train"), fill(out / "test" / "Running", 0, 4)) and out,
+        "'running' (12), 'Running' (4)", []),
+    "a spreadsheet beside the images": (
+        lambda out: with_stray(classes(out, "train"), "labels.xlsx", b"PK\3\4"),
+        "labels.xlsx, a spreadsheet: save the table as CSV", []),
+    "a spreadsheet as --data": (
+        lambda out: with_stray(out, "labels.xlsx", b"PK\3\4" + bytes(99)) / "labels.xlsx",
+        "a spreadsheet: save the table as CSV", []),
     "a label called train": (
         lambda out: classes(out, "train", "bus"), {"bus": 12, "train": 12}, []),
     "images without labels": (lambda out: classes(out, "."), "12 images without labels", []),
