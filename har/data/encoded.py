@@ -36,8 +36,10 @@ class EncodedImage:
     plain_jpeg: bool = False
     # of a JPEG: 1 grey, 3 colours, 4 CMYK
     components: int = 3
-    # of a JPEG: how often the decoder goes over all pixels
+    # of a JPEG: how often the decoder goes over all pixels, and the memory that it needs for each
+    # pixel besides the pixels
     scans: int = 1
+    extra_bytes: float = 0.0
 
     @property
     def pixels(self) -> int:

@@ -10,103 +10,226 @@ An image is (height, width, 3) uint8, 0..255, RGB. Images decode as in Pillow. T
 
 TensorFlow's JPEG decoder returns the same pixels as Pillow's if it uses the accurate DCT.
 `decode_in_graph` uses it where possible, because it needs no Python code for each image.
+
+Damaged files: one policy, the same in preparing, training, predicting and serving.
+
+- Pixels that are missing or corrupt, as far as the file's format shows it, are an error of that
+  image. The message names the cause. A JPEG has no checksums: damage that still decodes is unseen.
+- An image whose end marker alone is missing is accepted.
+- Metadata never decides about pixels, whatever is wrong in it: Exif, colour profiles, text, bytes
+  before the first and after the last of the image. Only the orientation is read from it.
+- An image with nothing to see, one colour or all transparent, is accepted (see `is_blank`).
+
+Cost: metadata is removed before a decoder sees the file. Decoding takes at most about 1 s and
+350 MB more than a plain JPEG of as many pixels and bytes, else the image is refused.
 """
 
-import io
-from collections.abc import Callable
+import functools
+import logging
+import os
+import stat
+import threading
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
-from PIL import ExifTags, Image, ImageOps
+from PIL import Image
 
-from har.util.errors import UserError, first_line
+from har.data.containers import check_bmp, strip_avif, strip_gif, strip_png, strip_webp
+from har.data.encoded import EncodedImage
+from har.data.encoded import ImageError as ImageError
+from har.data.jpeg import strip_jpeg
+from har.data.kinds import HEAD_BYTES, READABLE, describe_kind, explain_kind, find_kind
+from har.data.pixels import Pixels as Pixels
+from har.data.pixels import decode_pixels
+from har.data.tiff import strip_tiff
+from har.util.errors import first_line
 
-Pixels = npt.NDArray[np.uint8]
-# Limits of one image. A 25-megapixel photo of a phone has about 10 MB, decoded 75 MB.
-MAX_BYTES = 25_000_000
-MAX_PIXELS = 50_000_000
+
+@dataclass(frozen=True, kw_only=True)
+class Limits:
+    """The most bytes and pixels that an image may have."""
+
+    bytes: int
+    pixels: int
+
+
+# A phone's photo of 108 megapixels has up to 50 MB.
+TRAINING_LIMITS = Limits(bytes=60_000_000, pixels=125_000_000)
+# A photo of 25 megapixels has about 10 MB; a server decodes several at a time.
+SERVING_LIMITS = Limits(bytes=25_000_000, pixels=50_000_000)
+# Measured on the costliest files of each kind: what they take a pixel more than the 9 ns and
+# 3 bytes of a plain JPEG, or in all where the bytes decide.
+LIMITS_OF_KIND = {
+    "JPEG": TRAINING_LIMITS,
+    # 16 bits and transparency: 24 ns, 5 bytes
+    "PNG": Limits(bytes=60_000_000, pixels=40_000_000),
+    # transparency: 10 ns, 13 bytes; in all 28 ns a byte of the file
+    "WEBP": Limits(bytes=30_000_000, pixels=25_000_000),
+    # transparency: 6 ns, 2 bytes
+    "GIF": Limits(bytes=60_000_000, pixels=50_000_000),
+    # one bit a pixel: 0 ns, 2 bytes
+    "BMP": Limits(bytes=60_000_000, pixels=50_000_000),
+    # CMYK: 13 ns, 8 bytes
+    "TIFF": Limits(bytes=60_000_000, pixels=40_000_000),
+    # transparency: 16 ns, 9 bytes; in all 65 ns a byte of the file
+    "AVIF": Limits(bytes=15_000_000, pixels=25_000_000),
+}
+# For coefficients of progressive JPEGs, and CMYK.
+MAX_EXTRA_BYTES = 350_000_000
 # The limit of JPEG. An image of one pixel by millions takes seconds and gigabytes to resize.
 MAX_SIDE = 65_535
-# A progressive JPEG has about ten scans. A scan of 75 bytes can make the decoder go over all
-# pixels again.
+# Images larger than this are decoded one at a time in a process.
+LARGE_PIXELS = 25_000_000
+# A scan of a few bytes makes the decoder go over all pixels again, in up to 1 ns a pixel. Encoders
+# write up to 15.
 MAX_SCANS = 100
-START_OF_SCAN = b"\xff\xda"
-FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP")
+MIN_MAX_SCANS = 15
+MAX_SCANNED_PIXELS = 1_000_000_000
+
+_STRIP: dict[str, Callable[[bytes], EncodedImage]] = {
+    "PNG": strip_png,
+    "WEBP": strip_webp,
+    "GIF": strip_gif,
+    "BMP": check_bmp,
+    "TIFF": strip_tiff,
+    "AVIF": strip_avif,
+}
+_large_images = threading.RLock()
+
+# one line for each odd image would fill a log, and says nothing about pixels
+warnings.filterwarnings("ignore", module=r"PIL\.")
+logging.getLogger("PIL").setLevel(logging.CRITICAL)
 
 
-class ImageError(UserError):
-    """Bytes that are not an accepted image; the message gives the reason in a few words."""
+def read_image(path: Path, inside: Path | None = None, limits: Limits = TRAINING_LIMITS) -> bytes:
+    """Read the bytes of an image file; raise an ImageError if that is not possible.
 
-
-def read_image(path: Path) -> bytes:
-    """Read the bytes of an image file; raise an ImageError if that is not possible."""
+    Only regular files are read, and with `inside` only those in that folder, also after links are
+    followed.
+    """
+    # without O_NONBLOCK, opening a named pipe waits for somebody who writes to it
+    flags = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
     try:
-        if not path.is_file():
-            raise ImageError("not a file" if path.exists() else "no such file")
-        if (size := path.stat().st_size) > MAX_BYTES:
-            raise ImageError(f"{size:,} bytes, more than {MAX_BYTES:,}")
-        return path.read_bytes()
+        descriptor = os.open(path, flags)
+    # a ValueError: no file can have the name, such as one with a zero byte
+    except (FileNotFoundError, ValueError) as error:
+        raise ImageError("no such file") from error
     except OSError as error:
         raise ImageError(f"cannot be read: {error.strerror}") from error
+    with open(descriptor, "rb", buffering=0) as file:
+        found = os.fstat(descriptor)
+        if inside is not None and not _is_inside(descriptor, path, inside):
+            raise ImageError("a link out of the data folder")
+        if not stat.S_ISREG(found.st_mode):
+            raise ImageError("not a file")
+        _check_bytes(found.st_size, limits.bytes)
+        try:
+            return file.read(found.st_size)
+        except OSError as error:
+            raise ImageError(f"cannot be read: {error.strerror}") from error
 
 
-def open_image(data: bytes) -> Image.Image:
-    """Read an image's header; raise an ImageError for an unknown format or beyond a limit."""
-    if not data:
-        raise ImageError("empty: 0 bytes")
-    if len(data) > MAX_BYTES:
-        raise ImageError(f"{len(data):,} bytes, more than {MAX_BYTES:,}")
+_real_folder = functools.lru_cache(maxsize=64)(os.path.realpath)
+
+
+def _is_inside(descriptor: int, path: Path, folder: Path) -> bool:
+    """Return True if an open file lies in a folder, after all links are followed."""
     try:
-        image = Image.open(io.BytesIO(data), formats=FORMATS)
-    except Image.DecompressionBombError as error:
-        raise ImageError(f"more than {MAX_PIXELS:,} pixels") from error
-    # Pillow raises errors of many types on hostile bytes, such as struct.error and SyntaxError
+        # Linux knows it at once; to follow the links of each path takes as long as to decode
+        real = Path(os.readlink(f"/proc/self/fd/{descriptor}"))
+    except OSError:
+        real = Path(os.path.realpath(path))
+    return real.is_relative_to(_real_folder(folder)) or real.is_relative_to(folder.resolve())
+
+
+def _check_bytes(size: int, most: int) -> None:
+    if not size:
+        raise ImageError("empty: 0 bytes")
+    if size > most:
+        raise ImageError(f"{size:,} bytes, more than {most:,}")
+
+
+def open_image(data: bytes, limits: Limits = TRAINING_LIMITS) -> EncodedImage:
+    """Read an image's header and remove its metadata; raise an ImageError for an unknown kind or
+    beyond a limit.
+    """
+    _check_bytes(len(data), limits.bytes)
+    kind, start = find_kind(data[:HEAD_BYTES])
+    if kind not in READABLE:
+        kinds = ", ".join(sorted(READABLE))
+        raise ImageError(
+            f"{describe_kind(kind)}, not an image that is read: {explain_kind(kind)}"
+            if kind
+            else f"not an image of the kinds {kinds}"
+        )
+    _check_bytes(len(data), LIMITS_OF_KIND[kind].bytes)
+    try:
+        image = strip_jpeg(data, start) if kind == "JPEG" else _STRIP[kind](data[start:])
+    except ImageError:
+        raise
     except Exception as error:
-        raise ImageError(f"not an image of the kinds {', '.join(FORMATS)}") from error
-    size = f"{image.width}x{image.height} pixels"
-    if image.width * image.height > MAX_PIXELS:
-        raise ImageError(f"{size}, more than {MAX_PIXELS:,}")
-    if max(image.size) > MAX_SIDE:
-        raise ImageError(f"{size}, a side longer than {MAX_SIDE:,}")
-    # an MPO file holds several JPEGs; the first one is read
-    if image.format in ("JPEG", "MPO") and data.count(START_OF_SCAN) > MAX_SCANS:
-        raise ImageError(f"a JPEG of more than {MAX_SCANS} scans")
+        raise ImageError(f"a corrupt {kind}: {first_line(error)}") from error
+    _check_cost(image, min(limits.pixels, LIMITS_OF_KIND[kind].pixels))
     return image
 
 
-def decode_rgb(data: bytes) -> Pixels:
-    """Decode image bytes to (height, width, 3) uint8, as `open_image` and `to_rgb` do."""
-    return np.asarray(to_rgb(open_image(data)))
+def _check_cost(image: EncodedImage, most: int) -> None:
+    size = f"{image.width}x{image.height} pixels"
+    if image.width < 1 or image.height < 1:
+        raise ImageError(f"no pixels: {size}")
+    if image.pixels > most:
+        raise ImageError(f"{size}, more than {most:,}")
+    if max(image.width, image.height) > MAX_SIDE:
+        raise ImageError(f"{size}, a side longer than {MAX_SIDE:,}")
+    if image.pixels * image.extra_bytes > MAX_EXTRA_BYTES:
+        most = int(MAX_EXTRA_BYTES / image.extra_bytes)
+        raise ImageError(f"{size}, more than {most:,} in a progressive or CMYK JPEG")
+    scans = min(MAX_SCANS, max(MIN_MAX_SCANS, MAX_SCANNED_PIXELS // image.pixels))
+    if image.scans > scans:
+        raise ImageError(f"{size} in a JPEG of {image.scans} scans, more than {scans}")
 
 
-def to_rgb(image: Image.Image) -> Image.Image:
-    """Decode an open image: first frame, upright by its EXIF tag, transparency on white.
+@contextmanager
+def large_images_in_turn(image: EncodedImage) -> Iterator[None]:
+    """Wait until no other thread is in here with a large image, if this one is large."""
+    if image.pixels <= LARGE_PIXELS:
+        yield
+        return
+    with _large_images:
+        yield
 
-    The image itself may change. Truncated or corrupt pixel data raise an ImageError.
+
+def decode_rgb(data: bytes, limits: Limits = TRAINING_LIMITS) -> Pixels:
+    """Decode image bytes to (height, width, 3) uint8: first frame, upright by its orientation,
+    transparency on white.
+
+    Pixels that are missing or corrupt raise an ImageError.
     """
-    try:
-        ImageOps.exif_transpose(image, in_place=True)
-        if image.mode.startswith("I;16"):
-            # Pillow would clip 16-bit values at 255 instead of scaling them
-            image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
-        if image.has_transparency_data:
-            image = image.convert("RGBA")
-            image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
-        image = image if image.mode == "RGB" else image.convert("RGB")
-        # Pillow reads pixels lazily: make sure that errors appear here
-        image.load()
-        return image
-    except Exception as error:
-        raise ImageError(f"cannot be decoded: {first_line(error)}") from error
+    image = open_image(data, limits)
+    with large_images_in_turn(image):
+        return decode_pixels(image)
 
 
-def is_plain_jpeg(image: Image.Image) -> bool:
-    """Return True if TensorFlow decodes the file like Pillow: no CMYK, no EXIF orientation."""
-    if image.format != "JPEG" or image.mode not in ("RGB", "L"):
-        return False
-    return image.getexif().get(ExifTags.Base.Orientation, 1) == 1
+def to_rgb(image: EncodedImage) -> Image.Image:
+    """Do the same as `decode_rgb` with an open image; return a Pillow image."""
+    with large_images_in_turn(image):
+        return Image.fromarray(decode_pixels(image))
+
+
+def is_plain_jpeg(image: EncodedImage) -> bool:
+    """Return True if TensorFlow decodes the file like Pillow, and it needs not wait its turn."""
+    return image.plain_jpeg and image.pixels <= LARGE_PIXELS
+
+
+def is_blank(image: Image.Image) -> bool:
+    """Return True if a decoded image has one colour everywhere."""
+    extrema: Any = image.getextrema()
+    return all(low == high for low, high in extrema)
 
 
 def resize_bicubic(image: Pixels, size: int) -> Pixels:
@@ -140,13 +263,16 @@ RESIZERS: dict[str, Callable[[Pixels, int], Pixels]] = {
 }
 
 
-def decode(data: bytes, resize: str, size: int) -> Pixels:
+def decode(data: bytes, resize: str, size: int, limits: Limits = TRAINING_LIMITS) -> Pixels:
     """Decode bytes to (size, size, 3) uint8, or raise an ImageError; `resize` is in RESIZERS."""
-    image = decode_rgb(data)
-    try:
-        return RESIZERS[resize](image, size)
-    except Exception as error:
-        raise ImageError(f"cannot be resized: {first_line(error)}") from error
+    image = open_image(data, limits)
+    # until it is small
+    with large_images_in_turn(image):
+        pixels = decode_pixels(image)
+        try:
+            return RESIZERS[resize](pixels, size)
+        except Exception as error:
+            raise ImageError(f"cannot be resized: {first_line(error)}") from error
 
 
 def decode_in_graph(path: Any, plain_jpeg: Any, resize: str, size: int) -> Any:

@@ -44,14 +44,13 @@ def _inspect_image(path: Path) -> dict[str, Any] | str:
     try:
         data = read_image(path)
         image = open_image(data)
-        # before `to_rgb`, which turns the image upright and removes its EXIF tag
         facts = {"width": image.width, "height": image.height, "plain_jpeg": is_plain_jpeg(image)}
-        image = to_rgb(image)
+        pixels = to_rgb(image)
     except ImageError as error:
         return str(error)
     return {
         **facts,
         "bytes": len(data),
         "sha256": digest_bytes(data),
-        "perceptual_hash": perceptual_hash(image),
+        "perceptual_hash": perceptual_hash(pixels),
     }

@@ -187,7 +187,17 @@ def _finish(walk: _Walk) -> EncodedImage:
         plain_jpeg=walk.tidy and walk.ended and orientation == 1 and _is_common(walk),
         components=frame[7],
         scans=walk.scans,
+        extra_bytes=_count_extra_bytes(walk),
     )
+
+
+def _count_extra_bytes(walk: _Walk) -> float:
+    """Memory for each pixel: its coefficients, if they come in several scans, and CMYK levels."""
+    sampling = [(each >> 4, each & 15) for each in walk.frame[9::3]]
+    most = max(across for across, _ in sampling) * max(down for _, down in sampling)
+    samples = sum(across * down for across, down in sampling) / max(most, 1)
+    several = walk.scans > 1 or walk.frame_marker in _PROGRESSIVE
+    return 2 * samples * several + (5 if walk.frame[7] == 4 else 0)
 
 
 def _is_common(walk: _Walk) -> bool:
@@ -221,7 +231,9 @@ def decode_jpeg(image: EncodedImage) -> npt.NDArray[np.uint8] | None:
             shorter = _drop_padding(data, str(error))
             if shorter is None:
                 reason = first_line(error).removeprefix("Corrupt JPEG data: ")
-                raise ImageError(f"pixels are missing or corrupt: {reason}") from error
+                cut = "premature end" in reason.lower()
+                what = "cut off, pixels are missing" if cut else "corrupt pixels"
+                raise ImageError(f"{what}: {reason}") from error
             data = shorter
 
 

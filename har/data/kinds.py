@@ -66,11 +66,13 @@ _SIGNATURES: tuple[tuple[str, bytes], ...] = (
 )
 _KINDS = tuple((kind, re.compile(first, re.DOTALL)) for kind, first in _SIGNATURES)
 
+# Kinds whose name begins with a vowel when spoken.
+_AN = ("AVI", "EPS", "HDF", "HTML", "ICO", "MP", "Open", "RAR", "SVG", "XML", "xz")
 _CONVERT = "convert it to JPEG or PNG, for example `magick IN OUT.png`"
 _FRAMES = "save frames of it as images, for example `ffmpeg -i IN frame_%05d.jpg`"
 _UNPACK = "unpack it, and give the folder with the images"
-_DOWNLOAD = "its download failed or needs a login: download the image again"
-_NO_IMAGE = "it holds no image for this program: remove it, or export images from it"
+_DOWNLOAD = "its download failed or needs a login; download the image again"
+_NO_IMAGE = "remove it, or export images from it"
 # (end of the kind's name, the way out): the first that matches counts.
 _WAYS_OUT: tuple[tuple[str, str], ...] = (
     ("HEIC", "convert it to JPEG, for example `heif-convert IN.heic OUT.jpg`"),
@@ -82,10 +84,10 @@ _WAYS_OUT: tuple[tuple[str, str], ...] = (
     ("git-annex pointer", "run `git annex get .` where the images come from"),
     ("HTML page", _DOWNLOAD),
     ("text", _DOWNLOAD),
-    ("macOS metadata file", "it belongs to another file and holds no image: delete it"),
+    ("macOS metadata file", "delete it; it only describes another file"),
     ("NumPy array", _NO_IMAGE),
     ("HDF5 file", _NO_IMAGE),
-    ("file of zero bytes", "it was not written completely: copy or download it again"),
+    ("file of zero bytes", "it was not written completely; copy or download it again"),
 )
 
 
@@ -116,3 +118,10 @@ def explain_kind(kind: str) -> str:
     if not kind or kind in READABLE:
         return ""
     return next((way for end, way in _WAYS_OUT if kind.endswith(end)), _CONVERT)
+
+
+def describe_kind(kind: str) -> str:
+    """Return a kind that is not read as a noun with its article, such as `an HTML page`."""
+    picture = " " not in kind or kind.startswith("JPEG ")
+    noun = f"{kind} picture" if picture and kind != "PDF" else kind
+    return f"{'an' if noun.startswith(_AN) else 'a'} {noun}"

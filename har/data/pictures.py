@@ -9,24 +9,26 @@ import jinja2
 from matplotlib.figure import Figure
 from PIL import Image
 
-from har.data.images import ImageError, decode_rgb
+from har.data.images import ImageError, decode_rgb, read_image
 
 THUMBNAIL_PX = 112
 
 
-def thumbnail(path: Path, size: int = THUMBNAIL_PX) -> Image.Image | None:
-    """Shrink an image file to `size` pixels, keeping its proportions; None if it is unreadable."""
+def thumbnail(root: Path, path: str, size: int = THUMBNAIL_PX) -> Image.Image | None:
+    """Shrink the image `path` of the folder `root` to `size` pixels, keeping its proportions; None
+    if it cannot be read or lies outside of `root`.
+    """
     try:
-        picture = Image.fromarray(decode_rgb(path.read_bytes()))
-    except (OSError, ImageError):
+        picture = Image.fromarray(decode_rgb(read_image(root / path, inside=root)))
+    except ImageError:
         return None
     picture.thumbnail((size, size))
     return picture
 
 
-def thumbnail_uri(path: Path) -> str:
-    """Return the thumbnail of an image file as a data URI; "" if it is unreadable."""
-    picture = thumbnail(path)
+def thumbnail_uri(root: Path, path: str) -> str:
+    """Return a thumbnail as a data URI; "" if the image is unreadable or outside of `root`."""
+    picture = thumbnail(root, path)
     if picture is None:
         return ""
     buffer = io.BytesIO()

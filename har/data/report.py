@@ -1,5 +1,6 @@
 """The report of `prepare`: figures, and one HTML page without external files."""
 
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -48,7 +49,7 @@ def draw_samples(manifest: Manifest, seed: int = 0) -> Figure:
         for axes in line:
             axes.axis("off")
         for axes, path in zip(line, shown["path"], strict=False):
-            picture = thumbnail(manifest.root / path)
+            picture = thumbnail(manifest.root, path)
             if picture is not None:
                 axes.imshow(picture)
         beside: Any = {"transform": line[0].transAxes, "ha": "right", "va": "center"}
@@ -67,5 +68,5 @@ def render_report(manifest: Manifest) -> str:
         samples=draw_png(draw_samples(manifest)),
         groups=[group.to_dict("records") for _, group in list(groups)[:MAX_GROUPS]],
         leaks=manifest.summary.leaks[:MAX_GROUPS],
-        thumbnail_uri=lambda path: thumbnail_uri(manifest.root / path),
+        thumbnail_uri=partial(thumbnail_uri, manifest.root),
     )

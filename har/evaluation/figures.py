@@ -143,7 +143,7 @@ def draw_mistakes(evaluation: Evaluation, root: Path, count: int = 24) -> Figure
     grid = figure.subplots(rows, GALLERY_COLUMNS, squeeze=False).ravel()
     for axes, mistake in zip(grid, shown.to_dict("records"), strict=False):
         # as small as it is drawn: a gallery of whole photos would take a gigabyte
-        picture = thumbnail(root / mistake["path"], THUMBNAIL_SIZE)
+        picture = thumbnail(root, mistake["path"], THUMBNAIL_SIZE)
         axes.imshow(picture or Image.new("RGB", (4, 3), "lightgrey"))
         if picture is None:
             axes.text(1.5, 1, "cannot be read", ha="center", va="center")

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from har.data.images import read_image
 from har.data.manifest import Manifest
 
 # The first calls are slower: TensorFlow traces functions and allocates memory.
@@ -33,7 +34,8 @@ def measure_latency(predict: Callable[[pd.DataFrame], Any], manifest: Manifest) 
     times = []
     enough = time.perf_counter() + TIMED_S
     for path in manifest.rows("test")["path"].head(WARM_UP_CALLS + TIMED_CALLS):
-        request = pd.DataFrame({"image": [(manifest.root / path).read_bytes()]})
+        data = read_image(manifest.root / path, inside=manifest.root)
+        request = pd.DataFrame({"image": [data]})
         started = time.perf_counter()
         predict(request)
         times.append(1000 * (time.perf_counter() - started))

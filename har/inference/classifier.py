@@ -16,7 +16,7 @@ from typing import Any, TypedDict
 import numpy as np
 import numpy.typing as npt
 
-from har.data.images import RESIZERS, ImageError, Pixels, decode
+from har.data.images import RESIZERS, TRAINING_LIMITS, ImageError, Limits, Pixels, decode
 from har.inference.runtimes import BATCH_SIZE, MODEL_FILE, RUNTIMES, Forward, Parts
 from har.recipe import Recipe
 from har.util.errors import UserError, first_line
@@ -56,7 +56,7 @@ def explain_failure(error: str) -> Prediction:
 @functools.cache
 def decoders() -> ThreadPoolExecutor:
     """The threads that decode, one for each processor, shared by all callers: at most that many
-    images are decoded in full size at a time. Pillow lets other threads run while it decodes.
+    images are decoded in full size at a time. The decoders let other threads run meanwhile.
     """
     return ThreadPoolExecutor(available_cpus(), thread_name_prefix="decode")
 
@@ -72,19 +72,20 @@ class Classifier:
     """Decodes images as in training and classifies them.
 
     `forward` maps (batch, size, size, 3) uint8 to (batch, classes) float32 probabilities, computed
-    by `runtime`, a key of RUNTIMES.
+    by `runtime`, a key of RUNTIMES. An image beyond `limits` is an error of that image.
     """
 
     forward: Forward
     class_names: tuple[str, ...]
     recipe: Recipe
     runtime: str
+    limits: Limits = TRAINING_LIMITS
 
     def warm(self) -> None:
         """Do now what the first call of each kind would otherwise wait for."""
         size = self.recipe.image_size
         RESIZERS[self.recipe.resize](np.zeros((2, 2, 3), np.uint8), size)
-        self.classify([b"no image: now every image plugin is loaded"])
+        self.classify([b"no image: this starts the threads that decode"])
         for bucket in self.forward.buckets:
             self.forward(np.zeros((bucket, size, size, 3), np.uint8))
 
@@ -119,7 +120,7 @@ class Classifier:
 
     def decode(self, data: bytes) -> Pixels:
         """Decode an image as in training; raise an ImageError if that is impossible."""
-        return decode(data, self.recipe.resize, self.recipe.image_size)
+        return decode(data, self.recipe.resize, self.recipe.image_size, self.limits)
 
     def predict_from(self, probabilities: npt.NDArray[np.float32]) -> Prediction:
         """Build the prediction from an image's (classes,) probabilities."""

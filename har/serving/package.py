@@ -14,7 +14,7 @@ from har.inference.runtimes import RUNTIMES
 MODEL_NAME = "model"
 PACKAGE = Path(har.__file__).parent
 # All that a served model imports; its runtime may add to it.
-SERVING_PACKAGES = ("mlflow", "tensorflow", "keras", "numpy", "pandas", "pillow")
+SERVING_PACKAGES = ("mlflow", "tensorflow", "keras", "numpy", "pandas", "pillow", "simplejpeg")
 GUESS = Object([Property("label", DataType.string), Property("probability", DataType.double)])
 OUTPUTS = [
     ColSpec(DataType.string, "label", required=False),

@@ -6,6 +6,7 @@ import base64
 import logging
 import math
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ import pandas as pd
 from mlflow.exceptions import MlflowException
 from mlflow.pyfunc import PythonModel, PythonModelContext
 
-from har.data.images import MAX_BYTES, ImageError
+from har.data.images import SERVING_LIMITS, ImageError
 from har.inference.classifier import (
     CLASSIFIER_FOLDER,
     Classifier,
@@ -44,8 +45,9 @@ def read_cell(cell: Any) -> bytes:
 
 
 def _read_base64(text: bytes) -> bytes:
-    if len(text) > MAX_BYTES * 4 / 3 + 4:
-        raise ImageError(f"{len(text):,} characters of base64: more than {MAX_BYTES:,} bytes")
+    most = SERVING_LIMITS.bytes
+    if len(text) > most * 4 / 3 + 4:
+        raise ImageError(f"{len(text):,} characters of base64: more than {most:,} bytes")
     try:
         return base64.b64decode(text, validate=True)
     except ValueError as error:
@@ -62,7 +64,9 @@ class ServedClassifier(PythonModel):  # type: ignore[misc]
         # Keras imports both where they are installed, for functions that no server calls: a second
         # of CPU time and 80 MB.
         with hide_modules("matplotlib", "sklearn"):
-            self.classifier = load_classifier(Path(context.artifacts[CLASSIFIER_FOLDER]))
+            classifier = load_classifier(Path(context.artifacts[CLASSIFIER_FOLDER]))
+        # a client's image must not cost what an image of the user's own may
+        self.classifier = replace(classifier, limits=SERVING_LIMITS)
         self.classifier.warm()
 
     def predict(

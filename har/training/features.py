@@ -17,7 +17,7 @@ import numpy.typing as npt
 import pandas as pd
 import tensorflow as tf
 
-from har.data.manifest import Manifest, check_bytes, check_images
+from har.data.manifest import Manifest, check_bytes
 from har.inference.runtimes import (
     RUNTIMES,
     Compiled,
@@ -29,7 +29,13 @@ from har.inference.runtimes import (
 from har.recipe import Recipe
 from har.training.augmentation import AUGMENTATIONS
 from har.training.feature_cache import Entry, Features, Key, check_limit, make_room, open_entry
-from har.training.loaders import Splits, build_stream_loader, check_feature_memory, prefetch
+from har.training.loaders import (
+    Splits,
+    build_stream_loader,
+    check_feature_memory,
+    find_bad_image,
+    prefetch,
+)
 from har.util.errors import UserError, first_line
 from har.util.hardware import available_cpus
 from har.util.progress import progress, say
@@ -212,12 +218,9 @@ class Extraction:
             raise self._explain_image_error(error) from error
 
     def _explain_image_error(self, error: Exception) -> UserError:
-        reason = f"an image can no longer be read: {first_line(error)}"
-        try:
-            # TensorFlow does not always name the image
-            check_images(self.manifest)
-        except UserError as found:
-            reason = str(found)
+        # TensorFlow does not always name the image
+        found = find_bad_image(self.manifest)
+        reason = str(found) if found else f"an image can no longer be read: {first_line(error)}"
         return UserError(f"{reason}; the features computed so far are cached")
 
 

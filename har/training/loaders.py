@@ -8,6 +8,7 @@ training that is resumed at epoch 7.
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,12 +16,13 @@ import numpy.typing as npt
 import pandas as pd
 import tensorflow as tf
 
-from har.data.images import decode_in_graph
+from har.data.images import ImageError, decode_in_graph, decode_rgb, read_image
 from har.data.manifest import Manifest, check_images
 from har.data.splits import hold_out
 from har.recipe import Recipe
 from har.training.augmentation import AUGMENTATIONS
 from har.util.errors import UserError
+from har.util.files import printable
 from har.util.hardware import available_cpus
 from har.util.process import free_memory
 from har.util.progress import progress
@@ -113,16 +115,42 @@ def build_decoder(
 
 @contextmanager
 def name_bad_images(manifest: Manifest) -> Iterator[None]:
-    """Turn TensorFlow's error about an image that is gone or changed into a UserError with its
-    name, which TensorFlow does not always give.
+    """Turn TensorFlow's error about an image into a UserError with its name, which TensorFlow does
+    not always give.
     """
     try:
         yield
     except tf.errors.ResourceExhaustedError:
         raise
-    except tf.errors.OpError:
-        check_images(manifest)
+    except tf.errors.OpError as error:
+        if found := find_bad_image(manifest):
+            raise found from error
         raise
+
+
+def find_bad_image(manifest: Manifest) -> UserError | None:
+    """Find an image that is gone, changed or cannot be decoded; this reads every image."""
+    try:
+        check_images(manifest)
+        for path, plain in zip(manifest.table["path"], manifest.table["plain_jpeg"], strict=True):
+            _check_decoders(manifest.root / path, manifest.root, plain)
+    except UserError as error:
+        return error
+    return None
+
+
+def _check_decoders(file: Path, root: Path, plain: bool) -> None:
+    """Raise a UserError if the decoder that `decode_in_graph` takes cannot read an image."""
+    advice = "run `har prepare` again, which leaves it out or lets another decoder read it"
+    try:
+        data = read_image(file, inside=root)
+        decode_rgb(data)
+        if plain:
+            tf.io.decode_jpeg(data, channels=3, dct_method="INTEGER_ACCURATE")
+    except ImageError as error:
+        raise UserError(f"{printable(str(file))}: {error}: {advice}") from error
+    except tf.errors.OpError as error:
+        raise UserError(f"{printable(str(file))}: TensorFlow cannot decode it: {advice}") from error
 
 
 def read_images(manifest: Manifest, rows: pd.DataFrame, recipe: Recipe) -> tf.Tensor:

@@ -1,0 +1,102 @@
+"""Encoded images to RGB pixels: simplejpeg for JPEG, Pillow for all other kinds."""
+
+import io
+from collections.abc import Callable, Iterator
+from importlib import import_module
+
+import numpy as np
+import numpy.typing as npt
+from PIL import ExifTags, Image
+
+from har.data.encoded import EncodedImage, ImageError
+from har.data.jpeg import decode_jpeg
+from har.util.errors import first_line
+
+Pixels = npt.NDArray[np.uint8]
+# Pillow would load all its plugins at the first image of a kind that is not loaded.
+for _kind in ("Avif", "Bmp", "Gif", "Png", "Tiff", "WebP"):
+    import_module(f"PIL.{_kind}ImagePlugin")
+# Pillow's images become arrays in parts of about so many pixels, to save memory.
+PART_PIXELS = 1_000_000
+
+
+def decode_pixels(image: EncodedImage) -> Pixels:
+    """Decode an image to (height, width, 3) uint8: first frame, upright, transparency on white.
+
+    Raises:
+        ImageError: pixels are missing or corrupt, or Pillow cannot decode them.
+    """
+    try:
+        found = decode_jpeg(image) if image.kind == "JPEG" else None
+        if found is None:
+            return _decode_with_pillow(image)
+        if image.components != 3:
+            found = _cmyk_to_rgb(found) if image.components == 4 else np.repeat(found, 3, axis=2)
+        return _turn_upright(found, image.orientation)
+    except ImageError:
+        raise
+    # Pillow raises errors of many types on hostile bytes, such as struct.error and SyntaxError
+    except Exception as error:
+        reason = first_line(error)
+        what = "cut off, pixels are missing" if "truncated" in reason else "cannot be decoded"
+        raise ImageError(f"{what}: {reason}") from error
+
+
+def _decode_with_pillow(image: EncodedImage) -> Pixels:
+    opened = Image.open(io.BytesIO(image.data), formats=[image.kind])
+    if opened.width * opened.height > image.pixels:
+        raise ImageError("corrupt: it has more pixels than its header says")
+    if opened.mode in ("I", "F"):
+        raise ImageError("32 bits a colour: convert it to 8 bits")
+    pixels = np.empty((opened.height, opened.width, 3), np.uint8)
+    for rows in _parts(opened.height, opened.width):
+        part = opened.crop((0, rows.start, opened.width, rows.stop))
+        pixels[rows] = np.asarray(_part_to_rgb(part))
+    if image.kind == "AVIF":
+        # Pillow gives the turning that is part of the pixels as if it were Exif's
+        return _turn_upright(pixels, opened.getexif().get(ExifTags.Base.Orientation, 1))
+    return _turn_upright(pixels, image.orientation)
+
+
+def _parts(height: int, width: int) -> Iterator[slice]:
+    """Slices of rows that hold about PART_PIXELS pixels each."""
+    rows = max(1, PART_PIXELS // width)
+    for top in range(0, height, rows):
+        yield slice(top, min(top + rows, height))
+
+
+def _part_to_rgb(part: Image.Image) -> Image.Image:
+    if part.mode.startswith("I;16"):
+        # Pillow would clip 16-bit values at 255 instead of scaling them
+        part = Image.fromarray((np.asarray(part) >> 8).astype(np.uint8))
+    if part.has_transparency_data:
+        part = part.convert("RGBA")
+        part = Image.alpha_composite(Image.new("RGBA", part.size, "white"), part)
+    return part if part.mode == "RGB" else part.convert("RGB")
+
+
+def _cmyk_to_rgb(inverted: Pixels) -> Pixels:
+    height, width, _ = inverted.shape
+    pixels = np.empty((height, width, 3), np.uint8)
+    for rows in _parts(height, width):
+        part = (width, rows.stop - rows.start)
+        image = Image.frombytes("CMYK", part, inverted[rows].tobytes(), "raw", "CMYK;I")
+        pixels[rows] = np.asarray(image.convert("RGB"))
+    return pixels
+
+
+# From pixels as stored to upright ones, by orientation.
+_UPRIGHT: dict[int, Callable[[Pixels], Pixels]] = {
+    2: lambda stored: stored[:, ::-1],
+    3: lambda stored: stored[::-1, ::-1],
+    4: lambda stored: stored[::-1],
+    5: lambda stored: stored.swapaxes(0, 1),
+    6: lambda stored: np.rot90(stored, -1),
+    7: lambda stored: stored[::-1, ::-1].swapaxes(0, 1),
+    8: np.rot90,
+}
+
+
+def _turn_upright(pixels: Pixels, orientation: int) -> Pixels:
+    turn = _UPRIGHT.get(orientation)
+    return np.ascontiguousarray(turn(pixels)) if turn else pixels
