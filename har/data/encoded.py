@@ -2,6 +2,7 @@
 
 import re
 from dataclasses import dataclass
+from typing import Literal
 
 from har.util.errors import UserError
 
@@ -12,7 +13,8 @@ EXIF_ORIENTATION = 0x0112
 MAX_EXIF_TAGS = 1000
 # As Pillow searches it.
 _XMP_ORIENTATION = re.compile(rb"""tiff:Orientation(?:=["']|>)([0-9])""")
-MAX_XMP_BYTES = 65_536
+# The bytes of Exif or XMP that are searched.
+MAX_METADATA = 65_536
 
 
 class ImageError(UserError):
@@ -47,32 +49,27 @@ class EncodedImage:
         return self.width * self.height
 
 
-def read_exif_orientation(exif: Bytes) -> int | None:
-    """Return the orientation in Exif data, 1 to 8, whatever else in them is wrong; None without
-    one.
+def find_orientation(exif: Bytes | None, xmp: Bytes | None) -> int:
+    """Return the orientation, 1 to 8, that Exif data or else XMP data give, whatever else in them
+    is wrong; 1 without one.
     """
-    exif = bytes(exif[:6]).removeprefix(b"Exif\0\0") + bytes(exif[6:])
-    order: dict[bytes, str] = {b"II": "little", b"MM": "big"}
-    if (endian := order.get(exif[:2])) is None:
-        return None
+    found = _read_exif(exif) if exif else None
+    if found is None and xmp and (matched := _XMP_ORIENTATION.search(xmp[:MAX_METADATA])):
+        found = int(matched[1])
+    return found if found is not None and 1 <= found <= 8 else 1
+
+
+def _read_exif(exif: Bytes) -> int | None:
+    data = bytes(exif[:MAX_METADATA]).removeprefix(b"Exif\0\0")
+    endian: Literal["little", "big"] = "little" if data[:2] == b"II" else "big"
 
     def number(at: int, size: int) -> int:
-        return int.from_bytes(exif[at : at + size], endian)  # type: ignore[arg-type]
+        return int.from_bytes(data[at : at + size], endian)
 
     table = number(4, 4)
     for index in range(min(number(table, 2), MAX_EXIF_TAGS)):
         entry = table + 2 + 12 * index
-        if number(entry, 2) == EXIF_ORIENTATION and entry + 12 <= len(exif):
+        if number(entry, 2) == EXIF_ORIENTATION and entry + 12 <= len(data):
             # type 4 is a long; the standard wants a short, type 3
-            return _valid(number(entry + 8, 4 if number(entry + 2, 2) == 4 else 2))
+            return number(entry + 8, 4 if number(entry + 2, 2) == 4 else 2)
     return None
-
-
-def read_xmp_orientation(xmp: Bytes) -> int | None:
-    """Return the orientation in XMP data, 1 to 8; None without one."""
-    found = _XMP_ORIENTATION.search(xmp[:MAX_XMP_BYTES])
-    return _valid(int(found[1])) if found else None
-
-
-def _valid(orientation: int) -> int:
-    return orientation if 1 <= orientation <= 8 else 1

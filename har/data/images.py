@@ -20,8 +20,7 @@ Damaged files: one policy, the same in preparing, training, predicting and servi
   before the first and after the last of the image. Only the orientation is read from it.
 - An image with nothing to see, one colour or all transparent, is accepted (see `is_blank`).
 
-Cost: metadata is removed before a decoder sees the file. Decoding takes at most about 1 s and
-350 MB more than a plain JPEG of as many pixels and bytes, else the image is refused.
+Metadata is removed before a decoder sees the file; `har.data.limits` bounds the cost of the rest.
 """
 
 import functools
@@ -32,65 +31,26 @@ import threading
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from PIL import Image
 
-from har.data.containers import check_bmp, strip_avif, strip_gif, strip_png, strip_webp
+from har.data.bitmaps import check_bmp, strip_gif, strip_tiff
+from har.data.chunks import strip_avif, strip_png, strip_webp
 from har.data.encoded import EncodedImage
 from har.data.encoded import ImageError as ImageError
 from har.data.jpeg import strip_jpeg
 from har.data.kinds import HEAD_BYTES, READABLE, describe_kind, explain_kind, find_kind
+from har.data.limits import LIMITS_OF_KIND, TRAINING_LIMITS, Limits, check_cost
 from har.data.pixels import Pixels as Pixels
 from har.data.pixels import decode_pixels
-from har.data.tiff import strip_tiff
 from har.util.errors import first_line
 
 
-@dataclass(frozen=True, kw_only=True)
-class Limits:
-    """The most bytes and pixels that an image may have."""
-
-    bytes: int
-    pixels: int
-
-
-# A phone's photo of 108 megapixels has up to 50 MB.
-TRAINING_LIMITS = Limits(bytes=60_000_000, pixels=125_000_000)
-# A photo of 25 megapixels has about 10 MB; a server decodes several at a time.
-SERVING_LIMITS = Limits(bytes=25_000_000, pixels=50_000_000)
-# Measured on the costliest files of each kind: what they take a pixel more than the 9 ns and
-# 3 bytes of a plain JPEG, or in all where the bytes decide.
-LIMITS_OF_KIND = {
-    "JPEG": TRAINING_LIMITS,
-    # 16 bits and transparency: 24 ns, 5 bytes
-    "PNG": Limits(bytes=60_000_000, pixels=40_000_000),
-    # transparency: 10 ns, 13 bytes; in all 28 ns a byte of the file
-    "WEBP": Limits(bytes=30_000_000, pixels=25_000_000),
-    # transparency: 6 ns, 2 bytes
-    "GIF": Limits(bytes=60_000_000, pixels=50_000_000),
-    # one bit a pixel: 0 ns, 2 bytes
-    "BMP": Limits(bytes=60_000_000, pixels=50_000_000),
-    # CMYK: 13 ns, 8 bytes
-    "TIFF": Limits(bytes=60_000_000, pixels=40_000_000),
-    # transparency: 16 ns, 9 bytes; in all 65 ns a byte of the file
-    "AVIF": Limits(bytes=15_000_000, pixels=25_000_000),
-}
-# For coefficients of progressive JPEGs, and CMYK.
-MAX_EXTRA_BYTES = 350_000_000
-# The limit of JPEG. An image of one pixel by millions takes seconds and gigabytes to resize.
-MAX_SIDE = 65_535
 # Images larger than this are decoded one at a time in a process.
 LARGE_PIXELS = 25_000_000
-# A scan of a few bytes makes the decoder go over all pixels again, in up to 1 ns a pixel. Encoders
-# write up to 15.
-MAX_SCANS = 100
-MIN_MAX_SCANS = 15
-MAX_SCANNED_PIXELS = 1_000_000_000
-
 _STRIP: dict[str, Callable[[bytes], EncodedImage]] = {
     "PNG": strip_png,
     "WEBP": strip_webp,
@@ -174,24 +134,8 @@ def open_image(data: bytes, limits: Limits = TRAINING_LIMITS) -> EncodedImage:
         raise
     except Exception as error:
         raise ImageError(f"a corrupt {kind}: {first_line(error)}") from error
-    _check_cost(image, min(limits.pixels, LIMITS_OF_KIND[kind].pixels))
+    check_cost(image, limits)
     return image
-
-
-def _check_cost(image: EncodedImage, most: int) -> None:
-    size = f"{image.width}x{image.height} pixels"
-    if image.width < 1 or image.height < 1:
-        raise ImageError(f"no pixels: {size}")
-    if image.pixels > most:
-        raise ImageError(f"{size}, more than {most:,}")
-    if max(image.width, image.height) > MAX_SIDE:
-        raise ImageError(f"{size}, a side longer than {MAX_SIDE:,}")
-    if image.pixels * image.extra_bytes > MAX_EXTRA_BYTES:
-        most = int(MAX_EXTRA_BYTES / image.extra_bytes)
-        raise ImageError(f"{size}, more than {most:,} in a progressive or CMYK JPEG")
-    scans = min(MAX_SCANS, max(MIN_MAX_SCANS, MAX_SCANNED_PIXELS // image.pixels))
-    if image.scans > scans:
-        raise ImageError(f"{size} in a JPEG of {image.scans} scans, more than {scans}")
 
 
 @contextmanager

@@ -12,13 +12,7 @@ import numpy as np
 import numpy.typing as npt
 import simplejpeg
 
-from har.data.encoded import (
-    Bytes,
-    EncodedImage,
-    ImageError,
-    read_exif_orientation,
-    read_xmp_orientation,
-)
+from har.data.encoded import Bytes, EncodedImage, ImageError, find_orientation
 from har.util.errors import first_line
 
 # 60 MB of metadata in whole segments are a thousand; more cost time.
@@ -62,8 +56,9 @@ class _Walk:
     jfif: bool = False
     # the transform code of an Adobe segment
     adobe: int | None = None
-    exif: int | None = None
-    xmp: int | None = None
+    # the first of each
+    exif: Bytes | None = None
+    xmp: Bytes | None = None
     scans: int = 0
     # of each component, how many bits of each of its 64 coefficients are still to come
     missing_bits: dict[int, list[int]] = field(default_factory=dict)
@@ -130,9 +125,9 @@ def _add_segment(walk: _Walk, marker: int, body: Bytes) -> None:
     elif marker == 0xEE and body[2:7] == b"Adobe" and len(body) >= 14:
         walk.adobe = body[13]
     elif marker == 0xE1 and walk.exif is None and body[2:8] == b"Exif\0\0":
-        walk.exif = read_exif_orientation(body[2:])
+        walk.exif = body[2:]
     elif marker == 0xE1 and walk.xmp is None and body[2:30] == b"http://ns.adobe.com/xap/1.0/":
-        walk.xmp = read_xmp_orientation(body)
+        walk.xmp = body
 
 
 def _check_frame(walk: _Walk) -> None:
@@ -177,7 +172,7 @@ def _finish(walk: _Walk) -> EncodedImage:
     head = [b"\xff\xd8", _JFIF if walk.jfif else b""]
     if walk.adobe is not None:
         head.append(_ADOBE + bytes([walk.adobe]))
-    orientation = walk.exif or walk.xmp or 1
+    orientation = find_orientation(walk.exif, walk.xmp)
     return EncodedImage(
         kind="JPEG",
         data=b"".join([*head, *walk.kept, b"\xff\xd9"]),

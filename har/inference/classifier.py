@@ -16,7 +16,8 @@ from typing import Any, TypedDict
 import numpy as np
 import numpy.typing as npt
 
-from har.data.images import RESIZERS, TRAINING_LIMITS, ImageError, Limits, Pixels, decode
+from har.data.images import RESIZERS, ImageError, Pixels, decode
+from har.data.limits import TRAINING_LIMITS, Limits
 from har.inference.runtimes import BATCH_SIZE, MODEL_FILE, RUNTIMES, Forward, Parts
 from har.recipe import Recipe
 from har.util.errors import UserError, first_line

@@ -15,7 +15,8 @@ import pandas as pd
 from mlflow.exceptions import MlflowException
 from mlflow.pyfunc import PythonModel, PythonModelContext
 
-from har.data.images import SERVING_LIMITS, ImageError
+from har.data.images import ImageError
+from har.data.limits import SERVING_LIMITS
 from har.inference.classifier import (
     CLASSIFIER_FOLDER,
     Classifier,

@@ -13,7 +13,7 @@ import tensorflow as tf
 from PIL import Image
 
 from har.data.images import (
-    MAX_BYTES,
+    LIMITS_OF_KIND,
     MAX_SCANS,
     RESIZERS,
     ImageError,
@@ -355,7 +355,7 @@ BOMBS: dict[str, tuple[Callable[[], bytes], str]] = {
     "webp canvas": (lambda: webp_of(8_000, 8_000), "8000x8000 pixels"),
     "webp canvas, larger": (lambda: webp_of(65_535, 65_535), "more than 50,000,000 pixels"),
     "bmp": (lambda: bmp_of(2**31 - 1, 2**31 - 1), "more than 50,000,000 pixels"),
-    "too many bytes": (lambda: encode(chequers()) + bytes(MAX_BYTES), "more than 25,000,000"),
+    "too many bytes": (lambda: encode(chequers()) + bytes(60_000_000), "more than 60,000,000"),
 }
 
 

@@ -1,9 +1,11 @@
-"""TIFF files reduced to their first image: a new table of the few tags that describe pixels."""
+"""GIF, BMP and TIFF files reduced to their first image, as `har.data.chunks` does with others."""
 
 from dataclasses import dataclass
 
 from har.data.encoded import EncodedImage, ImageError
 
+# A GIF holds at most 255 bytes in a block: 60 MB in full blocks are 235,000.
+MAX_BLOCKS = 250_000
 # Pillow handles strips one by one: 20,000 take half a second.
 MAX_STRIPS = 20_000
 # Other values: a palette of 16 bits a colour has this many bytes.
@@ -25,6 +27,69 @@ _KEPT = frozenset(
         *[258, 262, 266, 277, 278, 284, 317, 320, 338, 339],
     ]
 )
+
+
+def strip_gif(data: bytes) -> EncodedImage:
+    """Keep a GIF's first frame, with its transparent colour; drop comments and other frames."""
+    if len(data) < 13:
+        raise ImageError("cut off: the GIF ends in its header")
+    start = 13 + _gif_palette(data[10])
+    position, control, blocks = start, b"", MAX_BLOCKS
+    while data[position : position + 1] == b"!":
+        label, body = data[position + 1 : position + 2], position + 2
+        position, blocks = _skip_blocks(data, body, blocks)
+        # the transparent colour is in the last graphic control extension before the frame
+        if label == b"\xf9" and position - body == 6:
+            control = b"!\xf9" + data[body:position]
+    frame = data[position : position + 10]
+    if len(frame) < 10 or frame[:1] != b",":
+        raise ImageError("cut off: the GIF ends before its pixels")
+    # after the frame's palette and the byte with the size of its codes
+    end, _ = _skip_blocks(data, position + 10 + _gif_palette(frame[9]) + 1, blocks)
+    left, top, width, height = (
+        int.from_bytes(frame[at : at + 2], "little") for at in range(1, 9, 2)
+    )
+    return EncodedImage(
+        kind="GIF",
+        data=data[:start] + control + data[position:end] + b";",
+        # Pillow enlarges the canvas for a frame that leaves it
+        width=max(int.from_bytes(data[6:8], "little"), left + width),
+        height=max(int.from_bytes(data[8:10], "little"), top + height),
+    )
+
+
+def _gif_palette(flags: int) -> int:
+    """Size in bytes of the palette that follows a header with these flags."""
+    return 3 << (flags & 7) + 1 if flags & 0x80 else 0
+
+
+def _skip_blocks(data: bytes, position: int, blocks: int) -> tuple[int, int]:
+    """Position after a row of blocks and the empty one that ends it, and how many may follow."""
+    size = len(data)
+    while position < size and blocks > 0:
+        blocks -= 1
+        length = data[position]
+        position += 1 + length
+        if not length:
+            break
+    if blocks <= 0:
+        raise ImageError(f"a GIF of more than {MAX_BLOCKS:,} blocks")
+    return min(position, size), blocks
+
+
+def check_bmp(data: bytes) -> EncodedImage:
+    """Return a BMP as it is, unless it is compressed: that is rare, and slow in hostile files."""
+    head = data[14:38]
+    size = int.from_bytes(head[:4], "little")
+    if len(head) < 24 or size < 12:
+        raise ImageError("cut off: the BMP ends in its header")
+    if size == 12:
+        width, height = (int.from_bytes(head[at : at + 2], "little") for at in (4, 6))
+    else:
+        width, height = (int.from_bytes(head[at : at + 4], "little", signed=True) for at in (4, 8))
+        if int.from_bytes(head[16:20], "little") not in (0, 3):
+            raise ImageError("a compressed BMP: convert it, for example `magick IN OUT.png`")
+    return EncodedImage(kind="BMP", data=data, width=max(width, 0), height=abs(height))
 
 
 @dataclass(frozen=True, kw_only=True)
