@@ -21,6 +21,7 @@ from har.data.encoded import (
 MAX_CHUNKS = 50_000
 # AVIF: a photo has a kilobyte of properties, a mosaic of tiles some ten.
 MAX_AVIF_HEADER = 262_144
+MAX_AVIF_BOXES = 100
 _PNG_START = b"\x89PNG\r\n\x1a\n"
 _PNG_PROFILE = b"Raw profile type exif"
 
@@ -190,14 +191,17 @@ def strip_avif(data: bytes) -> EncodedImage:
 def _find_avif_header(data: bytes) -> tuple[int, int]:
     """Where the box `meta` lies, which describes the image."""
     position = 0
-    for _ in range(100):
+    for _ in range(MAX_AVIF_BOXES):
         size, name = (
             int.from_bytes(data[position : position + 4]),
             data[position + 4 : position + 8],
         )
-        if name == b"meta" and 8 <= size <= MAX_AVIF_HEADER and position + size <= len(data):
-            return position, position + size
-        if size < 8:
+        if name == b"meta" and size > MAX_AVIF_HEADER:
+            raise ImageError(f"an AVIF described in more than {MAX_AVIF_HEADER:,} bytes")
+        end = position + size
+        if size < 8 or end > len(data):
             break
-        position += size
-    raise ImageError(f"an AVIF without a description, or with more than {MAX_AVIF_HEADER:,} bytes")
+        if name == b"meta":
+            return position, end
+        position = end
+    raise ImageError("cut off: the AVIF ends before its description")

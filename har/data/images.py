@@ -48,7 +48,6 @@ from har.data.pixels import Pixels as Pixels
 from har.data.pixels import decode_pixels
 from har.util.errors import first_line
 
-
 # Images larger than this are decoded one at a time in a process.
 LARGE_PIXELS = 25_000_000
 _STRIP: dict[str, Callable[[bytes], EncodedImage]] = {
@@ -81,17 +80,19 @@ def read_image(path: Path, inside: Path | None = None, limits: Limits = TRAINING
         raise ImageError("no such file") from error
     except OSError as error:
         raise ImageError(f"cannot be read: {error.strerror}") from error
-    with open(descriptor, "rb", buffering=0) as file:
+    try:
         found = os.fstat(descriptor)
         if inside is not None and not _is_inside(descriptor, path, inside):
             raise ImageError("a link out of the data folder")
         if not stat.S_ISREG(found.st_mode):
             raise ImageError("not a file")
         _check_bytes(found.st_size, limits.bytes)
-        try:
+        with open(descriptor, "rb", closefd=False) as file:
             return file.read(found.st_size)
-        except OSError as error:
-            raise ImageError(f"cannot be read: {error.strerror}") from error
+    except OSError as error:
+        raise ImageError(f"cannot be read: {error.strerror}") from error
+    finally:
+        os.close(descriptor)
 
 
 _real_folder = functools.lru_cache(maxsize=64)(os.path.realpath)

@@ -86,8 +86,9 @@ def strip_jpeg(data: bytes, start: int = 0) -> EncodedImage:
         segments += 1
         if segments > MAX_SEGMENTS:
             raise ImageError(f"a JPEG of more than {MAX_SEGMENTS:,} segments")
-        if marker == _EOI:
-            walk.ended = True
+        if marker == _EOI or (marker == _SOI and walk.scans):
+            # another picture may begin where the end marker is missing
+            walk.ended = marker == _EOI
             break
         if marker in _STANDALONE:
             walk.tidy = False

@@ -6,7 +6,7 @@ from importlib import import_module
 
 import numpy as np
 import numpy.typing as npt
-from PIL import ExifTags, Image
+from PIL import ExifTags, Image, UnidentifiedImageError
 
 from har.data.encoded import EncodedImage, ImageError
 from har.data.jpeg import decode_jpeg
@@ -35,6 +35,9 @@ def decode_pixels(image: EncodedImage) -> Pixels:
         return _turn_upright(found, image.orientation)
     except ImageError:
         raise
+    # its message names no reason
+    except UnidentifiedImageError as error:
+        raise ImageError(f"a {image.kind} whose header Pillow cannot read") from error
     # Pillow raises errors of many types on hostile bytes, such as struct.error and SyntaxError
     except Exception as error:
         reason = first_line(error)
