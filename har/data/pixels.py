@@ -3,6 +3,7 @@
 import io
 from collections.abc import Callable, Iterator
 from importlib import import_module
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -89,17 +90,21 @@ def _cmyk_to_rgb(inverted: Pixels) -> Pixels:
 
 
 # From pixels as stored to upright ones, by orientation.
-_UPRIGHT: dict[int, Callable[[Pixels], Pixels]] = {
+_UPRIGHT: dict[int, Callable[[Any], Any]] = {
     2: lambda stored: stored[:, ::-1],
     3: lambda stored: stored[::-1, ::-1],
     4: lambda stored: stored[::-1],
-    5: lambda stored: stored.swapaxes(0, 1),
+    5: lambda stored: stored.T,
     6: lambda stored: np.rot90(stored, -1),
-    7: lambda stored: stored[::-1, ::-1].swapaxes(0, 1),
+    7: lambda stored: stored[::-1, ::-1].T,
     8: np.rot90,
 }
 
 
 def _turn_upright(pixels: Pixels, orientation: int) -> Pixels:
-    turn = _UPRIGHT.get(orientation)
-    return np.ascontiguousarray(turn(pixels)) if turn else pixels
+    if orientation not in _UPRIGHT:
+        return pixels
+    # as elements of 3 bytes: they move twice as fast as single bytes
+    whole = pixels.view("V3")[:, :, 0]
+    upright = np.ascontiguousarray(_UPRIGHT[orientation](whole))
+    return upright.view(np.uint8).reshape(*upright.shape, 3)

@@ -197,7 +197,7 @@ ATTACKS: dict[str, tuple[Callable[[], bytes], str]] = {
         lambda: (
             PNG_START
             + png(PHOTO)[8:33]
-            + chunk(b"IDAT", zlib.compress(bytes(500_000_000)))
+            + chunk(b"IDAT", zlib.compress(bytes(200_000_000)))
             + chunk(b"IEND", b"")
         ),
         READ,

@@ -6,6 +6,7 @@ import zlib
 
 import numpy as np
 import pytest
+import tensorflow as tf
 from PIL import Image
 
 from har.data.images import (
@@ -329,20 +330,52 @@ def test_missing_pixels_are_an_error(name: str) -> None:
     assert "\n" not in str(caught.value)
 
 
-# JPEGs that Pillow's way must decode, though a reader that is less tolerant might not
-ODD_JPEGS = [
-    "line break before",
-    "no end marker",
-    "half an end marker",
-    "junk between segments",
-    "scan with the numbers of another kind",
-]
+@pytest.mark.parametrize("name", READ | TURNED_FILES)
+def test_plain_jpegs_are_the_same_in_tensorflow(name: str) -> None:
+    data = (READ | TURNED_FILES)[name][0]
+    if is_plain_jpeg(open_image(data)):
+        found = tf.io.decode_jpeg(data, channels=3, dct_method="INTEGER_ACCURATE")
+        np.testing.assert_array_equal(found, decode_rgb(data))
+
+
+# a reader that is less tolerant may fail, or read other pixels
+ODD_JPEGS = {
+    "line break before": READ["line break before"][0],
+    "no end marker": READ["no end marker"][0],
+    "half an end marker": READ["half an end marker"][0],
+    "junk between segments": READ["junk between segments"][0],
+    "scan with other numbers": READ["scan with the numbers of another kind"][0],
+    "turned": TURNED_FILES["short"][0],
+    "turned by XMP": TURNED_FILES["XMP"][0],
+    "CMYK": CMYK,
+    "colours by Adobe's code 0": with_segments(JPEG, segment(0xEE, b"Adobe\0\x64\0\0\0\0\0")),
+    "colours by Adobe's code 2": with_segments(JPEG, segment(0xEE, b"Adobe\0\x64\0\0\0\0\2")),
+    "arithmetic coding": JPEG.replace(b"\xff\xc0", b"\xff\xc9", 1),
+    "lossless": frame_of(0xC3, components=1),
+    "rare sampling": JPEG.replace(b"\1\x22\0", b"\1\x42\0", 1),
+    "large": encode(Image.new("L", (5_100, 5_000))),
+}
 
 
 @pytest.mark.parametrize("name", ODD_JPEGS)
 def test_odd_jpegs_are_not_for_tensorflow(name: str) -> None:
-    assert not is_plain_jpeg(open_image(READ[name][0]))
-    assert is_plain_jpeg(open_image(READ[name][1]))
+    assert not is_plain_jpeg(open_image(ODD_JPEGS[name]))
+
+
+PLAIN_JPEGS = {
+    "baseline": JPEG,
+    "progressive": PROGRESSIVE,
+    "grey": encode(PHOTO.convert("L")),
+    "4:4:4": encode(PHOTO, subsampling="4:4:4"),
+    "4:2:2": encode(PHOTO, subsampling="4:2:2"),
+    "with Exif": app1(EXIF + exif((0x112, 3, 1, b"\1\0\0\0"))),
+    "with junk after": READ["junk after"][0],
+}
+
+
+@pytest.mark.parametrize("name", PLAIN_JPEGS)
+def test_common_jpegs_are_for_tensorflow(name: str) -> None:
+    assert is_plain_jpeg(open_image(PLAIN_JPEGS[name]))
 
 
 def test_one_colour_and_all_transparent_are_blank() -> None:
