@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from har.data.encoded import EncodedImage, ImageError
+from har.data.encoded import EncodedImage, ImageError, corrupt, truncated
 
 # A GIF holds at most 255 bytes in a block: 60 MB in full blocks are 235,000.
 MAX_BLOCKS = 250_000
@@ -32,7 +32,7 @@ _KEPT = frozenset(
 def strip_gif(data: bytes) -> EncodedImage:
     """Keep a GIF's first frame, with its transparent colour; drop comments and other frames."""
     if len(data) < 13:
-        raise ImageError("cut off: the GIF ends in its header")
+        raise truncated("the GIF ends in its header")
     start = 13 + _gif_palette(data[10])
     position, control, blocks = start, b"", MAX_BLOCKS
     while data[position : position + 1] == b"!":
@@ -43,7 +43,7 @@ def strip_gif(data: bytes) -> EncodedImage:
             control = b"!\xf9" + data[body:position]
     frame = data[position : position + 10]
     if len(frame) < 10 or frame[:1] != b",":
-        raise ImageError("cut off: the GIF ends before its pixels")
+        raise truncated("the GIF ends before them")
     # after the frame's palette and the byte with the size of its codes
     end, _ = _skip_blocks(data, position + 10 + _gif_palette(frame[9]) + 1, blocks)
     left, top, width, height = (
@@ -82,7 +82,7 @@ def check_bmp(data: bytes) -> EncodedImage:
     head = data[14:38]
     size = int.from_bytes(head[:4], "little")
     if len(head) < 24 or size < 12:
-        raise ImageError("cut off: the BMP ends in its header")
+        raise truncated("the BMP ends in its header")
     if size == 12:
         width, height = (int.from_bytes(head[at : at + 2], "little") for at in (4, 6))
     else:
@@ -119,7 +119,7 @@ def strip_tiff(data: bytes) -> EncodedImage:
             " `magick IN OUT.png`"
         )
     if not {_WIDTH, _HEIGHT} <= set(tags) or not {_STRIPS, _TILES} & set(tags):
-        raise ImageError("a corrupt TIFF: it does not say its size, or where its pixels are")
+        raise corrupt("it does not say its size, or where its pixels are")
     if values.get(_TILE_WIDTH, 0) * values.get(_TILE_HEIGHT, 0) > MAX_TILE_PIXELS:
         raise ImageError(f"a TIFF with tiles of more than {MAX_TILE_PIXELS:,} pixels")
     return EncodedImage(
@@ -151,7 +151,7 @@ def _read_tags(data: bytes, order: str) -> dict[int, _Tag]:
         end = number(at + 8, 4) + size * count if long else 0
         value = number(at + 8, size) if not long else 0
         if at + 12 > len(data) or end > len(data):
-            raise ImageError("cut off: the TIFF ends before the description of its pixels")
+            raise truncated("the TIFF ends before their description")
         if tag in (_STRIPS, _STRIP_SIZES, _TILES, _TILE_SIZES) and count > MAX_STRIPS:
             raise ImageError(f"a TIFF of more than {MAX_STRIPS:,} strips or tiles")
         if size and size * count <= MAX_VALUE:

@@ -14,7 +14,9 @@ from har.data.encoded import (
     Bytes,
     EncodedImage,
     ImageError,
+    corrupt,
     find_orientation,
+    truncated,
 )
 
 # An image of 60 MB in the usual chunks of 8 kB has 7,500.
@@ -37,24 +39,24 @@ def strip_png(data: bytes) -> EncodedImage:
     pixels: list[Bytes] = []
     for name, body, checksum in _png_chunks(data):
         if not kept and name != b"IHDR":
-            raise ImageError(
-                "a PNG in Apple's own form: convert it, for example `magick IN OUT.png`"
-                if name == b"CgBI"
-                else "a corrupt PNG: its header is not at its start"
-            )
+            if name == b"CgBI":
+                raise ImageError(
+                    "a PNG in Apple's own form: convert it, for example `magick IN OUT.png`"
+                )
+            raise corrupt("its header is not at its start")
         if name in (b"eXIf", b"zTXt", b"tEXt", b"iTXt"):
             keyword = bytes(body[:32]).partition(b"\0")[0]
             metadata.setdefault(name if name == b"eXIf" else name + keyword, body[:MAX_METADATA])
         elif name in (b"IHDR", b"PLTE", b"tRNS", b"IDAT"):
             if checksum is not None and checksum != zlib.crc32(body, zlib.crc32(name)):
-                raise ImageError(f"a corrupt PNG: wrong checksum of its {name.decode()} chunk")
+                raise corrupt(f"wrong checksum of its {name.decode()} chunk")
             if name == b"IDAT":
                 pixels.append(body)
             else:
                 kept.setdefault(name, body)
     header = bytes(kept.get(b"IHDR", b""))
     if len(header) != 13 or not any(pixels):
-        raise ImageError("cut off: the PNG ends before its pixels")
+        raise truncated("the PNG ends before them")
     return EncodedImage(
         kind="PNG",
         data=_write_png({**kept, b"IDAT": b"".join(pixels), b"IEND": b""}),
@@ -118,10 +120,10 @@ def strip_webp(data: bytes) -> EncodedImage:
             if name in [each for each, _ in kept]:
                 continue
             if cut:
-                raise ImageError("cut off: pixels are missing")
+                raise truncated("the WebP ends within them")
             kept.append((name, body))
     if not kept or kept[0][0] not in (b"VP8X", b"VP8 ", b"VP8L") or len(kept[0][1]) < 10:
-        raise ImageError("cut off: the WebP ends before its pixels")
+        raise truncated("the WebP ends before them")
     if kept[0][0] == b"VP8X":
         # transparency and animation: no colour profile, Exif and XMP
         kept[0] = (b"VP8X", bytes([kept[0][1][0] & 0x12]) + bytes(kept[0][1][1:]))
@@ -181,7 +183,7 @@ def strip_avif(data: bytes) -> EncodedImage:
     header = header[:items] + unknown + header[items_end:]
     sides = [(int.from_bytes(w), int.from_bytes(h)) for w, h in _AVIF_SIDES.findall(header)]
     if not sides:
-        raise ImageError("a corrupt AVIF: it does not say its size")
+        raise corrupt("it does not say its size")
     width, height = max(sides, key=lambda each: each[0] * each[1])
     return EncodedImage(
         kind="AVIF", data=data[:start] + header + data[end:], width=width, height=height
@@ -204,4 +206,4 @@ def _find_avif_header(data: bytes) -> tuple[int, int]:
         if name == b"meta":
             return position, end
         position = end
-    raise ImageError("cut off: the AVIF ends before its description")
+    raise truncated("the AVIF ends before its description")

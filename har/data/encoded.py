@@ -21,6 +21,16 @@ class ImageError(UserError):
     """Bytes that are not an accepted image; the message gives the reason in a few words."""
 
 
+def truncated(detail: str) -> ImageError:
+    """Build the error of an image whose last pixels are missing."""
+    return ImageError(f"cannot be decoded: truncated, pixels are missing ({detail})")
+
+
+def corrupt(detail: str) -> ImageError:
+    """Build the error of an image whose header or pixels are damaged."""
+    return ImageError(f"cannot be decoded: corrupt ({detail})")
+
+
 @dataclass(frozen=True, kw_only=True)
 class EncodedImage:
     """An image whose header is read and whose pixels are still encoded.

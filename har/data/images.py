@@ -23,6 +23,7 @@ Damaged files: one policy, the same in preparing, training, predicting and servi
 Metadata is removed before a decoder sees the file; `har.data.limits` bounds the cost of the rest.
 """
 
+import errno
 import functools
 import logging
 import os
@@ -39,7 +40,7 @@ from PIL import Image
 
 from har.data.bitmaps import check_bmp, strip_gif, strip_tiff
 from har.data.chunks import strip_avif, strip_png, strip_webp
-from har.data.encoded import EncodedImage
+from har.data.encoded import EncodedImage, corrupt
 from har.data.encoded import ImageError as ImageError
 from har.data.jpeg import strip_jpeg
 from har.data.kinds import HEAD_BYTES, READABLE, describe_kind, explain_kind, find_kind
@@ -75,11 +76,13 @@ def read_image(path: Path, inside: Path | None = None, limits: Limits = TRAINING
     flags = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
     try:
         descriptor = os.open(path, flags)
-    # a ValueError: no file can have the name, such as one with a zero byte
-    except (FileNotFoundError, ValueError) as error:
+    # no file can have the name, such as one with a zero byte
+    except ValueError as error:
         raise ImageError("no such file") from error
     except OSError as error:
-        raise ImageError(f"cannot be read: {error.strerror}") from error
+        missing = error.errno in (errno.ENOENT, errno.ENOTDIR, errno.ELOOP)
+        reason = "no such file" if missing else f"cannot be read: {error.strerror}"
+        raise ImageError(reason) from error
     try:
         found = os.fstat(descriptor)
         if inside is not None and not _is_inside(descriptor, path, inside):
@@ -134,7 +137,7 @@ def open_image(data: bytes, limits: Limits = TRAINING_LIMITS) -> EncodedImage:
     except ImageError:
         raise
     except Exception as error:
-        raise ImageError(f"a corrupt {kind}: {first_line(error)}") from error
+        raise corrupt(first_line(error)) from error
     check_cost(image, limits)
     return image
 

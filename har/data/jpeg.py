@@ -12,7 +12,14 @@ import numpy as np
 import numpy.typing as npt
 import simplejpeg
 
-from har.data.encoded import Bytes, EncodedImage, ImageError, find_orientation
+from har.data.encoded import (
+    Bytes,
+    EncodedImage,
+    ImageError,
+    corrupt,
+    find_orientation,
+    truncated,
+)
 from har.util.errors import first_line
 
 # 60 MB of metadata in whole segments are a thousand; more cost time.
@@ -114,7 +121,7 @@ def _add_segment(walk: _Walk, marker: int, body: Bytes) -> None:
         raise ImageError("a hierarchical JPEG, which no common program reads")
     if marker in _FRAMES:
         if walk.frame:
-            raise ImageError("a corrupt JPEG: it describes its pixels twice")
+            raise corrupt("two frame headers")
         walk.frame, walk.frame_marker = bytes(body), marker
         _check_frame(walk)
     if marker in _FRAMES or marker in _TABLES:
@@ -134,7 +141,7 @@ def _add_segment(walk: _Walk, marker: int, body: Bytes) -> None:
 def _check_frame(walk: _Walk) -> None:
     frame = walk.frame
     if len(frame) < 8 or len(frame) != 8 + 3 * frame[7]:
-        raise ImageError("a corrupt JPEG: its frame header is cut")
+        raise corrupt("its frame header is too short")
     if frame[2] != 8:
         raise ImageError(f"a JPEG of {frame[2]} bits a colour: convert it to 8 bits")
     if frame[7] not in _COLOURS:
@@ -148,7 +155,7 @@ def _add_scan(walk: _Walk, header: Bytes, pixels: Bytes) -> None:
     """Keep a scan, and note which coefficients it brings."""
     count = header[2] if len(header) > 2 else 0
     if not walk.frame or len(header) != 6 + 2 * count:
-        raise ImageError("a corrupt JPEG: a scan's header is wrong")
+        raise corrupt("a scan's header is wrong")
     first, last, bits = header[-3:]
     if walk.frame_marker in _SEQUENTIAL and (first, last, bits) != (0, 63, 0):
         # a sequential scan has all coefficients, but some encoders write other numbers here
@@ -166,9 +173,9 @@ def _add_scan(walk: _Walk, header: Bytes, pixels: Bytes) -> None:
 
 def _finish(walk: _Walk) -> EncodedImage:
     if not walk.scans:
-        raise ImageError("cut off: the JPEG ends before its pixels")
+        raise truncated("the JPEG ends before them")
     if any(any(bits) for bits in walk.missing_bits.values()):
-        raise ImageError("cut off: the JPEG lacks some of its scans")
+        raise truncated("the JPEG lacks some of its scans")
     frame = walk.frame
     head = [b"\xff\xd8", _JFIF if walk.jfif else b""]
     if walk.adobe is not None:
@@ -228,8 +235,7 @@ def decode_jpeg(image: EncodedImage) -> npt.NDArray[np.uint8] | None:
             if shorter is None:
                 reason = first_line(error).removeprefix("Corrupt JPEG data: ")
                 cut = "premature end" in reason.lower()
-                what = "cut off, pixels are missing" if cut else "corrupt pixels"
-                raise ImageError(f"{what}: {reason}") from error
+                raise (truncated(reason) if cut else corrupt(reason)) from error
             data = shorter
 
 

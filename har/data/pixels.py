@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import ExifTags, Image, UnidentifiedImageError
 
-from har.data.encoded import EncodedImage, ImageError
+from har.data.encoded import EncodedImage, ImageError, corrupt, truncated
 from har.data.jpeg import decode_jpeg
 from har.util.errors import first_line
 
@@ -38,18 +38,19 @@ def decode_pixels(image: EncodedImage) -> Pixels:
         raise
     # its message names no reason
     except UnidentifiedImageError as error:
-        raise ImageError(f"a {image.kind} whose header Pillow cannot read") from error
+        raise corrupt("Pillow cannot read its header") from error
     # Pillow raises errors of many types on hostile bytes, such as struct.error and SyntaxError
     except Exception as error:
         reason = first_line(error)
-        what = "cut off, pixels are missing" if "truncated" in reason else "cannot be decoded"
-        raise ImageError(f"{what}: {reason}") from error
+        if "truncated" in reason:
+            raise truncated(reason) from error
+        raise ImageError(f"cannot be decoded: {reason}") from error
 
 
 def _decode_with_pillow(image: EncodedImage) -> Pixels:
     opened = Image.open(io.BytesIO(image.data), formats=[image.kind])
     if opened.width * opened.height > image.pixels:
-        raise ImageError("corrupt: it has more pixels than its header says")
+        raise corrupt("it has more pixels than its header says")
     if opened.mode in ("I", "F"):
         raise ImageError("32 bits a colour: convert it to 8 bits")
     pixels = np.empty((opened.height, opened.width, 3), np.uint8)

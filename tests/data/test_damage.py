@@ -254,13 +254,13 @@ def frame_of(kind: int, bits: int = 8, components: int = 3) -> bytes:
     return JPEG[:at] + segment(kind, body) + JPEG[at + 19 :]
 
 
-CUT = "cut off"
+CUT = "truncated"
 DAMAGED = {
     "half a JPEG": (half(LARGE), CUT),
     "half a JPEG and an end marker": (half(LARGE) + JPEG_END, CUT),
     "a JPEG but for its last 1 %": (LARGE[: len(LARGE) * 99 // 100] + JPEG_END, CUT),
     "half a JPEG, then another": (half(LARGE) + JPEG, CUT),
-    "half a header, then another JPEG": (JPEG[:300] + JPEG, "cut off|corrupt"),
+    "half a header, then another JPEG": (JPEG[:300] + JPEG, "truncated|corrupt"),
     "half a JPEG of CMYK": (half(CMYK) + JPEG_END, CUT),
     "half a grey JPEG": (half(encode(gradient(240, 320).convert("L"))) + JPEG_END, CUT),
     "half a progressive JPEG": (half(PROGRESSIVE) + JPEG_END, CUT),
@@ -269,17 +269,17 @@ DAMAGED = {
     "a JPEG's header": (JPEG[:300], CUT),
     "a JPEG's first bytes": (JPEG[:4], CUT),
     "only start and end": (b"\xff\xd8\xff\xd9", CUT),
-    "zeros in a JPEG": (middle(LARGE, bytes(999)), "corrupt pixels|cut off"),
-    "text in a JPEG": (middle(LARGE, b"<html>" * 99), "corrupt pixels|cut off"),
-    "a JPEG within a JPEG": (middle(LARGE, JPEG), "corrupt|cut off"),
-    "bytes lost in a JPEG": (half(LARGE) + LARGE[len(LARGE) // 2 + 999 :], "corrupt|cut off"),
+    "zeros in a JPEG": (middle(LARGE, bytes(999)), "corrupt|truncated"),
+    "text in a JPEG": (middle(LARGE, b"<html>" * 99), "corrupt|truncated"),
+    "a JPEG within a JPEG": (middle(LARGE, JPEG), "corrupt|truncated"),
+    "bytes lost in a JPEG": (half(LARGE) + LARGE[len(LARGE) // 2 + 999 :], "corrupt|truncated"),
     "a JPEG of no height": (JPEG.replace(b"\0\x30\0\x40", b"\0\0\0\x40"), "no pixels"),
     "12 bits": (frame_of(0xC1, bits=12), "12 bits"),
     "two colours": (frame_of(0xC0, components=2), "2 colour components"),
     "hierarchical": (frame_of(0xC5), "hierarchical"),
     "two frames": (with_segments(JPEG, segment(0xC0, JPEG[162:177])), "corrupt|cannot be decoded"),
     "half a PNG": (half(PNG), CUT),
-    "half a PNG and its end": (half(PNG) + chunk(b"IEND", b""), "cut off|wrong checksum"),
+    "half a PNG and its end": (half(PNG) + chunk(b"IEND", b""), "truncated|wrong checksum"),
     "a PNG without pixels": (PNG_START + PNG[8:33] + chunk(b"IEND", b""), CUT),
     "a PNG's first bytes": (PNG[:12], CUT),
     "a PNG of too few rows": (
@@ -289,22 +289,25 @@ DAMAGED = {
     "zeros in a PNG": (middle(PNG, bytes(20)), "wrong checksum"),
     "a palette with a wrong checksum": (
         encode(PHOTO.quantize(8), "PNG").replace(b"PLTE", b"PLTE\1", 1),
-        "wrong checksum|cut off",
+        "wrong checksum|truncated",
     ),
     "Apple's PNG": (PNG_START + chunk(b"CgBI", bytes(4)) + PNG[8:], "Apple"),
     "half a WebP": (half(WEBP), CUT),
     "half a lossy WebP": (half(encode(PHOTO, "WEBP", quality=90)), CUT),
-    "half a WebP that tells so": (riff((WEBP[12:16], half(webp_pixels(PHOTO)[1]))), "decoded|cut"),
+    "half a WebP that tells so": (
+        riff((WEBP[12:16], half(webp_pixels(PHOTO)[1]))),
+        "cannot be decoded",
+    ),
     "half a GIF": (half(GIF), CUT),
     "half a GIF and its end": (half(GIF) + b"\0;", CUT),
     "a GIF's header": (GIF[:20], CUT),
     "half a BMP": (half(BMP), CUT),
     "a BMP's header": (BMP[:30], CUT),
     "a compressed BMP": (BMP[:30] + b"\1" + BMP[31:], "compressed BMP"),
-    "half a TIFF": (TIFF[:8] + TIFF[len(TIFF) // 2 :], "cut|corrupt"),
-    "a TIFF's header": (TIFF[:20], "corrupt TIFF|cut"),
-    "half an LZW TIFF": (half(LZW), "cut|corrupt"),
-    "pixels beyond a TIFF's end": (tiff(PHOTO, (273, 4, 1, 2**31)), "cut|decoded"),
+    "half a TIFF": (TIFF[:8] + TIFF[len(TIFF) // 2 :], "truncated|corrupt"),
+    "a TIFF's header": (TIFF[:20], "corrupt|truncated"),
+    "half an LZW TIFF": (half(LZW), "truncated|corrupt"),
+    "pixels beyond a TIFF's end": (tiff(PHOTO, (273, 4, 1, 2**31)), "cannot be decoded"),
     "JPEG in a TIFF": (encode(PHOTO, "TIFF", compression="jpeg"), r"rare compression \(7\)"),
     "fax in a TIFF": (
         encode(PHOTO.convert("1"), "TIFF", compression="group4"),
@@ -316,7 +319,7 @@ DAMAGED = {
 }
 if AVIF:
     DAMAGED |= {
-        "half an AVIF": (half(AVIF), "cut off|cannot be decoded"),
+        "half an AVIF": (half(AVIF), "truncated|cannot be decoded"),
         "an AVIF's header": (AVIF[:60], CUT),
         "zeros in an AVIF": (AVIF[:-200] + bytes(200), "decoded"),
     }

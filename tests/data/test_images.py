@@ -291,7 +291,7 @@ def test_transparency_lies_on_white() -> None:
     [
         (b"", "0 bytes"),
         (b"hello", "not an image"),
-        (b"\xff\xd8\xff\xe0", "cut off"),
+        (b"\xff\xd8\xff\xe0", "truncated"),
         (b"%PDF-1.4", "a PDF, not an image"),
     ],
 )
@@ -301,7 +301,7 @@ def test_what_is_no_image_says_so(data: bytes, message: str) -> None:
 
 
 def test_truncated_image_says_so(photo: Image.Image) -> None:
-    with pytest.raises(ImageError, match="cut off, pixels are missing"):
+    with pytest.raises(ImageError, match=r"cannot be decoded.*truncated"):
         decode_rgb(encode(photo)[:900])
 
 

@@ -63,7 +63,7 @@ def test_what_is_no_file_of_an_image_is_never_opened(tmp_path: Path) -> None:
     with (tmp_path / "film.jpg").open("wb") as film:
         film.truncate(30_000_000_000)
     film, pipe = classify_files(find_images([tmp_path]), Counter())
-    assert film["error"] == "30,000,000,000 bytes, more than 25,000,000"
+    assert film["error"] == "30,000,000,000 bytes, more than 60,000,000"
     assert pipe["error"] == "not a file"
 
 

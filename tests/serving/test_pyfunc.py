@@ -25,7 +25,8 @@ from mlflow.exceptions import MlflowException
 from mlflow.pyfunc import scoring_server
 from PIL import Image
 
-from har.data.images import MAX_BYTES, ImageError
+from har.data.images import ImageError
+from har.data.limits import SERVING_LIMITS
 from har.data.manifest import Manifest
 from har.evaluation.evaluate import Evaluation, evaluate
 from har.inference.classifier import CLASSIFIER_FOLDER, Classifier, load_classifier, save_classifier
@@ -192,7 +193,7 @@ def bad_files(good: bytes) -> dict[str, tuple[bytes, str]]:
         "truncated": (good[:-200], "truncated"),
         "no pixel data": (good[:300], "an"),
         "bomb": (encode(Image.new("1", (10_000, 10_000)), "PNG"), "10000x10000 pixels"),
-        "of another kind": (encode(Image.new("L", (9, 9)), "TIFF"), "not an image"),
+        "of another kind": (encode(Image.new("L", (9, 9)), "ICO"), "not an image"),
         "zero bytes": (b"", "0 bytes"),
     }
 
@@ -259,7 +260,7 @@ def test_a_bad_row_spoils_no_other(
         ("ab\ncd", "not base64"),
         ("größe", "not base64"),
         ("data:image/png;base64,AAAA", "not base64"),
-        ("A" * (MAX_BYTES * 4 // 3 + 8), "more than 25,000,000 bytes"),
+        ("A" * (SERVING_LIMITS.bytes * 4 // 3 + 8), "more than 25,000,000 bytes"),
     ],
     ids=lambda value: str(value)[:20],
 )
@@ -324,6 +325,7 @@ def test_the_server_is_warm_when_it_is_ready(
     assert warmed == [model.unwrap_python_model().classifier]
 
 
+DECODING = ("images", "encoded", "kinds", "limits", "jpeg", "chunks", "bitmaps", "pixels")
 UTIL = {"util.errors", "util.files", "util.hardware"}
 
 
@@ -351,7 +353,8 @@ def har_imports(module: str, seen: dict[str, set[str]]) -> dict[str, set[str]]:
 
 def test_serving_needs_only_the_packages_it_pins() -> None:
     found = har_imports("serving.pyfunc", {})
-    inner = {"inference.classifier", "inference.runtimes", "inference.freezing", "data.images"}
+    inner = {"inference.classifier", "inference.runtimes", "inference.freezing"}
+    inner |= {f"data.{name}" for name in DECODING}
     assert set(found) == inner | {"serving.pyfunc", "recipe", *UTIL}
     packages = {name.split(".")[0] for names in found.values() for name in names}
     pinned = {name.replace("pillow", "PIL") for name in SERVING_PACKAGES}
@@ -387,7 +390,7 @@ def seeds() -> list[bytes]:
     image = Image.fromarray(pixels)
     exif = Image.Exif()
     exif[0x0112] = 6
-    found = [encode(image, kind) for kind in ("PNG", "BMP", "GIF", "WEBP")]
+    found = [encode(image, kind) for kind in ("PNG", "BMP", "GIF", "WEBP", "TIFF")]
     found += [encode(image, "JPEG", exif=exif), encode(image, "JPEG", progressive=True)]
     found += [encode(image.convert(mode), "PNG") for mode in ("P", "LA", "RGBA", "1", "I;16")]
     found += [encode(image.convert("CMYK"), "JPEG")]
@@ -421,7 +424,7 @@ def damaged(draw: st.DrawFn) -> bytes:
 SEEDS = seeds()
 
 
-MAGIC = (b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", b"GIF89a", b"RIFF\0\0\0\0WEBP", b"BM")
+MAGIC = (b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", b"GIF89a", b"RIFF\0\0\0\0WEBP", b"II*\0")
 
 
 FILES = st.one_of(

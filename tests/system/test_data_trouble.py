@@ -72,11 +72,11 @@ PREPARING: dict[str, tuple[Callable[[Path], object], str]] = {
     "a link to nothing": (instead(lambda file: file.symlink_to("nothing")), "no such file"),
     "20,000 pixels high and wide": (
         lambda file: file.write_bytes(png_of(20_000, 20_000)),
-        "more than 50,000,000 pixels",
+        "20000x20000 pixels, more than 40,000,000",
     ),
-    "26 megabytes": (
-        lambda file: file.write_bytes(file.read_bytes() + bytes(26_000_000)),
-        "more than 25,000,000",
+    "61 megabytes": (
+        lambda file: file.write_bytes(file.read_bytes() + bytes(61_000_000)),
+        "more than 60,000,000",
     ),
     "20,000 pixels wide": (lambda file: Image.new("RGB", (20_000, 30)).save(file), KEPT),
     "a link to an image": (instead(lambda file: file.symlink_to("Image_6.jpg")), KEPT),
