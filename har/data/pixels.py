@@ -1,13 +1,15 @@
 """Encoded images to RGB pixels: simplejpeg for JPEG, Pillow for all other kinds."""
 
+import ctypes
 import io
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from importlib import import_module
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from PIL import ExifTags, Image, UnidentifiedImageError
+from PIL import ExifTags, Image, UnidentifiedImageError, _imaging
 
 from har.data.encoded import EncodedImage, ImageError, corrupt, truncated
 from har.data.jpeg import decode_jpeg
@@ -17,6 +19,9 @@ Pixels = npt.NDArray[np.uint8]
 # Pillow would load all its plugins at the first image of a kind that is not loaded.
 for _kind in ("Avif", "Bmp", "Gif", "Png", "Tiff", "WebP"):
     import_module(f"PIL.{_kind}ImagePlugin")
+# libtiff would print its errors, without the file's name; Pillow raises them too.
+with suppress(AttributeError, OSError):
+    ctypes.CDLL(_imaging.__file__).TIFFSetErrorHandler(None)
 # Pillow's images become arrays in parts of about so many pixels, to save memory.
 PART_PIXELS = 1_000_000
 

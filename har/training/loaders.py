@@ -141,16 +141,24 @@ def find_bad_image(manifest: Manifest) -> UserError | None:
 
 def _check_decoders(file: Path, root: Path, plain: bool) -> None:
     """Raise a UserError if the decoder that `decode_in_graph` takes cannot read an image."""
-    advice = "run `har prepare` again, which leaves it out or lets another decoder read it"
     try:
         data = read_image(file, inside=root)
-        decode_rgb(data)
-        if plain:
-            tf.io.decode_jpeg(data, channels=3, dct_method="INTEGER_ACCURATE")
+        pixels = decode_rgb(data)
+        if plain and not _decodes_in_tensorflow(data, pixels.shape):
+            raise ImageError("TensorFlow cannot decode it")
     except ImageError as error:
-        raise UserError(f"{printable(str(file))}: {error}: {advice}") from error
-    except tf.errors.OpError as error:
-        raise UserError(f"{printable(str(file))}: TensorFlow cannot decode it: {advice}") from error
+        raise UserError(
+            f"{printable(str(file))}: {error}: run `har prepare` again, which leaves it out or lets"
+            " another decoder read it"
+        ) from error
+
+
+def _decodes_in_tensorflow(data: bytes, shape: tuple[int, ...]) -> bool:
+    try:
+        # it also reads other kinds, but to other shapes
+        return tuple(tf.io.decode_jpeg(data, channels=3).shape) == shape
+    except tf.errors.OpError:
+        return False
 
 
 def read_images(manifest: Manifest, rows: pd.DataFrame, recipe: Recipe) -> tf.Tensor:
