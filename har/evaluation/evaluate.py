@@ -15,7 +15,8 @@ from har.data.manifest import Manifest
 from har.evaluation import metrics
 from har.inference.classifier import Classifier
 from har.inference.runtimes import BATCH_SIZE
-from har.training.loaders import build_stream_loader, name_bad_images, prefetch
+from har.training.bad_images import name_bad_images
+from har.training.loaders import build_stream_loader, prefetch
 from har.util.errors import UserError
 from har.util.progress import progress
 

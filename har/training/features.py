@@ -28,12 +28,12 @@ from har.inference.runtimes import (
 )
 from har.recipe import Recipe
 from har.training.augmentation import AUGMENTATIONS
+from har.training.bad_images import find_bad_image
 from har.training.feature_cache import Entry, Features, Key, check_limit, make_room, open_entry
 from har.training.loaders import (
     Splits,
     build_stream_loader,
     check_feature_memory,
-    find_bad_image,
     prefetch,
 )
 from har.util.errors import UserError, first_line

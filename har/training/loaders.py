@@ -5,10 +5,8 @@ epoch, position): on any machine the same recipe sees the same images in the sam
 training that is resumed at epoch 7.
 """
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,13 +14,12 @@ import numpy.typing as npt
 import pandas as pd
 import tensorflow as tf
 
-from har.data.images import ImageError, decode_in_graph, decode_rgb, read_image
-from har.data.manifest import Manifest, check_images
+from har.data.images import decode_in_graph
+from har.data.manifest import Manifest
 from har.data.splits import hold_out
 from har.recipe import Recipe
 from har.training.augmentation import AUGMENTATIONS
 from har.util.errors import UserError
-from har.util.files import printable
 from har.util.hardware import available_cpus
 from har.util.process import free_memory
 from har.util.progress import progress
@@ -111,54 +108,6 @@ def build_decoder(
         return decode_in_graph(path, is_plain, recipe.resize, recipe.image_size), index
 
     return decode_row
-
-
-@contextmanager
-def name_bad_images(manifest: Manifest) -> Iterator[None]:
-    """Turn TensorFlow's error about an image into a UserError with its name, which TensorFlow does
-    not always give.
-    """
-    try:
-        yield
-    except tf.errors.ResourceExhaustedError:
-        raise
-    except tf.errors.OpError as error:
-        if found := find_bad_image(manifest):
-            raise found from error
-        raise
-
-
-def find_bad_image(manifest: Manifest) -> UserError | None:
-    """Find an image that is gone, changed or cannot be decoded; this reads every image."""
-    try:
-        check_images(manifest)
-        for path, plain in zip(manifest.table["path"], manifest.table["plain_jpeg"], strict=True):
-            _check_decoders(manifest.root / path, manifest.root, plain)
-    except UserError as error:
-        return error
-    return None
-
-
-def _check_decoders(file: Path, root: Path, plain: bool) -> None:
-    """Raise a UserError if the decoder that `decode_in_graph` takes cannot read an image."""
-    try:
-        data = read_image(file, inside=root)
-        pixels = decode_rgb(data)
-        if plain and not _decodes_in_tensorflow(data, pixels.shape):
-            raise ImageError("TensorFlow cannot decode it")
-    except ImageError as error:
-        raise UserError(
-            f"{printable(str(file))}: {error}: run `har prepare` again, which leaves it out or lets"
-            " another decoder read it"
-        ) from error
-
-
-def _decodes_in_tensorflow(data: bytes, shape: tuple[int, ...]) -> bool:
-    try:
-        # it also reads other kinds, but to other shapes
-        return tuple(tf.io.decode_jpeg(data, channels=3).shape) == shape
-    except tf.errors.OpError:
-        return False
 
 
 def read_images(manifest: Manifest, rows: pd.DataFrame, recipe: Recipe) -> tf.Tensor:

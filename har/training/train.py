@@ -17,6 +17,7 @@ from har.models.build import build_float32_copy, build_head, build_model, copy_h
 from har.models.devices import STRATEGIES, make_deterministic
 from har.recipe import Recipe
 from har.training.backup import Backup
+from har.training.bad_images import name_bad_images
 from har.training.epoch_report import EpochReport, OnEpoch, describe_end
 from har.training.features import Extracted, extract_splits
 from har.training.job import TrainingJob
@@ -27,7 +28,6 @@ from har.training.loaders import (
     count_steps,
     feature_inputs,
     image_inputs,
-    name_bad_images,
     split_training,
 )
 from har.training.state import State, Stopping, restore_state

@@ -2,6 +2,8 @@
 
 import io
 import struct
+import threading
+import time
 import zlib
 from collections.abc import Callable
 from pathlib import Path
@@ -13,6 +15,7 @@ import simplejpeg
 import tensorflow as tf
 from PIL import Image
 
+from har.data import images
 from har.data.images import (
     RESIZERS,
     ImageError,
@@ -21,6 +24,7 @@ from har.data.images import (
     decode_in_graph,
     decode_rgb,
     is_plain_jpeg,
+    large_images_in_turn,
     open_image,
     resize_bilinear,
 )
@@ -388,3 +392,27 @@ def test_preprocess_input_is_the_identity() -> None:
     image = np.random.default_rng(0).uniform(0, 255, (1, 9, 9, 3)).astype(np.float32)
     same = keras.applications.efficientnet.preprocess_input(image.copy())
     np.testing.assert_array_equal(same, image)
+
+
+def test_large_images_are_decoded_one_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    jpeg = encode(chequers())
+    monkeypatch.setattr(images, "LARGE_PIXELS", 32 * 24 - 1)
+    running: list[int] = []
+    most: list[int] = []
+
+    def resize(pixels: np.ndarray, size: int) -> np.ndarray:
+        running.append(1)
+        most.append(len(running))
+        time.sleep(0.02)
+        running.pop()
+        return pixels[:size, :size]
+
+    monkeypatch.setitem(images.RESIZERS, "slow", resize)
+    threads = [threading.Thread(target=decode, args=(jpeg, "slow", 8)) for _ in range(5)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert most == [1] * 5
+    with large_images_in_turn(open_image(encode(Image.new("L", (8, 8))))):
+        assert not running

@@ -1,37 +1,26 @@
 """Splits, loaders, augmentation: what reaches the network, and in what order."""
 
-import re
-from dataclasses import replace
-from pathlib import Path
-
 import keras
 import numpy as np
 import pytest
-import tensorflow as tf
 from keras import layers
 
 from har.data.images import decode
 from har.data.manifest import Manifest
-from har.data.prepare import prepare
-from har.data.sources import folder_source
-from har.data.splits import Split
 from har.training import loaders
 from har.training.augmentation import AUGMENTATIONS, change_contrast, rotate_and_zoom
 from har.training.loaders import (
     LOADERS,
-    build_stream_loader,
     build_training_dataset,
     build_validation_dataset,
     count_steps,
     feature_inputs,
     image_inputs,
-    name_bad_images,
     size_evaluation_batches,
     split_training,
 )
 from har.util.errors import UserError
 from tests.conftest import TINY_SIZE, tiny_recipe
-from tests.data.making import encode, gradient
 
 Batches = list[tuple[np.ndarray, np.ndarray]]
 
@@ -128,37 +117,6 @@ def test_loaders_give_the_same_batches(manifest: Manifest, augmentation: str, re
         for loader in LOADERS
     )
     assert_equal(memory, stream)
-
-
-DECODERS = {
-    # as an earlier version may have noted it
-    "for Pillow, given to TensorFlow": (encode(gradient(), "BMP")[:-9], True, "truncated"),
-    "for Pillow only": (encode(gradient(), "WEBP"), True, "TensorFlow cannot decode it"),
-    "cut after its check": (encode(gradient())[:700], False, "truncated"),
-    "no image": (b"<html>", False, "an HTML page"),
-}
-
-
-@pytest.mark.parametrize("name", DECODERS)
-def test_an_image_that_no_loader_reads_is_named(
-    name: str, raw: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    data, plain, message = DECODERS[name]
-    manifest = prepare(folder_source(raw, why="a test"), tmp_path / "out", Split())
-    table = manifest.table.copy()
-    table["plain_jpeg"] = table["plain_jpeg"].astype(bool)
-    table.loc[5, "plain_jpeg"] = plain
-    changed = replace(manifest, table=table)
-    bad = manifest.root / table.loc[5, "path"]
-    bad.write_bytes(data)
-    # the bytes are those that were prepared
-    monkeypatch.setattr(loaders, "check_images", lambda manifest: None)
-    expected = f"{re.escape(str(bad))}.*{message}.*run `har prepare` again"
-    with pytest.raises(UserError, match=expected), name_bad_images(changed):
-        for _ in build_stream_loader(changed, table, tiny_recipe())(
-            tf.data.Dataset.range(len(table)), 8, False
-        ):
-            pass
 
 
 def test_images_carry_their_own_labels(manifest: Manifest) -> None:

@@ -11,7 +11,9 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from har.data.images import ImageError, decode, open_image
 from har.data.kinds import READABLE
+from har.data.limits import SERVING_LIMITS, TRAINING_LIMITS, Limits
 from tests.data.making import (
     PNG_START,
     chunk,
@@ -312,3 +314,12 @@ def test_no_file_costs_more_than_its_pixels(
     assert seconds < MAX_SECONDS
     # the peak of this file and all before it
     assert megabytes < MAX_MEGABYTES
+
+
+def test_limits_are_those_of_the_purpose() -> None:
+    large = encode(Image.new("L", (8_000, 7_000)))
+    assert decode(large, "bicubic", 32).shape == (32, 32, 3)
+    with pytest.raises(ImageError, match="8000x7000 pixels, more than 50,000,000"):
+        decode(large, "bicubic", 32, SERVING_LIMITS)
+    with pytest.raises(ImageError, match=f"{len(large):,} bytes, more than 1,000"):
+        open_image(large, Limits(bytes=1_000, pixels=TRAINING_LIMITS.pixels))

@@ -1,18 +1,12 @@
-"""Only regular files inside the data folder are read, within limits; large images take turns."""
+"""Images and their thumbnails: only regular files inside the data folder are read."""
 
 import os
-import threading
-import time
 from collections.abc import Callable
 from pathlib import Path
 
-import numpy as np
 import pytest
-from PIL import Image
 
-from har.data import images
-from har.data.images import ImageError, decode, large_images_in_turn, open_image, read_image
-from har.data.limits import SERVING_LIMITS, TRAINING_LIMITS, Limits
+from har.data.images import ImageError, read_image
 from har.data.pictures import thumbnail, thumbnail_uri
 from tests.data.making import encode, gradient
 
@@ -126,35 +120,3 @@ def test_without_proc_links_are_resolved_by_name(
 
 def test_links_are_followed_where_no_folder_is_given(folder: Path) -> None:
     assert read_image(link("b.jpg", "../elsewhere/class/a.jpg")(folder)) == JPEG
-
-
-def test_limits_are_those_of_the_purpose() -> None:
-    large = encode(Image.new("L", (8_000, 7_000)))
-    assert decode(large, "bicubic", 32).shape == (32, 32, 3)
-    with pytest.raises(ImageError, match="8000x7000 pixels, more than 50,000,000"):
-        decode(large, "bicubic", 32, SERVING_LIMITS)
-    with pytest.raises(ImageError, match=f"{len(large):,} bytes, more than 1,000"):
-        open_image(large, Limits(bytes=1_000, pixels=TRAINING_LIMITS.pixels))
-
-
-def test_large_images_are_decoded_one_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(images, "LARGE_PIXELS", 64 * 48 - 1)
-    running: list[int] = []
-    most: list[int] = []
-
-    def resize(pixels: np.ndarray, size: int) -> np.ndarray:
-        running.append(1)
-        most.append(len(running))
-        time.sleep(0.02)
-        running.pop()
-        return pixels[:size, :size]
-
-    monkeypatch.setitem(images.RESIZERS, "slow", resize)
-    threads = [threading.Thread(target=decode, args=(JPEG, "slow", 8)) for _ in range(5)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert most == [1] * 5
-    with large_images_in_turn(open_image(encode(gradient(8, 8)))):
-        assert not running
