@@ -1,11 +1,13 @@
 """GIF, BMP and TIFF files reduced to their first image, as `har.data.chunks` does with others."""
 
+import re
 from dataclasses import dataclass
 
 from har.data.encoded import EncodedImage, ImageError, corrupt, truncated
 
 # A GIF holds at most 255 bytes in a block: 60 MB in full blocks are 235,000.
 MAX_BLOCKS = 250_000
+_ZEROS = re.compile(rb"\0*")
 # Pillow handles strips one by one: 20,000 take half a second.
 MAX_STRIPS = 20_000
 # Other values: a palette of 16 bits a colour has this many bytes.
@@ -34,13 +36,14 @@ def strip_gif(data: bytes) -> EncodedImage:
     if len(data) < 13:
         raise truncated("the GIF ends in its header")
     start = 13 + _gif_palette(data[10])
-    position, control, blocks = start, b"", MAX_BLOCKS
+    position, control, blocks = _skip_zeros(data, start), b"", MAX_BLOCKS
     while data[position : position + 1] == b"!":
         label, body = data[position + 1 : position + 2], position + 2
         position, blocks = _skip_blocks(data, body, blocks)
         # the transparent colour is in the last graphic control extension before the frame
         if label == b"\xf9" and position - body == 6:
             control = b"!\xf9" + data[body:position]
+        position = _skip_zeros(data, position)
     frame = data[position : position + 10]
     if len(frame) < 10 or frame[:1] != b",":
         raise truncated("the GIF ends before them")
@@ -56,6 +59,12 @@ def strip_gif(data: bytes) -> EncodedImage:
         width=max(int.from_bytes(data[6:8], "little"), left + width),
         height=max(int.from_bytes(data[8:10], "little"), top + height),
     )
+
+
+def _skip_zeros(data: bytes, position: int) -> int:
+    """Position of the next byte that is not zero; some programs write empty blocks too many."""
+    found = _ZEROS.match(data, position)
+    return found.end() if found else position
 
 
 def _gif_palette(flags: int) -> int:

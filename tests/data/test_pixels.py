@@ -173,6 +173,7 @@ READ = {
     "WebP with junk after": (WEBP + b"junk", WEBP),
     # GIF
     "GIF without its end": (GIF[:-1], GIF),
+    "GIF with empty blocks": (GIF.replace(b",\0\0\0\0", b"\0\0,\0\0\0\0", 1), GIF),
     "GIF with comments": (GIF[:-1] + b"!\xfe\4text\0" * 9 + b";", GIF),
     "GIF with half a second frame": (GIF[:-1] + b",\0\0\0\0\x40\0\x30\0\0\7\x20ab", GIF),
     # BMP and TIFF
