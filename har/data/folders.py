@@ -117,12 +117,13 @@ def is_inside(real: str, folder: str) -> bool:
 def visible_folders(folder: Path) -> Iterator[Path]:
     """Yield the folders in `folder` that are not hidden, in alphabetical order."""
     try:
-        entries = sorted(os.scandir(folder), key=lambda entry: entry.name)
+        names = sorted(os.listdir(folder))
     except OSError:
         return
-    for entry in entries:
-        if not is_hidden(entry.name) and entry.is_dir():
-            yield folder / entry.name
+    for name in names:
+        # False for a link to itself, where DirEntry.is_dir raises an error
+        if not is_hidden(name) and (folder / name).is_dir():
+            yield folder / name
 
 
 def normalise_path(path: str) -> str:
