@@ -7,7 +7,7 @@ from typing import Any
 
 import pandas as pd
 
-from har.data.duplicates import perceptual_hash
+from har.data.hashes import perceptual_hash
 from har.data.images import ImageError, is_plain_jpeg, open_image, read_image, to_rgb
 from har.util.files import digest_bytes
 from har.util.hardware import available_cpus
