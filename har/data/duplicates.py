@@ -1,71 +1,19 @@
-"""Copies of one image: byte-identical files, and images that look alike.
+"""Copies of one image: byte-identical files, and images that look alike (see `har.data.alike`)."""
 
-Images look alike if two perceptual hashes of 64 bits agree, both by ImageHash: a difference hash
-(is a pixel brighter than its neighbour) and a DCT hash (the signs of low frequencies). Mirror
-images count as copies, because training flips images. The hashes find an image with another
-watermark, size or compression. They miss most crops and other shots of the same scene.
-"""
+from collections.abc import Callable, Iterator
 
-from collections.abc import Callable, Iterator, Sequence
-
-import imagehash
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
-from PIL import Image, ImageOps
-from scipy.sparse import coo_array
-from scipy.sparse.csgraph import connected_components
 
-# Differing bits of 64. Chosen by eye on 6,000 Kaggle images: within these limits, every pair was
-# one image or (once) two images of a series. From phash 20 on, 5 of 7 pairs were unrelated, and
-# from dhash 7 on, nearly all.
-MAX_DHASH_DISTANCE = 6
-MAX_PHASH_DISTANCE = 16
-# Each hash, and the (width, height) in grey levels that it works on.
-HASHES = {imagehash.dhash: (9, 8), imagehash.phash: (32, 32)}
-# Rows compared at once: limits the memory to a few MB for any number of images.
-BLOCK = 256
+from har.data.alike import find_closest, group_alike
+
 Ints = npt.NDArray[np.int64]
-
-
-def perceptual_hash(image: Image.Image) -> str:
-    """Return 64 hexadecimal digits: dhash and phash of an RGB image, then of its mirror image."""
-    grey = image.convert("L")
-    # resized here, once for the image and its mirror image: ImageHash keeps images of this size
-    small = [(each, grey.resize(size, Image.Resampling.LANCZOS)) for each, size in HASHES.items()]
-    mirrored = [(hashed, ImageOps.mirror(picture)) for hashed, picture in small]
-    bits = [hashed(picture).hash for hashed, picture in small + mirrored]
-    # the digits that ImageHash prints, without its Python loop over the bits
-    return np.packbits(bits).tobytes().hex()
-
-
-def find_near(first: Sequence[str], second: Sequence[str]) -> tuple[Ints, Ints]:
-    """Return the positions (pairs,) in `first` and in `second` of hashes that are alike."""
-    ours, theirs = _parse_hashes(first), _parse_hashes(second)
-    found = [np.empty((0, 2), np.int64)]
-    for start in range(0, len(ours), BLOCK):
-        block = ours[start : start + BLOCK]
-        alike = _look_alike(block, theirs[:, :2]) | _look_alike(block, theirs[:, 2:])
-        found.append(np.argwhere(alike) + np.array([start, 0]))
-    pairs = np.concatenate(found)
-    return pairs[:, 0], pairs[:, 1]
-
-
-def _parse_hashes(hashes: Sequence[str]) -> npt.NDArray[np.uint64]:
-    """(images, 4) integers from the digits of `perceptual_hash`."""
-    words = [int(text[at : at + 16], 16) for text in hashes for at in range(0, 64, 16)]
-    return np.array(words, np.uint64).reshape(-1, 4)
-
-
-def _look_alike(
-    first: npt.NDArray[np.uint64], second: npt.NDArray[np.uint64]
-) -> npt.NDArray[np.bool_]:
-    """(first, second) True where both dhash (column 0) and phash (column 1) are close."""
-    dhash_distance, phash_distance = (
-        np.bitwise_count(first[:, None, column] ^ second[:, column]) for column in (0, 1)
-    )
-    near: npt.NDArray[np.bool_] = dhash_distance <= MAX_DHASH_DISTANCE
-    return near & (phash_distance <= MAX_PHASH_DISTANCE)
+# A group is large if it has so many images, and either so many labels or more than a share of all
+# images. Near copies of such a group may have no more in common than a background.
+LARGE_GROUP = 5
+MANY_LABELS = 3
+LARGE_SHARE = 0.1
 
 
 def group_near(table: pd.DataFrame) -> Ints:
@@ -74,10 +22,7 @@ def group_near(table: pd.DataFrame) -> Ints:
     # compare one image of each set of byte-identical files
     firsts = np.unique(exact, return_index=True)[1]
     hashes = table["perceptual_hash"].to_numpy()[firsts].tolist()
-    one, other = find_near(hashes, hashes)
-    links = coo_array((np.ones(len(one)), (one, other)), shape=(len(firsts), len(firsts)))
-    joined = connected_components(links, directed=False)[1]
-    return _renumber(joined[exact])
+    return _renumber(group_alike(hashes)[exact])
 
 
 def group_exact(table: pd.DataFrame) -> Ints:
@@ -117,21 +62,63 @@ def describe_groups(table: pd.DataFrame) -> pd.DataFrame:
     return ordered[columns].reset_index(drop=True)
 
 
-def find_copies(images: pd.DataFrame, among: pd.DataFrame) -> Iterator[tuple[str, str, str]]:
-    """Yield (path in `images`, path in `among`, "exact" or "near") for each pair of copies.
+def find_large_groups(table: pd.DataFrame) -> pd.DataFrame:
+    """Return one row for each group that swallows many labels or much of the data, largest first.
 
-    Both tables have the columns path, sha256 and perceptual_hash.
+    The columns are duplicate_group, kind (exact or near), images, labels (their number).
     """
-    for one, other in zip(*_find_pairs(images, among), strict=True):
-        left, right = images.iloc[one], among.iloc[other]
-        kind = "exact" if left["sha256"] == right["sha256"] else "near"
-        yield left["path"], right["path"], kind
+    by_group = table.groupby("duplicate_group")
+    sizes, labels = by_group.size(), by_group["label"].nunique()
+    kinds = np.where(by_group["sha256"].nunique() > 1, "near", "exact")
+    facts = pd.DataFrame({"kind": kinds, "images": sizes, "labels": labels})
+    swallows = (labels >= MANY_LABELS) | (sizes > LARGE_SHARE * len(table))
+    found = facts[(sizes >= LARGE_GROUP) & swallows].sort_values("images", ascending=False)
+    return found.reset_index()
+
+
+def describe_large_groups(table: pd.DataFrame) -> str:
+    """Describe the largest group of `find_large_groups` and the way out, in one line; or "".
+
+    The table has the columns path, sha256, label and duplicate_group.
+    """
+    found = find_large_groups(table)
+    if found.empty:
+        return ""
+    largest = found.iloc[0]
+    labels = f"{largest['labels']} labels" if largest["labels"] > 1 else "one label"
+    held = f"{largest['images']:,} of the {len(table):,} images, with {labels}, are one group of"
+    more = f"; {len(found) - 1} more groups are large" if len(found) > 1 else ""
+    if largest["kind"] == "exact":
+        return f"{held} byte-identical files{more}: keep one file of each picture"
+    return (
+        f"{held} near copies{more}: different pictures that are built alike can look like copies;"
+        " if they are no copies, add --duplicates exact"
+    )
+
+
+def find_copies(images: pd.DataFrame, among: pd.DataFrame) -> Iterator[tuple[str, str, str]]:
+    """Yield (path in `images`, path in `among`, "exact" or "near") for each image with a copy.
+
+    An exact copy comes before near ones, and the closest near one before others. Both tables have
+    the columns path, sha256 and perceptual_hash.
+    """
+    copies, is_exact = _find_best(images, among)
+    for at in np.flatnonzero(copies >= 0):
+        kind = "exact" if is_exact[at] else "near"
+        yield images["path"].iloc[at], among["path"].iloc[copies[at]], kind
 
 
 def has_copy(images: pd.DataFrame, among: pd.DataFrame) -> npt.NDArray[np.bool_]:
     """Return (images,) True for each image that has a copy, exact or near, in `among`."""
-    return np.isin(np.arange(len(images)), _find_pairs(images, among)[0])
+    return _find_best(images, among)[0] >= 0
 
 
-def _find_pairs(images: pd.DataFrame, among: pd.DataFrame) -> tuple[Ints, Ints]:
-    return find_near(images["perceptual_hash"].tolist(), among["perceptual_hash"].tolist())
+def _find_best(images: pd.DataFrame, among: pd.DataFrame) -> tuple[Ints, npt.NDArray[np.bool_]]:
+    """Positions in `among` of each image's best copy, or -1; True where the copy is exact."""
+    first = pd.Series(range(len(among)), index=among["sha256"])
+    first = first[~first.index.duplicated()]
+    best = images["sha256"].map(first).fillna(-1).to_numpy().astype(np.int64)
+    is_exact = best >= 0
+    others = images["perceptual_hash"].to_numpy()[~is_exact].tolist()
+    best[~is_exact] = find_closest(others, among["perceptual_hash"].tolist())
+    return best, is_exact

@@ -10,7 +10,12 @@ from typing import Any
 
 import pandas as pd
 
-from har.data.duplicates import DUPLICATES, describe_groups, find_copies
+from har.data.duplicates import (
+    DUPLICATES,
+    describe_groups,
+    describe_large_groups,
+    find_copies,
+)
 from har.data.folders import is_image
 from har.data.inspection import inspect_images
 from har.data.labels import (
@@ -155,6 +160,8 @@ def _announce(manifest: Manifest, why: str, folder: Path) -> Manifest:
         )
     if unused := counts.get("unused", 0):
         say(f"data: {unused} images unused: copies of test images, or with conflicting labels")
+    if large := describe_large_groups(manifest.table):
+        warn(large)
     if summary.blank:
         say(f"data: {_name_some('images of one colour, which are used', summary.blank)}")
     if missing := _find_untested(manifest):
@@ -219,7 +226,7 @@ def _summarise(
         leaks=leaks,
         dropped=tuple(sorted(bad, key=lambda each: (each.file, each.row))),
         strays=labelled.strays,
-        blank=tuple(table.loc[table["blank"], "path"]) if "blank" in table else (),
+        blank=tuple(table.loc[table["blank"], "path"]),
         notes=labelled.notes,
     )
 

@@ -14,6 +14,7 @@ import numpy.typing as npt
 import pandas as pd
 from sklearn.model_selection import train_test_split
 
+from har.data.duplicates import describe_large_groups
 from har.util.errors import UserError
 
 Duplicates = Literal["near", "exact", "ignore"]
@@ -98,9 +99,9 @@ def _find_eligible_groups(table: pd.DataFrame) -> pd.DataFrame:
 def _check_enough(table: pd.DataFrame, groups: pd.DataFrame, fraction: float, purpose: str) -> None:
     labels = table["label"].unique()
     counts = groups["label"].value_counts().reindex(labels, fill_value=0)
-    # copies are the usual reason if there are many fewer groups than images
-    copies = table["duplicate_group"].nunique() < len(table) / 2
-    hint = "; look-alikes count as one image: --duplicates exact changes that" if copies else ""
+    # copies are the usual reason
+    copies = describe_large_groups(table)
+    hint = f". {copies}" if copies else ""
     if counts.min() < 2:
         raise UserError(
             f"too few images for a {purpose} split: every label needs 2 distinct images without"
