@@ -178,7 +178,9 @@ def _check_files(manifest: Manifest) -> None:
     paths, sizes = manifest.table["path"], manifest.table["bytes"]
     for path, size, found in zip(paths, sizes, check_files(manifest.root, paths), strict=True):
         if isinstance(found, str):
-            raise UserError(f"{manifest.root / path}, which {TABLE_FILE} names, {found}")
+            raise UserError(
+                f"{manifest.root / path} {found}; {TABLE_FILE} names it: run `har prepare` again"
+            )
         if found != size:
             raise UserError(
                 f"{manifest.root / path} was changed after it was prepared ({found} bytes,"

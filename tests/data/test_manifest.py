@@ -113,7 +113,7 @@ def test_a_folder_of_an_older_version_is_read(manifest: Manifest, folder: Path) 
 def test_changed_images_are_named(raw: Path, change, message: str) -> None:
     prepare(folder_source(raw, "a test"), raw.parent / "out", Split(test_fraction=0.25))
     change(raw / "train" / "Image_3.jpg")
-    with pytest.raises(UserError, match=f"Image_3.jpg.* {message}"):
+    with pytest.raises(UserError, match=f"Image_3.jpg {message}"):
         read_manifest(raw.parent / "out")
 
 

@@ -129,11 +129,11 @@ BEFORE_TRAINING: dict[str, tuple[Damage, str]] = {
     ),
     "an image is a folder": (
         lambda _, images: instead(Path.mkdir)(images / "train" / NAME),
-        f"{NAME} was changed after it was prepared",
+        f"{NAME} is not a file",
     ),
     "an image is a pipe": (
         lambda _, images: instead(os.mkfifo)(images / "train" / NAME),
-        f"{NAME} was changed after it was prepared",
+        f"{NAME} is not a file",
     ),
     "the images were moved": (
         lambda _, images: images.rename(images.with_name("elsewhere")),
