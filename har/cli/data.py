@@ -6,7 +6,10 @@ from typing import Any
 import click
 
 from har.cli.options import data_options, experiment_option, pop_split
+from har.util.escaping import for_terminal
+from har.util.outputs import PREPARED, check_output_folder
 from har.util.process import process_start
+from har.util.progress import show
 
 
 @click.command()
@@ -14,7 +17,7 @@ def variants() -> None:
     """Print the variants: what each one changes from the one before, and which to use."""
     from har.notebooks import describe_variants
 
-    click.echo(describe_variants())
+    show(describe_variants())
 
 
 @click.command()
@@ -33,7 +36,7 @@ def sample(out: Path, per_class: int, test_images: int, seed: int) -> None:
     """Draw the built-in sample of 15 actions, in Kaggle's layout."""
     from har.data.sources import draw_sample
 
-    click.echo(draw_sample(out, per_class, test_images, seed))
+    show(for_terminal(str(draw_sample(out, per_class, test_images, seed))))
 
 
 @click.command()
@@ -51,10 +54,14 @@ def prepare(data: str, image_root: Path | None, out: Path, experiment: str, **op
     If you moved the images of a prepared folder, give it as --data and their new place as
     --image-root.
     """
+    check_output_folder(out, PREPARED)
+    from har.data.sources import find_source
+
+    source = find_source(data)
     from har.jobs.prepare import run_preparation
 
-    run_preparation(data, pop_split(options), image_root, out, experiment, process_start())
-    click.echo(out)
+    run_preparation(source, pop_split(options), image_root, out, experiment, process_start())
+    show(for_terminal(str(out)))
 
 
 @click.command()
@@ -70,8 +77,8 @@ def cache(clear: bool) -> None:
     from har.training.backup import describe_backups
 
     if clear:
-        click.echo(f"freed {feature_cache.clear_cache() / 1e6:,.1f} MB")
-    click.echo("\n".join([feature_cache.describe_cache(), *describe_backups()]))
+        show(f"freed {feature_cache.clear_cache() / 1e6:,.1f} MB")
+    show("\n".join([feature_cache.describe_cache(), *describe_backups()]))
 
 
 COMMANDS = (variants, sample, prepare, cache)

@@ -24,6 +24,7 @@ from har.cli.tables import describe_training
 from har.recipe import VARIANTS, Recipe
 from har.util.errors import UserError
 from har.util.process import process_start
+from har.util.progress import show
 
 if TYPE_CHECKING:
     from har.tracking.records import Record
@@ -58,7 +59,7 @@ def run(ctx: click.Context, /, reproduce: str | None, resume: str | None, **opti
         record = _reproduce(ctx, reproduce, options)
     else:
         record = _train(**options)
-    click.echo(describe_training(record))
+    show(describe_training(record))
 
 
 train = click.Command(
@@ -91,13 +92,17 @@ def _train(
     overrides = {name: value for name, value in options.items() if value is not None}
     requested = replace(VARIANTS[variant], **overrides)
 
-    from har.data.prepare import load_manifest
-    from har.jobs.train import run_training
+    from har.data.sources import find_source
+
+    source = find_source(data)
     from har.tracking.store import open_experiment
-    from har.training.job import build_job
 
     open_experiment(experiment)
-    manifest = load_manifest(data, split, image_root=image_root)
+    from har.data.prepare import load_manifest
+    from har.jobs.train import run_training
+    from har.training.job import build_job
+
+    manifest = load_manifest(source, split, image_root=image_root)
     job = build_job(variant, requested, overrides, manifest, runtime)
     return run_training(job, experiment, process_start(), run_name=run_name)
 
@@ -107,11 +112,14 @@ def _reproduce(ctx: click.Context, run_id: str, options: dict[str, Any]) -> "Rec
     # `mlflow run` always passes a variant, so it does not count
     _check_only(ctx, "reproduce", ("variant", *kept))
 
-    from har.jobs.resume import reproduce_training
+    from har.data.sources import find_source
+
+    chosen = {name: options[name] for name in kept} | {"data": find_source(options["data"])}
     from har.tracking.query import check_readable_store, find_run_id
 
     check_readable_store()
-    chosen = {name: options[name] for name in kept}
+    from har.jobs.resume import reproduce_training
+
     return reproduce_training(find_run_id(run_id), started=process_start(), **chosen)
 
 
@@ -145,10 +153,10 @@ def sync() -> None:
     if list_backups():
         check_readable_store()
         for record in sync_trainings(process_start()):
-            click.echo(describe_training(record))
+            show(describe_training(record))
             recorded.append(record.run_id)
     if not recorded:
-        click.echo("nothing to record")
+        show("nothing to record")
 
 
 def _variant_option(name: str, field: str, default: str, help: str) -> Any:
@@ -185,13 +193,17 @@ def ablate(data: str, image_root: Path | None, **options: Any) -> None:
     kept = {name: options.pop(name) for name in own}
     overrides = {name: value for name, value in options.items() if value is not None}
 
-    from har.data.prepare import load_manifest
-    from har.jobs.ablate import Ablation, run_ablation
+    from har.data.sources import find_source
+
+    source = find_source(data)
     from har.tracking.store import open_experiment
 
     open_experiment(kept["experiment"])
-    manifest = load_manifest(data, split, image_root=image_root)
-    click.echo(run_ablation(Ablation(manifest=manifest, overrides=overrides, **kept)))
+    from har.data.prepare import load_manifest
+    from har.jobs.ablate import Ablation, run_ablation
+
+    manifest = load_manifest(source, split, image_root=image_root)
+    show(run_ablation(Ablation(manifest=manifest, overrides=overrides, **kept)))
 
 
 COMMANDS = (run, train, sync, ablate)

@@ -8,7 +8,7 @@ from typing import Any
 from har.data.manifest import write_manifest
 from har.data.prepare import choose_split, load_manifest, prepare
 from har.data.report import REPORT_FILE, render_report
-from har.data.sources import find_source
+from har.data.sources import Source
 from har.data.splits import Split
 from har.tracking.descriptions import describe_preparation
 from har.tracking.log import log_preparation
@@ -21,24 +21,23 @@ from har.util.progress import say
 
 
 def run_preparation(
-    data: str,
+    source: Source,
     overrides: Mapping[str, Any],
     image_root: Path | None,
     out: Path,
     experiment: str,
     started: float,
 ) -> None:
-    """Prepare `data` into `out`, with its report, and record that as a run.
+    """Prepare `source` into `out`, with its report, and record that as a run.
 
-    With `image_root`, `data` is a prepared folder whose images were moved: it is checked and
+    With `image_root`, `source` is a prepared folder whose images were moved: it is checked and
     written again.
     """
     open_experiment(experiment)
     if image_root is None:
-        source = find_source(data)
         manifest = prepare(source, out, choose_split(overrides, Split(), source))
     else:
-        manifest = load_manifest(data, overrides, image_root=image_root)
+        manifest = load_manifest(source, overrides, image_root=image_root)
         write_manifest(manifest, out)
     say("drawing the report")
     report = render_report(manifest)
@@ -51,4 +50,4 @@ def run_preparation(
         log_preparation(run, manifest, report)
         run.describe(describe_preparation(run.id, manifest))
         run.log_metrics({"wall_time_s": time.time() - started})
-    say(f"see it: {describe_run_page(run.id)}")
+    say(*describe_run_page(run.id))

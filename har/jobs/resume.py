@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from har.data.prepare import load_manifest
+from har.data.sources import Source
 from har.data.splits import Split
 from har.inference.runtimes import AUTO
 from har.jobs.train import run_training
@@ -23,7 +24,7 @@ from har.util.progress import say, warn
 def reproduce_training(
     run_id: str,
     *,
-    data: str,
+    data: Source,
     image_root: Path | None,
     experiment: str,
     runtime: str,

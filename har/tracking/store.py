@@ -23,7 +23,8 @@ from mlflow.utils.name_utils import _GENERATOR_NOUNS, _GENERATOR_PREDICATES
 from sqlalchemy.exc import SQLAlchemyError
 
 from har.tracking.ui import find_sqlite_file, set_up_experiment
-from har.util.errors import UserError, without_password
+from har.util.errors import UserError, first_line, without_password
+from har.util.escaping import for_terminal, format_csv
 from har.util.files import cache_folder
 from har.util.locks import file_lock
 from har.util.signals import defer_interrupts
@@ -68,7 +69,7 @@ class Run:
 
     def log_table(self, table: Any, artifact: str) -> None:
         """Log a table as a CSV artifact."""
-        mlflow.log_text(table.to_csv(index=False), artifact)
+        mlflow.log_text(format_csv(table), artifact)
 
     def describe(self, text: str) -> None:
         """Set the Markdown text above the run in the MLflow UI."""
@@ -218,7 +219,9 @@ def explain_store_errors() -> Iterator[None]:
         hint = ""
         if uri.startswith("http"):
             hint = "; --offline or MLFLOW_TRACKING_URI=sqlite:///mlflow.db records on this machine"
-        raise UserError(f"the tracking store {uri} cannot be used: {error}{hint}") from error
+        raise UserError(
+            f"the tracking store {uri} cannot be used: {first_line(error)}{hint}"
+        ) from error
 
 
 def _end_run(status: str) -> None:
@@ -227,8 +230,8 @@ def _end_run(status: str) -> None:
         mlflow.end_run(status)
 
 
-def _hide_passwords(record: logging.LogRecord) -> bool:
-    record.msg, record.args = without_password(record.getMessage()), ()
+def _make_harmless(record: logging.LogRecord) -> bool:
+    record.msg, record.args = for_terminal(without_password(record.getMessage())), ()
     return True
 
 
@@ -237,8 +240,9 @@ def quiet_mlflow() -> None:
     # it prints an address with its password on stdout, where results go
     os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
     for handler in logging.getLogger("mlflow").handlers:
-        # its warnings may show the server's address as given; adding a filter again does nothing
-        handler.addFilter(_hide_passwords)
+        # its warnings may show the server's address as given, and names from the store; adding a
+        # filter again does nothing
+        handler.addFilter(_make_harmless)
     logging.getLogger("mlflow").setLevel(logging.WARNING)
     logging.getLogger("alembic").setLevel(logging.WARNING)
     os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
