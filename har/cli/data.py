@@ -10,6 +10,7 @@ from har.util.escaping import for_terminal
 from har.util.outputs import PREPARED, check_output_folder
 from har.util.process import process_start
 from har.util.progress import show
+from har.util.units import format_bytes
 
 
 @click.command()
@@ -43,7 +44,7 @@ def sample(out: Path, per_class: int, test_images: int, seed: int) -> None:
 @data_options
 @click.option(
     "--out",
-    type=click.Path(path_type=Path),
+    type=click.Path(path_type=Path, file_okay=False),
     default=Path("prepared"),
     help="Folder for manifest.csv, dataset.json and report.html; images stay where they are.",
 )
@@ -74,10 +75,10 @@ def cache(clear: bool) -> None:
     are listed too; --clear keeps them.
     """
     from har.training import feature_cache
-    from har.training.backup import describe_backups
+    from har.training.backup_folders import describe_backups
 
     if clear:
-        show(f"freed {feature_cache.clear_cache() / 1e6:,.1f} MB")
+        show(f"freed {format_bytes(feature_cache.clear_cache())}")
     show("\n".join([feature_cache.describe_cache(), *describe_backups()]))
 
 

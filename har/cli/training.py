@@ -134,7 +134,7 @@ def _resume(ctx: click.Context, run_id: str, options: dict[str, Any]) -> "Record
 
     from har.jobs.resume import resume_training
     from har.tracking.query import check_readable_store, pick_by_prefix
-    from har.training.backup import list_backups
+    from har.training.backup_folders import list_backups
 
     run_id = pick_by_prefix(run_id, dict.fromkeys(list_backups(), "")) or run_id
     check_readable_store()
@@ -147,7 +147,7 @@ def sync() -> None:
     """Record finished trainings whose tracking server was away, from their backups."""
     from har.jobs.resume import sync_trainings
     from har.tracking.query import check_readable_store
-    from har.training.backup import list_backups
+    from har.training.backup_folders import list_backups
 
     recorded = []
     if list_backups():

@@ -182,11 +182,12 @@ def _check_bad_share(bad: list[BadImage], total: int, root: Path) -> None:
     few = min(MAX_BAD_FEW, MAX_BAD_PART * total)
     if len(bad) <= max(MAX_BAD_SHARE * total, few):
         return
-    listed = "\n".join(f"  {each}" for each in bad[:20])
-    more = f"\n  and {len(bad) - 20} more" if len(bad) > 20 else ""
+    more = [f"  and {len(bad) - 20} more"] if len(bad) > 20 else []
     raise UserError(
         f"{len(bad)} of the {total} labelled images of {root} cannot be used, more than"
-        f" {MAX_BAD_SHARE:.0%} and more than a few; repair or remove them:\n{listed}{more}"
+        f" {MAX_BAD_SHARE:.0%} and more than a few; repair or remove them:",
+        *(f"  {each}" for each in bad[:20]),
+        *more,
     )
 
 

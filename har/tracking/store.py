@@ -7,6 +7,7 @@ code starts, and without it; on the default sqlite store and on a server.
 import logging
 import os
 import re
+import shlex
 import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping
@@ -17,9 +18,12 @@ from typing import Any
 
 import mlflow
 import requests
+from mlflow.environment_variables import MLFLOW_ALLOW_FILE_STORE
 from mlflow.exceptions import MlflowException
+from mlflow.utils.file_utils import local_file_uri_to_path
 from mlflow.utils.mlflow_tags import MLFLOW_RUN_NAME, MLFLOW_RUN_NOTE
 from mlflow.utils.name_utils import _GENERATOR_NOUNS, _GENERATOR_PREDICATES
+from mlflow.utils.uri import get_uri_scheme
 from sqlalchemy.exc import SQLAlchemyError
 
 from har.tracking.ui import find_sqlite_file, set_up_experiment
@@ -27,6 +31,7 @@ from har.util.errors import UserError, first_line, without_password
 from har.util.escaping import for_terminal, format_csv
 from har.util.files import cache_folder
 from har.util.locks import file_lock
+from har.util.process import format_program
 from har.util.signals import defer_interrupts
 
 DEFAULT_EXPERIMENT = "har"
@@ -154,14 +159,20 @@ def _store_lock() -> Iterator[None]:
     if mlflow.get_tracking_uri().startswith("http"):
         yield
         return
-    _check_database()
+    _check_local_store()
     with file_lock(cache_folder() / "store.lock", reentrant=True):
         yield
 
 
-def _check_database() -> None:
-    """Raise a UserError if the sqlite store is something else: MLflow would try it for minutes."""
-    file = find_sqlite_file(mlflow.get_tracking_uri())
+def _check_local_store() -> None:
+    """Raise a UserError if the store is one of files, which MLflow refuses at length, or if the
+    sqlite store is something else: MLflow would try it for minutes.
+    """
+    uri = mlflow.get_tracking_uri()
+    is_folder = uri != "databricks" and get_uri_scheme(uri) in ("", "file")
+    if is_folder and not MLFLOW_ALLOW_FILE_STORE.get():
+        raise UserError(_explain_file_store(Path(local_file_uri_to_path(uri)).absolute()))
+    file = find_sqlite_file(uri)
     if file is None or not file.exists():
         return
     # MLflow fills an empty file
@@ -170,6 +181,22 @@ def _check_database() -> None:
             f"{file} is not an MLflow database: move it away, or set MLFLOW_TRACKING_URI to another"
             " one"
         )
+
+
+def _explain_file_store(folder: Path) -> str:
+    """Describe how to record without the old store, and how to copy its runs."""
+    message = (
+        f"the tracking store {folder} is a folder of files, which MLflow {mlflow.__version__} does"
+        " not use any more: add --offline to record in mlflow.db in the working folder"
+    )
+    if not folder.is_dir():
+        return message
+    # the command would offer to replace a database that exists
+    target = f"sqlite:///{'migrated' if Path('mlflow.db').exists() else 'mlflow'}.db"
+    command = f"{format_program('mlflow')} migrate-filestore --source {shlex.quote(str(folder))}"
+    named = "MLFLOW_TRACKING_URI" in os.environ or target != "sqlite:///mlflow.db"
+    then = f", then set MLFLOW_TRACKING_URI={target}" if named else ""
+    return f"{message}; to copy the old runs into a new store: {command} --target {target}{then}"
 
 
 def _read_start(file: Path) -> bytes:

@@ -6,7 +6,7 @@ folder answers. HTML pages escape by themselves (`har.data.pictures.render_page`
 
 import csv
 import re
-from typing import Any
+from typing import Any, Literal
 
 # Letters from Arabic to Sinhala, and pictures: between two of them, a zero-width joiner or
 # non-joiner belongs to the spelling.
@@ -56,7 +56,7 @@ def from_csv(cell: str) -> str:
     return restored if for_csv(restored) == cell else cell
 
 
-def csv_quoting(cells: Any) -> int:
+def csv_quoting(cells: Any) -> Literal[0, 2]:
     r"""Return the quoting with which `cells` can be read back.
 
     A writer whose lines end in `\n` does not quote a lone `\r`, and readers end the line there.
