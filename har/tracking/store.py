@@ -35,6 +35,8 @@ from har.util.process import format_program
 from har.util.signals import defer_interrupts
 
 DEFAULT_EXPERIMENT = "har"
+# What --offline uses.
+OFFLINE_STORE = "sqlite:///mlflow.db"
 # An experiment's tag: when a command last began to record there, in seconds since the epoch.
 BEGUN_TAG = "har.begun"
 RETRY_WITHIN_S = 2.0
@@ -187,16 +189,19 @@ def _explain_file_store(folder: Path) -> str:
     """Describe how to record without the old store, and how to copy its runs."""
     message = (
         f"the tracking store {folder} is a folder of files, which MLflow {mlflow.__version__} does"
-        " not use any more: add --offline to record in mlflow.db in the working folder"
+        " not use any more: add --offline to use mlflow.db in the working folder"
     )
     if not folder.is_dir():
         return message
-    # the command would offer to replace a database that exists
-    target = f"sqlite:///{'migrated' if Path('mlflow.db').exists() else 'mlflow'}.db"
     command = f"{format_program('mlflow')} migrate-filestore --source {shlex.quote(str(folder))}"
-    named = "MLFLOW_TRACKING_URI" in os.environ or target != "sqlite:///mlflow.db"
-    then = f", then set MLFLOW_TRACKING_URI={target}" if named else ""
-    return f"{message}; to copy the old runs into a new store: {command} --target {target}{then}"
+    if Path("mlflow.db").exists():
+        # the command would replace it
+        uri = "sqlite:///migrated.db"
+        return (
+            f"{message}; or copy the old runs into a new store, {command} --target {uri}, and set"
+            f" MLFLOW_TRACKING_URI={uri}"
+        )
+    return f"{message}; this first copies the old runs into it: {command} --target {OFFLINE_STORE}"
 
 
 def _read_start(file: Path) -> bytes:
@@ -245,7 +250,7 @@ def explain_store_errors() -> Iterator[None]:
         uri = mlflow.get_tracking_uri()
         hint = ""
         if uri.startswith("http"):
-            hint = "; --offline or MLFLOW_TRACKING_URI=sqlite:///mlflow.db records on this machine"
+            hint = f"; --offline or MLFLOW_TRACKING_URI={OFFLINE_STORE} records on this machine"
         raise UserError(
             f"the tracking store {uri} cannot be used: {first_line(error)}{hint}"
         ) from error

@@ -77,8 +77,9 @@ def format_csv(table: Any) -> str:
 def for_markdown(text: str) -> str:
     """Escape text so that a Markdown page shows it as it is, on one line.
 
-    MLflow shows descriptions with Showdown, which knows these backslashes and HTML's entities.
+    MLflow shows descriptions with Showdown, which knows these backslashes. It would make links of
+    addresses and names of users.
     """
-    escaped = re.sub(r"[\\`*_{}\[\]()#+.!~=|:-]", r"\\\g<0>", for_terminal(text))
-    entities = {"&": "&amp;", "<": "&lt;", ">": "&gt;", "@": "&#64;"}
-    return re.sub("[&<>@]", lambda found: entities[found[0]], escaped)
+    escaped = re.sub(r"[\\`*_{}\[\]()#+.!~=|-]", r"\\\g<0>", for_terminal(text))
+    entities = {"&": "&amp;", "<": "&lt;", ">": "&gt;", "@": "&#64;", ":": "&#58;"}
+    return re.sub("[&<>@:]", lambda found: entities[found[0]], escaped)
