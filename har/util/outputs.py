@@ -47,7 +47,7 @@ COMPARISON = OutputKind(
 def check_output_folder(out: Path, kind: OutputKind) -> None:
     """Raise a UserError unless `out` is new, is empty, or holds what `kind` describes."""
     try:
-        if not os.path.lexists(out):
+        if not _exists(out):
             _check_parent(out)
             return
         if not out.is_dir():
@@ -71,11 +71,20 @@ def check_output_file(out: Path) -> None:
     """Raise a UserError unless `out` is a new file in a folder that can be written."""
     try:
         # a link to nothing is replaced
-        if out.exists():
+        if _exists(out) and os.path.exists(out):
             raise UserError(f"{out} exists already: move it away, or give another --out")
         _check_parent(out)
     except OSError as error:
         raise UserError(f"--out {out} cannot be used: {error.strerror}") from error
+
+
+def _exists(path: Path) -> bool:
+    """Like `os.path.lexists`, but a name that is too long or may not be read raises OSError."""
+    try:
+        path.lstat()
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+    return True
 
 
 def _is_nothing(name: str) -> bool:
@@ -92,7 +101,7 @@ def _has_mark(file: Path, mark: bytes) -> bool:
 
 def _check_parent(out: Path) -> None:
     """Check the first folder above `out` that exists; the ones between are created later."""
-    parent = next(each for each in out.absolute().parents if os.path.lexists(each))
+    parent = next(each for each in out.absolute().parents if _exists(each))
     if not parent.is_dir():
         raise UserError(f"--out {out} cannot be created: {parent} is no folder")
     _check_writable(parent)
@@ -106,7 +115,8 @@ def _check_writable(folder: Path) -> None:
 def _suggest(out: Path, kind: OutputKind) -> str:
     """Suggest a folder that does not exist: beside `out`, or in the working folder."""
     here = Path.cwd()
-    taken = out.resolve()
+    # not resolved: it may be a link to itself
+    taken = Path(os.path.abspath(out))
     inside = taken in (here, *here.parents)
     first = here / kind.name if inside else taken.with_name(f"{taken.name}-{kind.name}")
     new = next(each for each in _number(first) if not os.path.lexists(each))
