@@ -6,6 +6,7 @@ training that is resumed at epoch 7.
 """
 
 import math
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -100,7 +101,7 @@ def build_decoder(
     manifest: Manifest, rows: pd.DataFrame, recipe: Recipe
 ) -> Callable[[Any], tuple[Any, Any]]:
     """Build the graph function from a row number to (image, row number)."""
-    paths = tf.constant([str(manifest.root / path) for path in rows["path"]])
+    paths = tf.constant([os.fsencode(manifest.root / path) for path in rows["path"]])
     plain = tf.constant(rows["plain_jpeg"].to_numpy(dtype=bool))
     all_plain = bool(rows["plain_jpeg"].all())
 
