@@ -105,9 +105,9 @@ def test_an_old_store_of_files_is_refused_with_the_way_out(
     (folder / "0").mkdir(parents=True)
     (folder / "0/meta.yaml").write_text("name: Default")
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
-    if uri:
-        monkeypatch.setenv("MLFLOW_TRACKING_URI", uri.format(here=Path.cwd()))
     with tracking_to(None):
+        if uri:
+            monkeypatch.setenv("MLFLOW_TRACKING_URI", uri.format(here=Path.cwd()))
         result = cli(*words)
     assert result.exit_code == 2
     (line,) = (line for line in result.stderr.splitlines() if line.startswith("error"))
