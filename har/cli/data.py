@@ -5,7 +5,7 @@ from typing import Any
 
 import click
 
-from har.cli.options import data_options, experiment_option, pop_split
+from har.cli.options import data_options, experiment_option, find_named_data, pop_split
 from har.util.escaping import for_terminal
 from har.util.outputs import PREPARED, check_output_folder
 from har.util.process import process_start
@@ -56,12 +56,10 @@ def prepare(data: str, image_root: Path | None, out: Path, experiment: str, **op
     --image-root.
     """
     check_output_folder(out, PREPARED)
-    from har.data.sources import find_source
-
-    source = find_source(data)
+    found = find_named_data(data)
     from har.jobs.prepare import run_preparation
 
-    run_preparation(source, pop_split(options), image_root, out, experiment, process_start())
+    run_preparation(found, pop_split(options), image_root, out, experiment, process_start())
     show(for_terminal(str(out)))
 
 

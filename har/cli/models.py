@@ -14,6 +14,7 @@ from har.cli.options import (
     data_options,
     experiment_option,
     experiment_to_read_option,
+    find_named_data,
     flag,
     model_option,
     offline_option,
@@ -66,9 +67,7 @@ def evaluate(
     if (run_id is None) == (model is None):
         raise UserError("say which model: either RUN_ID or --model URI")
 
-    from har.data.sources import find_source
-
-    source = find_source(data)
+    found = find_named_data(data)
     from har.data.prepare import load_manifest
     from har.evaluation.robustness import format_table
     from har.jobs.evaluate import evaluate_logged_model
@@ -78,7 +77,7 @@ def evaluate(
     logged = load_logged_model(model or f"runs:/{run_id}/model")
     open_experiment(experiment)
     # by default the images that the model's own run held out
-    manifest = load_manifest(source, pop_split(options), logged.split, image_root)
+    manifest = load_manifest(found, pop_split(options), logged.split, image_root)
     evaluation, robustness = evaluate_logged_model(logged, manifest, experiment, robustness_images)
     show(evaluation.per_class.to_string(index=False, float_format="{:.3f}".format))
     for name, value in evaluation.scores.items():

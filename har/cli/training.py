@@ -13,6 +13,7 @@ from har.cli.options import (
     Spelled,
     data_options,
     experiment_option,
+    find_named_data,
     offline_option,
     pop_split,
     recipe_options,
@@ -92,9 +93,7 @@ def _train(
     overrides = {name: value for name, value in options.items() if value is not None}
     requested = replace(VARIANTS[variant], **overrides)
 
-    from har.data.sources import find_source
-
-    source = find_source(data)
+    found = find_named_data(data)
     from har.tracking.store import open_experiment
 
     open_experiment(experiment)
@@ -102,7 +101,7 @@ def _train(
     from har.jobs.train import run_training
     from har.training.job import build_job
 
-    manifest = load_manifest(source, split, image_root=image_root)
+    manifest = load_manifest(found, split, image_root=image_root)
     job = build_job(variant, requested, overrides, manifest, runtime)
     return run_training(job, experiment, process_start(), run_name=run_name)
 
@@ -112,9 +111,8 @@ def _reproduce(ctx: click.Context, run_id: str, options: dict[str, Any]) -> "Rec
     # `mlflow run` always passes a variant, so it does not count
     _check_only(ctx, "reproduce", ("variant", *kept))
 
-    from har.data.sources import find_source
-
-    chosen = {name: options[name] for name in kept} | {"data": find_source(options["data"])}
+    chosen = {name: options[name] for name in kept}
+    chosen["data"] = find_named_data(options["data"])
     from har.tracking.query import check_readable_store, find_run_id
 
     check_readable_store()
@@ -193,16 +191,14 @@ def ablate(data: str, image_root: Path | None, **options: Any) -> None:
     kept = {name: options.pop(name) for name in own}
     overrides = {name: value for name, value in options.items() if value is not None}
 
-    from har.data.sources import find_source
-
-    source = find_source(data)
+    found = find_named_data(data)
     from har.tracking.store import open_experiment
 
     open_experiment(kept["experiment"])
     from har.data.prepare import load_manifest
     from har.jobs.ablate import Ablation, run_ablation
 
-    manifest = load_manifest(source, split, image_root=image_root)
+    manifest = load_manifest(found, split, image_root=image_root)
     show(run_ablation(Ablation(manifest=manifest, overrides=overrides, **kept)))
 
 

@@ -51,7 +51,7 @@ def load_manifest(
     `overrides` are the fields of Split that the user gave; the others come from `default`.
     `image_root` is the new folder of the images of a prepared folder, if they were moved.
     """
-    source = data if isinstance(data, Source) else find_source(data)
+    source = find_source(data)
     if source.layout == "prepared":
         manifest = read_manifest(source.root, image_root)
         _check_split(manifest, overrides)

@@ -108,8 +108,12 @@ class Source:
         )
 
 
-def find_source(data: str) -> Source:
-    """Find the images that `--data` names: auto, sample, kaggle, or a folder."""
+def find_source(data: str | Source) -> Source:
+    """Find the images that `--data` names: auto, sample, kaggle, or a folder; a source that was
+    found before stays.
+    """
+    if isinstance(data, Source):
+        return data
     if data == "auto":
         return _find_automatically()
     if data == "sample":

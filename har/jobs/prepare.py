@@ -8,7 +8,7 @@ from typing import Any
 from har.data.manifest import write_manifest
 from har.data.prepare import choose_split, load_manifest, prepare
 from har.data.report import REPORT_FILE, render_report
-from har.data.sources import Source
+from har.data.sources import Source, find_source
 from har.data.splits import Split
 from har.tracking.descriptions import describe_preparation
 from har.tracking.log import log_preparation
@@ -21,23 +21,24 @@ from har.util.progress import say
 
 
 def run_preparation(
-    source: Source,
+    data: str | Source,
     overrides: Mapping[str, Any],
     image_root: Path | None,
     out: Path,
     experiment: str,
     started: float,
 ) -> None:
-    """Prepare `source` into `out`, with its report, and record that as a run.
+    """Prepare `data` into `out`, with its report, and record that as a run.
 
-    With `image_root`, `source` is a prepared folder whose images were moved: it is checked and
+    With `image_root`, `data` is a prepared folder whose images were moved: it is checked and
     written again.
     """
     open_experiment(experiment)
     if image_root is None:
+        source = find_source(data)
         manifest = prepare(source, out, choose_split(overrides, Split(), source))
     else:
-        manifest = load_manifest(source, overrides, image_root=image_root)
+        manifest = load_manifest(data, overrides, image_root=image_root)
         write_manifest(manifest, out)
     say("drawing the report")
     report = render_report(manifest)

@@ -31,7 +31,7 @@ from har.util.progress import say, warn
 def reproduce_training(
     run_id: str,
     *,
-    data: Source,
+    data: str | Source,
     image_root: Path | None,
     experiment: str,
     runtime: str,

@@ -14,7 +14,6 @@ import pytest
 from playwright.sync_api import Page, expect, sync_playwright
 
 from har.data.manifest import Manifest
-from har.data.sources import find_source
 from har.jobs.compare import run_comparison
 from har.jobs.import_notebooks import import_notebooks
 from har.jobs.prepare import run_preparation
@@ -44,8 +43,7 @@ def runs(
         patch.chdir(folder)
         patch.setitem(backbones.BACKBONES, "efficientnet-lite0", Backbone(build_tiny, build_tiny))
         mlflow.set_tracking_uri(f"sqlite:///{folder}/mlflow.db")
-        source = find_source(str(tiny_raw))
-        run_preparation(source, {"test_fraction": 0.25}, None, folder / "out", "har", 0.0)
+        run_preparation(str(tiny_raw), {"test_fraction": 0.25}, None, folder / "out", "har", 0.0)
         for variant in ("v2", "original"):
             recipe = tiny_recipe(variant)
             job = build_job(variant, recipe, ("backbone",), manifest)
