@@ -5,8 +5,12 @@ from typing import Any
 
 import click
 
-from har.cli.options import data_options, experiment_option, pop_split
+from har.cli.options import data_options, experiment_option, find_named_data, pop_split
+from har.util.escaping import for_terminal
+from har.util.outputs import PREPARED, check_output_folder
 from har.util.process import process_start
+from har.util.progress import show
+from har.util.units import format_bytes
 
 
 @click.command()
@@ -14,7 +18,7 @@ def variants() -> None:
     """Print the variants: what each one changes from the one before, and which to use."""
     from har.notebooks import describe_variants
 
-    click.echo(describe_variants())
+    show(describe_variants())
 
 
 @click.command()
@@ -33,14 +37,14 @@ def sample(out: Path, per_class: int, test_images: int, seed: int) -> None:
     """Draw the built-in sample of 15 actions, in Kaggle's layout."""
     from har.data.sources import draw_sample
 
-    click.echo(draw_sample(out, per_class, test_images, seed))
+    show(for_terminal(str(draw_sample(out, per_class, test_images, seed))))
 
 
 @click.command()
 @data_options
 @click.option(
     "--out",
-    type=click.Path(path_type=Path),
+    type=click.Path(path_type=Path, file_okay=False),
     default=Path("prepared"),
     help="Folder for manifest.csv, dataset.json and report.html; images stay where they are.",
 )
@@ -51,10 +55,12 @@ def prepare(data: str, image_root: Path | None, out: Path, experiment: str, **op
     If you moved the images of a prepared folder, give it as --data and their new place as
     --image-root.
     """
+    check_output_folder(out, PREPARED)
+    found = find_named_data(data)
     from har.jobs.prepare import run_preparation
 
-    run_preparation(data, pop_split(options), image_root, out, experiment, process_start())
-    click.echo(out)
+    run_preparation(found, pop_split(options), image_root, out, experiment, process_start())
+    show(for_terminal(str(out)))
 
 
 @click.command()
@@ -67,11 +73,11 @@ def cache(clear: bool) -> None:
     are listed too; --clear keeps them.
     """
     from har.training import feature_cache
-    from har.training.backup import describe_backups
+    from har.training.backup_folders import describe_backups
 
     if clear:
-        click.echo(f"freed {feature_cache.clear_cache() / 1e6:,.1f} MB")
-    click.echo("\n".join([feature_cache.describe_cache(), *describe_backups()]))
+        show(f"freed {format_bytes(feature_cache.clear_cache())}")
+    show("\n".join([feature_cache.describe_cache(), *describe_backups()]))
 
 
 COMMANDS = (variants, sample, prepare, cache)

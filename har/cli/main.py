@@ -6,6 +6,8 @@ Commands import heavy packages inside their functions, so that `har --help` answ
 import errno
 import gc
 import sys
+from collections.abc import Sequence
+from io import TextIOWrapper
 from pathlib import Path
 from tempfile import gettempdir
 from typing import Any, NoReturn
@@ -17,7 +19,7 @@ from har.cli import data, models, runs, training
 from har.cli.options import with_dashes
 from har.util.errors import UserError, first_line
 from har.util.files import cache_folder
-from har.util.progress import say
+from har.util.progress import say, show
 from har.util.signals import handle_sigterm_as_ctrl_c
 
 # A network and its graph are hundreds of thousands of Python objects that live to the end. Python
@@ -34,33 +36,38 @@ class Commands(click.Group):
         """Run the command. Only bugs of ours end with a stack trace."""
         handle_sigterm_as_ctrl_c()
         gc.set_threshold(OBJECTS_BETWEEN_COLLECTIONS)
+        if isinstance(sys.stdout, TextIOWrapper):
+            # as on stderr: a terminal that is not UTF-8 shows `\\u65e5` for a letter that it lacks
+            sys.stdout.reconfigure(errors="backslashreplace")
         status = 0
         try:
             # click returns a status for --help and --version, and None for a command
             status = super().main(*args, **{**options, "standalone_mode": False}) or 0
         except click.exceptions.NoArgsIsHelpError as error:
-            click.echo(error.format_message())
+            show(error.format_message())
         except (click.ClickException, UserError, OSError) as error:
             if isinstance(error, OSError) and error.errno not in REFUSALS:
                 raise
-            say(f"error: {_describe_mistake(error)}")
+            first, *listed = _describe_mistake(error)
+            say(f"error: {first}", *listed)
             status = 2
         except (KeyboardInterrupt, click.Abort):
-            say("\nstopped")
+            say("", "stopped")
             status = 130
         sys.exit(status)
 
 
-def _describe_mistake(error: click.ClickException | UserError | OSError) -> str:
+def _describe_mistake(error: click.ClickException | UserError | OSError) -> Sequence[str]:
     if isinstance(error, click.ClickException):
-        return error.format_message()
+        # click lists the values of an argument in several lines
+        return [" ".join(error.format_message().split())]
     if isinstance(error, UserError):
-        return str(error)
+        return error.args
     if error.filename:
-        return first_line(error)
+        return [first_line(error)]
     # the system does not say which disk is full
     folders = f"{Path.cwd()}, {cache_folder()} (HAR_CACHE) and {gettempdir()} (TMPDIR)"
-    return f"{error.strerror}; har writes into {folders}"
+    return [f"{error.strerror}; har writes into {folders}"]
 
 
 @click.group(

@@ -14,13 +14,15 @@ from har.cli.options import (
     data_options,
     experiment_option,
     experiment_to_read_option,
+    find_named_data,
     flag,
     model_option,
     offline_option,
     pop_split,
 )
 from har.util.errors import UserError
-from har.util.progress import warn
+from har.util.escaping import for_terminal
+from har.util.progress import show, warn
 
 # A run id, as an argument and as the option that `mlflow run` can give.
 run_id_option = combine(
@@ -65,6 +67,7 @@ def evaluate(
     if (run_id is None) == (model is None):
         raise UserError("say which model: either RUN_ID or --model URI")
 
+    found = find_named_data(data)
     from har.data.prepare import load_manifest
     from har.evaluation.robustness import format_table
     from har.jobs.evaluate import evaluate_logged_model
@@ -74,13 +77,13 @@ def evaluate(
     logged = load_logged_model(model or f"runs:/{run_id}/model")
     open_experiment(experiment)
     # by default the images that the model's own run held out
-    manifest = load_manifest(data, pop_split(options), logged.split, image_root)
+    manifest = load_manifest(found, pop_split(options), logged.split, image_root)
     evaluation, robustness = evaluate_logged_model(logged, manifest, experiment, robustness_images)
-    click.echo(evaluation.per_class.to_string(index=False, float_format="{:.3f}".format))
+    show(evaluation.per_class.to_string(index=False, float_format="{:.3f}".format))
     for name, value in evaluation.scores.items():
-        click.echo(f"{name:<18} {value:.4f}")
+        show(f"{name:<18} {value:.4f}")
     if robustness is not None:
-        click.echo(format_table(robustness))
+        show(format_table(robustness))
 
 
 @click.command()
@@ -103,7 +106,7 @@ def classify(images: tuple[Path, ...], model: str, url: str | None, as_json: boo
 
         answer = partial(ask_server, url)
     for row in classify_files(paths, answer):
-        click.echo(json.dumps(row) if as_json else format_row(row))
+        show(json.dumps(row) if as_json else format_row(row))
 
 
 @click.command()
@@ -127,13 +130,16 @@ def predict(data: Path, out: Path, model: str) -> None:
 
     If it was interrupted, give the same command again: it continues where it stopped.
     """
-    from har.inference.predict import predict_to_file
+    from har.inference.predict import check_output, list_unlabelled, predict_to_file
+
+    check_output(out)
+    files = list_unlabelled(data)
     from har.serving.load import load_logged_model
 
     logged = load_logged_model(model)
-    if bad := predict_to_file(data, out, logged.classifier.classify, logged.identity):
+    if bad := predict_to_file(data, files, out, logged.classifier.classify, logged.identity):
         warn(f"{bad} images have no label; the column error says why")
-    click.echo(out)
+    show(for_terminal(str(out)))
 
 
 @click.command()
@@ -184,7 +190,7 @@ def promote(
 
     named = _pick_run_id(run_id, run_id_option)
     rules = Rules(run_id=find_run_id(named) if named else None, **options)
-    click.echo(promote(experiment, rules, dry_run))
+    show(promote(experiment, rules, dry_run))
 
 
 @click.command()
@@ -196,7 +202,7 @@ def champion() -> None:
     check_readable_store()
     from har.serving.promotion import describe_champion
 
-    click.echo(describe_champion())
+    show(describe_champion())
 
 
 COMMANDS = (evaluate, classify, predict, promote, champion)

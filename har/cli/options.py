@@ -5,12 +5,15 @@ import os
 from collections.abc import Callable
 from dataclasses import Field, fields
 from pathlib import Path
-from typing import Any, Literal, get_args, get_origin
+from typing import TYPE_CHECKING, Any, Literal, get_args, get_origin
 
 import click
 
 from har.recipe import VARIANTS, Recipe
 from har.util.errors import UserError
+
+if TYPE_CHECKING:
+    from har.data.sources import Source
 
 Command = Callable[..., None]
 LOCAL_STORE = "sqlite:///mlflow.db"
@@ -206,6 +209,18 @@ training_options = combine(
     experiment_option,
     runtime_option,
 )
+
+
+def find_named_data(data: str) -> "str | Source":
+    """Find the folder that `--data` or $HAR_DATA names, before slow imports: it may be wrong.
+
+    Other values stay: they draw the sample, or download.
+    """
+    if data in ("sample", "kaggle") or (data == "auto" and "HAR_DATA" not in os.environ):
+        return data
+    from har.data.sources import find_source
+
+    return find_source(data)
 
 
 def pop_split(options: dict[str, Any]) -> dict[str, Any]:

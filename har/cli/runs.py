@@ -6,6 +6,9 @@ import click
 
 from har.cli.options import experiment_option, experiment_to_read_option, offline_option
 from har.cli.tables import format_comparison
+from har.util.escaping import for_terminal
+from har.util.outputs import COMPARISON, check_output_folder
+from har.util.progress import show
 
 
 @click.command()
@@ -25,6 +28,7 @@ def compare(run_ids: tuple[str, ...], runs: str | None, experiment: str | None, 
     trainings of the experiment are compared, published ones (`har import-notebooks`) included.
     The comparison is recorded in the experiment.
     """
+    check_output_folder(out, COMPARISON)
     from har.tracking.query import check_readable_store
 
     check_readable_store()
@@ -32,7 +36,7 @@ def compare(run_ids: tuple[str, ...], runs: str | None, experiment: str | None, 
 
     more = [each.strip() for each in (runs or "").split(",") if each.strip()]
     records, report = run_comparison([*run_ids, *more], experiment, out)
-    click.echo(f"{format_comparison(records)}\n{report}")
+    show(f"{format_comparison(records)}\n{for_terminal(str(report))}")
 
 
 @click.command()
@@ -45,7 +49,7 @@ def import_notebooks(experiment: str) -> None:
     from har.jobs.import_notebooks import import_notebooks
 
     for variant, run_id in import_notebooks(experiment).items():
-        click.echo(f"{variant:<10}{run_id}")
+        show(f"{variant:<10}{run_id}")
 
 
 @click.command()
@@ -61,7 +65,7 @@ def twins(run_id: str) -> None:
     check_readable_store()
     from har.compare.twins import describe_twins
 
-    click.echo(describe_twins(find_run_id(run_id)))
+    show(describe_twins(find_run_id(run_id)))
 
 
 COMMANDS = (compare, import_notebooks, twins)

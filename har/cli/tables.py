@@ -3,6 +3,8 @@
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
+from har.util.escaping import for_terminal
+
 if TYPE_CHECKING:
     from har.tracking.records import Record
 
@@ -14,13 +16,14 @@ def format_comparison(records: Sequence["Record"]) -> str:
         group = [each for each in records if each.test_digest == digest]
         group.sort(key=lambda each: -(each.accuracy or 0.0))
         dataset = group[0].dataset or "published runs"
-        tables.append(f"{dataset}, test images {digest or 'unknown'}\n{_format_table(group, 8)}")
+        heading = for_terminal(f"{dataset}, test images {digest or 'unknown'}")
+        tables.append(f"{heading}\n{_format_table(group, 8)}")
     return "\n\n".join(tables)
 
 
 def _format_table(records: Sequence["Record"], id_length: int | None = None) -> str:
     rows = [_format_row(each, id_length) for each in records]
-    lines = [list(rows[0]), *(list(row.values()) for row in rows)]
+    lines = [list(rows[0]), *([for_terminal(text) for text in row.values()] for row in rows)]
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     return "\n".join(
         "  ".join(text.ljust(width) for text, width in zip(line, widths, strict=True)).rstrip()
@@ -53,9 +56,9 @@ def describe_training(record: "Record") -> str:
     """Describe a training that has just ended, and say how to see more."""
     from har.tracking.ui import describe_run_page
 
-    lines = [_format_table([record])]
+    lines = []
     if record.cache_hit:
         lines.append("cache hit: features were found on disk, so this is not the whole job's time")
     lines.append(f"differs from {record.variant}: {record.differs_from_variant}")
-    lines.append(f"see it: {describe_run_page(record.run_id)}")
-    return "\n".join(lines)
+    lines += describe_run_page(record.run_id)
+    return "\n".join([_format_table([record]), *map(for_terminal, lines)])

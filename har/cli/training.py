@@ -13,6 +13,7 @@ from har.cli.options import (
     Spelled,
     data_options,
     experiment_option,
+    find_named_data,
     offline_option,
     pop_split,
     recipe_options,
@@ -24,6 +25,7 @@ from har.cli.tables import describe_training
 from har.recipe import VARIANTS, Recipe
 from har.util.errors import UserError
 from har.util.process import process_start
+from har.util.progress import show
 
 if TYPE_CHECKING:
     from har.tracking.records import Record
@@ -58,7 +60,7 @@ def run(ctx: click.Context, /, reproduce: str | None, resume: str | None, **opti
         record = _reproduce(ctx, reproduce, options)
     else:
         record = _train(**options)
-    click.echo(describe_training(record))
+    show(describe_training(record))
 
 
 train = click.Command(
@@ -91,13 +93,15 @@ def _train(
     overrides = {name: value for name, value in options.items() if value is not None}
     requested = replace(VARIANTS[variant], **overrides)
 
-    from har.data.prepare import load_manifest
-    from har.jobs.train import run_training
+    found = find_named_data(data)
     from har.tracking.store import open_experiment
-    from har.training.job import build_job
 
     open_experiment(experiment)
-    manifest = load_manifest(data, split, image_root=image_root)
+    from har.data.prepare import load_manifest
+    from har.jobs.train import run_training
+    from har.training.job import build_job
+
+    manifest = load_manifest(found, split, image_root=image_root)
     job = build_job(variant, requested, overrides, manifest, runtime)
     return run_training(job, experiment, process_start(), run_name=run_name)
 
@@ -107,11 +111,13 @@ def _reproduce(ctx: click.Context, run_id: str, options: dict[str, Any]) -> "Rec
     # `mlflow run` always passes a variant, so it does not count
     _check_only(ctx, "reproduce", ("variant", *kept))
 
-    from har.jobs.resume import reproduce_training
+    chosen = {name: options[name] for name in kept}
+    chosen["data"] = find_named_data(options["data"])
     from har.tracking.query import check_readable_store, find_run_id
 
     check_readable_store()
-    chosen = {name: options[name] for name in kept}
+    from har.jobs.resume import reproduce_training
+
     return reproduce_training(find_run_id(run_id), started=process_start(), **chosen)
 
 
@@ -126,7 +132,7 @@ def _resume(ctx: click.Context, run_id: str, options: dict[str, Any]) -> "Record
 
     from har.jobs.resume import resume_training
     from har.tracking.query import check_readable_store, pick_by_prefix
-    from har.training.backup import list_backups
+    from har.training.backup_folders import list_backups
 
     run_id = pick_by_prefix(run_id, dict.fromkeys(list_backups(), "")) or run_id
     check_readable_store()
@@ -139,16 +145,16 @@ def sync() -> None:
     """Record finished trainings whose tracking server was away, from their backups."""
     from har.jobs.resume import sync_trainings
     from har.tracking.query import check_readable_store
-    from har.training.backup import list_backups
+    from har.training.backup_folders import list_backups
 
     recorded = []
     if list_backups():
         check_readable_store()
         for record in sync_trainings(process_start()):
-            click.echo(describe_training(record))
+            show(describe_training(record))
             recorded.append(record.run_id)
     if not recorded:
-        click.echo("nothing to record")
+        show("nothing to record")
 
 
 def _variant_option(name: str, field: str, default: str, help: str) -> Any:
@@ -185,13 +191,15 @@ def ablate(data: str, image_root: Path | None, **options: Any) -> None:
     kept = {name: options.pop(name) for name in own}
     overrides = {name: value for name, value in options.items() if value is not None}
 
-    from har.data.prepare import load_manifest
-    from har.jobs.ablate import Ablation, run_ablation
+    found = find_named_data(data)
     from har.tracking.store import open_experiment
 
     open_experiment(kept["experiment"])
-    manifest = load_manifest(data, split, image_root=image_root)
-    click.echo(run_ablation(Ablation(manifest=manifest, overrides=overrides, **kept)))
+    from har.data.prepare import load_manifest
+    from har.jobs.ablate import Ablation, run_ablation
+
+    manifest = load_manifest(found, split, image_root=image_root)
+    show(run_ablation(Ablation(manifest=manifest, overrides=overrides, **kept)))
 
 
 COMMANDS = (run, train, sync, ablate)

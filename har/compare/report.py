@@ -14,6 +14,7 @@ from har.data.pictures import draw_png, render_page, thumbnail_uri
 from har.data.report import REPORT_FILE
 from har.evaluation.metrics import TEST_METRICS
 from har.tracking.records import Record
+from har.util.escaping import format_csv
 
 TEMPLATE = Path(__file__).with_name("report.html")
 GALLERY_IMAGES = 12
@@ -110,7 +111,7 @@ def write_comparison(comparison: Comparison, folder: Path) -> None:
     (folder / "figures").mkdir(parents=True)
     (folder / REPORT_FILE).write_text(comparison.page, encoding="utf-8")
     for name, table in comparison.tables.items():
-        table.to_csv(folder / f"{name}.csv", index=False)
+        (folder / f"{name}.csv").write_text(format_csv(table), encoding="utf-8")
     for name, figure in comparison.figures.items():
         (folder / "figures" / f"{name}.png").write_bytes(figure)
 

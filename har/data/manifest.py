@@ -11,7 +11,14 @@ import pandas as pd
 from har.data.folders import check_files
 from har.data.summary import DataSummary
 from har.util.errors import UserError
-from har.util.files import digest_bytes, digest_file, read_regular_file, replace_text
+from har.util.escaping import format_csv, from_csv
+from har.util.files import (
+    digest_bytes,
+    digest_file,
+    printable,
+    read_regular_file,
+    replace_text,
+)
 from har.util.locks import file_lock
 
 # The table has one row for each image.
@@ -35,6 +42,8 @@ MAX_TABLE_BYTES = 1_000_000_000
 MAX_SUMMARY_BYTES = 300_000_000
 # Digest of TABLE_FILE, stored in SUMMARY_FILE: the other digests do not cover every column.
 TABLE_DIGEST = "table_sha256"
+# In SUMMARY_FILE: the cells of TABLE_FILE are escaped for spreadsheets, as older versions' are not.
+ESCAPED = "escaped_cells"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,7 +85,7 @@ def _digest_rows(table: pd.DataFrame, columns: list[str]) -> str:
 
 def format_manifest_files(manifest: Manifest) -> dict[str, str]:
     """Map the name of each file of a prepared folder to its text."""
-    table = manifest.table.to_csv(index=False, lineterminator="\n")
+    table = format_csv(manifest.table)
     stored = {
         "name": manifest.name,
         "root": str(manifest.root),
@@ -84,9 +93,12 @@ def format_manifest_files(manifest: Manifest) -> dict[str, str]:
         "dataset_digest": manifest.dataset_digest,
         "test_digest": manifest.test_digest,
         **manifest.summary.to_json(),
+        ESCAPED: True,
         TABLE_DIGEST: digest_bytes(table.encode()),
     }
-    return {TABLE_FILE: table, SUMMARY_FILE: json.dumps(stored, indent=2, ensure_ascii=False)}
+    # a byte of the root that is not UTF-8 becomes JSON's `\\udcff`
+    summary = printable(json.dumps(stored, indent=2, ensure_ascii=False))
+    return {TABLE_FILE: table, SUMMARY_FILE: summary}
 
 
 def write_manifest(manifest: Manifest, out: Path) -> None:
@@ -134,6 +146,8 @@ def _load(folder: Path) -> Manifest:
             dtype=COLUMNS,  # type: ignore[arg-type]
             keep_default_na=False,  # "NA" may be a label or a file name
         )
+        if stored.get(ESCAPED):
+            table[["path", "label"]] = table[["path", "label"]].map(from_csv)
         manifest = Manifest(
             name=stored["name"],
             root=Path(stored["root"]),

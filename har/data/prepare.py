@@ -30,7 +30,7 @@ from har.data.sources import TEST_FOLDER, Source, find_source
 from har.data.splits import Split, assign_splits
 from har.data.summary import BadImage, DataSummary, Leak
 from har.util.errors import UserError
-from har.util.files import cache_folder, digest_bytes
+from har.util.files import cache_folder, digest_bytes, printable
 from har.util.progress import say, warn
 
 # More bad rows mean a broken download, not a few broken files: a share of all rows, or a few rows
@@ -45,7 +45,7 @@ MAX_NAMED = 5
 
 
 def load_manifest(
-    data: str,
+    data: str | Source,
     overrides: Mapping[str, Any] = {},
     default: Split = Split(),
     image_root: Path | None = None,
@@ -189,11 +189,12 @@ def _check_bad_share(bad: list[BadImage], total: int, root: Path) -> None:
     few = min(MAX_BAD_FEW, MAX_BAD_PART * total)
     if len(bad) <= max(MAX_BAD_SHARE * total, few):
         return
-    listed = "\n".join(f"  {each}" for each in bad[:20])
-    more = f"\n  and {len(bad) - 20} more" if len(bad) > 20 else ""
+    more = [f"  and {len(bad) - 20} more"] if len(bad) > 20 else []
     raise UserError(
         f"{len(bad)} of the {total} labelled images of {root} cannot be used, more than"
-        f" {MAX_BAD_SHARE:.0%} and more than a few; repair or remove them:\n{listed}{more}"
+        f" {MAX_BAD_SHARE:.0%} and more than a few; repair or remove them:",
+        *(f"  {each}" for each in bad[:20]),
+        *more,
     )
 
 
@@ -234,7 +235,9 @@ def _summarise(
 def _find_leaks(source: Source, table: pd.DataFrame) -> tuple[int, tuple[Leak, ...]]:
     """The number of images in Kaggle's own test/ folder, and those that copy training images."""
     inside = source.listing.below(TEST_FOLDER) if source.layout == "table" else []
-    files = [path for path in inside if is_image(source.root, path)]
+    # a name that is not UTF-8 is in no table
+    utf8 = [path for path in inside if printable(path) == path]
+    files = [path for path in utf8 if is_image(source.root, path)]
     if not files:
         return 0, ()
     images, _ = inspect_images(source.root, pd.Series(files, dtype=str))

@@ -24,6 +24,7 @@ from har.data.manifest import is_prepared
 from har.data.names import NameFinder
 from har.data.tables import SAVE_AS_CSV, SPREADSHEETS, has_label_columns, read_table
 from har.util.errors import UserError
+from har.util.escaping import for_terminal
 from har.util.files import cache_folder
 from har.util.progress import progress, warn
 
@@ -107,8 +108,12 @@ class Source:
         )
 
 
-def find_source(data: str) -> Source:
-    """Find the images that `--data` names: auto, sample, kaggle, or a folder."""
+def find_source(data: str | Source) -> Source:
+    """Find the images that `--data` names: auto, sample, kaggle, or a folder; a source that was
+    found before stays.
+    """
+    if isinstance(data, Source):
+        return data
     if data == "auto":
         return _find_automatically()
     if data == "sample":
@@ -170,7 +175,7 @@ def folder_source(folder: Path, why: str) -> Source:
         return _table_source(folder, why)
     if not folder.is_dir():
         raise UserError(_explain_missing(folder, why))
-    name = folder.resolve().name
+    name = for_terminal(folder.resolve().name)
     if is_prepared(folder):
         return Source(name=name, root=folder.resolve(), why=why, layout="prepared")
     for root in (folder, *_find_wrapped(folder)):
@@ -188,7 +193,8 @@ def _table_source(file: Path, why: str) -> Source:
         )
     if file.name.lower().endswith(TABLE_SUFFIXES) or has_label_columns(file):
         root = file.parent.resolve()
-        return Source(name=root.name, root=root, why=why, layout="table", table=root / file.name)
+        name = for_terminal(root.name)
+        return Source(name=name, root=root, why=why, layout="table", table=root / file.name)
     what = f"a {kind}: {explain_kind(kind)}" if kind else "a file of an unknown kind"
     if file.suffix.lower() in SPREADSHEETS:
         what = SAVE_AS_CSV
@@ -219,7 +225,9 @@ def _find_wrapped(folder: Path, depth: int = 3) -> Iterator[Path]:
 def _recognise(root: Path, why: str, *, inside: bool) -> Source | None:
     """Recognise one folder; `inside` if it is not the folder that the user named."""
     source = Source(
-        name=root.name, root=root, why=f"{why}, its folder {root.name}/" if inside else why
+        name=for_terminal(root.name),
+        root=root,
+        why=f"{why}, its folder {root.name}/" if inside else why,
     )
     tables = _list_tables(root)
     if table := _choose_table(tables, LABELS_TABLE):

@@ -12,7 +12,6 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
-from sklearn.model_selection import train_test_split
 
 from har.data.duplicates import describe_large_groups
 from har.util.errors import UserError
@@ -155,6 +154,9 @@ def _draw_by_scikit_learn(
     groups: pd.DataFrame, fraction: float, seed: int, purpose: str
 ) -> npt.NDArray[np.int64]:
     """Draw as the first versions did, which made splits depend on the order of the images."""
+    # loads for a second, which a wrong --data would wait for
+    from sklearn.model_selection import train_test_split
+
     _, drawn = train_test_split(
         groups.index.to_numpy(), test_size=fraction, stratify=groups["label"], random_state=seed
     )

@@ -16,8 +16,10 @@ from har.data.sources import KAGGLE_FOLDER, TEST_FOLDER
 from har.data.tables import read_table
 from har.inference.classifier import Prediction, explain_failure
 from har.util.errors import UserError
-from har.util.files import printable
+from har.util.escaping import csv_quoting, for_csv, for_terminal, from_csv
+from har.util.files import printable, replace_file, replace_text
 from har.util.locks import file_lock
+from har.util.outputs import check_output_file
 from har.util.progress import progress, say, warn
 
 # Images in one call of the classifier; an interruption loses no more.
@@ -124,9 +126,9 @@ def classify_files(paths: Sequence[Path], classify: Classify) -> Iterator[FilePr
 def format_row(row: FilePrediction) -> str:
     """Format a prediction as one line for people."""
     if row["error"]:
-        return f"{row['filename']}  error: {row['error']}"
+        return for_terminal(f"{row['filename']}  error: {row['error']}")
     others = ", ".join(f"{each['label']} {each['probability']:.0%}" for each in row["top_3"][1:])
-    return f"{row['filename']}  {row['label']} {row['probability']:.0%}  ({others})"
+    return for_terminal(f"{row['filename']}  {row['label']} {row['probability']:.0%}  ({others})")
 
 
 def _read_or_explain(path: Path) -> bytes | str:
@@ -136,24 +138,29 @@ def _read_or_explain(path: Path) -> bytes | str:
         return str(error)
 
 
-def predict_to_file(data: Path, out: Path, classify: Classify, model: str) -> int:
-    """Score the images of `data` into `out`, a .csv or .parquet with COLUMNS; return how many
-    images have no label.
+def check_output(out: Path) -> None:
+    """Raise a UserError unless predictions can be written to `out`, a new .csv or .parquet."""
+    if out.suffix not in WRITERS:
+        raise UserError(f"--out must end in .csv or .parquet; received {out}")
+    check_output_file(out)
+
+
+def predict_to_file(
+    data: Path, files: dict[str, Path], out: Path, classify: Classify, model: str
+) -> int:
+    """Score `files`, the images of `data` by their names, into `out`, a .csv or .parquet with
+    COLUMNS; return how many have no label.
 
     Finished rows are kept beside `out`, and the same call after an interruption resumes there,
     unless `model`, the model's id, is another one.
     """
-    if out.suffix not in WRITERS:
-        raise UserError(f"--out must end in .csv or .parquet; received {out}")
-    files = list_unlabelled(data)
     names = list(files)
     part = out.with_name(f".{out.name}.part")
     task = {"folder": str(data.resolve()), "model": model, "names": len(names)}
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
         with _lock_output(out, part.with_suffix(".lock")):
-            if out.exists():
-                raise UserError(f"{out} exists already: move it away, or give another --out")
+            check_output(out)
             done = _count_rows_done(part, task, names)
             with part.open("a", newline="", encoding="utf-8") as file:
                 _write_rows(file, files, done, classify)
@@ -181,21 +188,38 @@ def _count_rows_done(part: Path, task: dict[str, Any], names: list[str]) -> int:
     file.
     """
     about = part.with_suffix(".json")
-    if part.exists() and about.exists() and json.loads(about.read_text()) == task:
+    if _is_own(part) and _is_own(about) and _read_task(about) == task:
         text = part.read_bytes()
         # the last line may have been cut in two
-        part.write_bytes(text[: text.rfind(b"\n") + 1])
+        with replace_file(part) as file:
+            file.write(text[: text.rfind(b"\n") + 1])
         found = [row["filename"] for row in _read_rows(part)]
-        if found and found == [printable(name) for name in names[: len(found)]]:
+        if found and found == [_format_name(name) for name in names[: len(found)]]:
             say(f"resuming after {len(found):,} images that are scored already")
             return len(found)
-    about.write_text(json.dumps(task))
-    part.write_text(",".join(COLUMNS) + "\n", encoding="utf-8")
+    # replaced: either could be a link to a file of somebody else
+    replace_text(about, json.dumps(task))
+    replace_text(part, ",".join(COLUMNS) + "\n")
     return 0
 
 
+def _is_own(path: Path) -> bool:
+    return path.is_file() and not path.is_symlink()
+
+
+def _read_task(about: Path) -> Any:
+    try:
+        return json.loads(about.read_text(encoding="utf-8"))
+    except ValueError:
+        return None
+
+
+def _format_name(name: str) -> str:
+    return str(for_csv(printable(name)))
+
+
 def _write_rows(file: Any, files: dict[str, Path], done: int, classify: Classify) -> None:
-    writer, names = csv.writer(file, lineterminator="\n"), list(files)
+    names = list(files)
     rows = classify_files(list(files.values())[done:], classify)
     with progress("scoring", len(names)) as advance:
         advance(done)
@@ -203,9 +227,9 @@ def _write_rows(file: Any, files: dict[str, Path], done: int, classify: Classify
             for name, row in batch:
                 # one line for each row, so that a cut file can be resumed
                 error = " ".join((row["error"] or "").split())
-                writer.writerow(
-                    (printable(name), row["label"] or "", row["probability"] or "", error)
-                )
+                texts = _format_name(name), for_csv(row["label"] or ""), for_csv(error)
+                writer = csv.writer(file, lineterminator="\n", quoting=csv_quoting(texts))
+                writer.writerow((*texts[:2], row["probability"] or "", texts[2]))
             file.flush()
             os.fsync(file.fileno())
             advance(len(batch))
@@ -222,22 +246,20 @@ def write_csv(part: Path, out: Path) -> None:
 
 
 def write_parquet(part: Path, out: Path) -> None:
-    """Write the same rows as Parquet, a few thousand at a time."""
+    """Write the same rows as Parquet, a few thousand at a time; there, texts need no escape."""
     import pyarrow
     import pyarrow.parquet
 
     text, number = pyarrow.string(), pyarrow.float64()
     kinds = [(name, number if name == "probability" else text) for name in COLUMNS]
     schema = pyarrow.schema(kinds)
-    beside = part.with_suffix(".parquet")
-    with pyarrow.parquet.ParquetWriter(beside, schema) as writer:
+    with replace_file(out) as file, pyarrow.parquet.ParquetWriter(file, schema) as writer:
         for rows in batched(_read_rows(part), 4096):
             columns: dict[str, list[Any]] = {
-                name: [row[name] or None for row in rows] for name in COLUMNS
+                name: [from_csv(row[name]) or None for row in rows] for name in COLUMNS
             }
             columns["probability"] = [float(p) if p else None for p in columns["probability"]]
             writer.write_table(pyarrow.table(columns, schema))
-    os.replace(beside, out)
 
 
 WRITERS: dict[str, Callable[[Path, Path], None]] = {".csv": write_csv, ".parquet": write_parquet}

@@ -33,6 +33,7 @@ from har.tracking.tags import job_tags, read_tags
 from har.tracking.ui import describe_run_page
 from har.training.job import build_job
 from har.util.errors import UserError
+from har.util.escaping import for_markdown, for_terminal
 from har.util.process import process_start
 from har.util.progress import say
 from har.util.signals import handle_sigterm_as_ctrl_c, ignore_ctrl_c
@@ -75,14 +76,15 @@ def run_ablation(asked: Ablation) -> str:
             costs = _measure_steps(asked, steps, run.id, cache)
         effects = ablation.find_effects(steps, costs, changes(base, end))
         table = ablation.describe_table(effects)
-        sentences = [ablation.summarise_effect(each) for each in effects]
+        sentences = [for_terminal(ablation.summarise_effect(each)) for each in effects]
         if asked.num_seeds == 1:
             sentences.append(ONE_SEED)
         run.log_table(ablation.tabulate_effects(effects), "ablation.csv")
         mlflow.log_text("\n".join([table, "", *sentences]), "ablation.txt")
         mlflow.log_figure(draw_waterfall(effects), "figures/waterfall.png")
-        run.describe("  \n".join(sentences))
-    return "\n".join([table, "", *sentences, "", f"see it: {describe_run_page(run.id)}"])
+        run.describe("  \n".join(map(for_markdown, sentences)))
+    page = map(for_terminal, describe_run_page(run.id))
+    return "\n".join([table, "", *sentences, "", *page])
 
 
 def _measure_steps(

@@ -1,6 +1,5 @@
 """The job `compare`: trainings side by side in one report, recorded as a run."""
 
-import shutil
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -17,6 +16,7 @@ from har.tracking.store import DEFAULT_EXPERIMENT, open_run
 from har.tracking.tags import job_tags
 from har.tracking.ui import describe_run_page
 from har.util.errors import UserError, first_line
+from har.util.files import replace_tree
 from har.util.progress import say
 
 
@@ -50,8 +50,8 @@ def run_comparison(
             mlflow.log_artifacts(str(folder))
             run.describe(describe_comparison(run.id, len(records)))
         try:
-            shutil.copytree(folder, out, dirs_exist_ok=True)
+            replace_tree(folder, out)
         except OSError as error:
             raise UserError(f"{out} cannot be written: {first_line(error)}") from error
-    say(f"see it: {describe_run_page(run.id)}")
+    say(*describe_run_page(run.id))
     return records, out / REPORT_FILE

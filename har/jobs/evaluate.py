@@ -40,5 +40,5 @@ def evaluate_logged_model(
         if robustness is not None:
             run.log_table(robustness, "evaluation/robustness.csv")
         run.describe(describe_evaluation(run.id, logged.uri, evaluation))
-    say(f"see it: {describe_run_page(run.id)}")
+    say(*describe_run_page(run.id))
     return evaluation, robustness

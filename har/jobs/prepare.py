@@ -8,7 +8,7 @@ from typing import Any
 from har.data.manifest import write_manifest
 from har.data.prepare import choose_split, load_manifest, prepare
 from har.data.report import REPORT_FILE, render_report
-from har.data.sources import find_source
+from har.data.sources import Source, find_source
 from har.data.splits import Split
 from har.tracking.descriptions import describe_preparation
 from har.tracking.log import log_preparation
@@ -21,7 +21,7 @@ from har.util.progress import say
 
 
 def run_preparation(
-    data: str,
+    data: str | Source,
     overrides: Mapping[str, Any],
     image_root: Path | None,
     out: Path,
@@ -51,4 +51,4 @@ def run_preparation(
         log_preparation(run, manifest, report)
         run.describe(describe_preparation(run.id, manifest))
         run.log_metrics({"wall_time_s": time.time() - started})
-    say(f"see it: {describe_run_page(run.id)}")
+    say(*describe_run_page(run.id))

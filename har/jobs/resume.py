@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from har.data.prepare import load_manifest
+from har.data.sources import Source
 from har.data.splits import Split
 from har.inference.runtimes import AUTO
 from har.jobs.train import run_training
@@ -14,7 +15,14 @@ from har.recipe import Recipe, describe_changes
 from har.tracking.query import delete_models, load_run
 from har.tracking.records import Record, check_same_data, load_recorded_training
 from har.tracking.store import DEFAULT_EXPERIMENT, open_experiment
-from har.training import backup
+from har.training.backup import is_trained, load_job
+from har.training.backup_folders import (
+    check_backup,
+    delete_backup,
+    is_training,
+    list_backups,
+    training_lock,
+)
 from har.training.job import build_job
 from har.util.errors import UserError
 from har.util.progress import say, warn
@@ -23,7 +31,7 @@ from har.util.progress import say, warn
 def reproduce_training(
     run_id: str,
     *,
-    data: str,
+    data: str | Source,
     image_root: Path | None,
     experiment: str,
     runtime: str,
@@ -61,13 +69,13 @@ def resume_training(
         f"run {run_id} is finished: there is nothing to resume. `har train --reproduce {run_id}`"
         " trains it again"
     )
-    if run_id not in backup.list_backups() and _is_finished(run_id):
+    if run_id not in list_backups() and _is_finished(run_id):
         raise finished
-    backup.check_backup(run_id)
-    with backup.training_lock(run_id):
+    check_backup(run_id)
+    with training_lock(run_id):
         if _delete_finished_backup(run_id):
             raise finished
-        job = backup.load_job(run_id, image_root)
+        job = load_job(run_id, image_root)
         if other := describe_changes(job.requested, replace(job.requested, **overrides)):
             raise UserError(
                 f"a resumed training keeps its recipe; received {other}. For that recipe start a"
@@ -90,7 +98,7 @@ def _delete_finished_backup(run_id: str) -> bool:
     # the process of a finished run may be killed before it deletes the backup
     finished = load_run(run_id).info.status == "FINISHED"
     if finished:
-        backup.delete_backup(run_id)
+        delete_backup(run_id)
     return finished
 
 
@@ -102,12 +110,12 @@ def sync_trainings(started: float) -> Iterator[Record]:
         UserError: at the end, if some trainings could not be recorded.
     """
     failed = 0
-    for run_id in backup.list_backups():
+    for run_id in list_backups():
         try:
-            if backup.is_training(run_id):
+            if is_training(run_id):
                 say(f"run {run_id} is being trained by another process")
                 continue
-            trained = backup.is_trained(run_id)
+            trained = is_trained(run_id)
             if _delete_finished_backup(run_id):
                 continue
             if trained:

@@ -22,7 +22,8 @@ from har.tracking.log import log_evaluation, log_job, log_result, open_epoch_log
 from har.tracking.records import Record, read_record
 from har.tracking.store import explain_store_errors, open_run, short_timeouts
 from har.tracking.tags import training_tags
-from har.training.backup import backup_folder, open_backup
+from har.training.backup import open_backup
+from har.training.backup_folders import backup_folder
 from har.training.job import TrainingJob
 from har.training.train import Result, train
 from har.util.errors import UserError

@@ -33,6 +33,7 @@ from har.tracking import query
 from har.tracking.records import Record, read_record
 from har.tracking.store import open_run
 from har.util.errors import UserError, first_line
+from har.util.escaping import for_markdown, for_terminal
 from har.util.files import cache_folder, digest_bytes
 from har.util.locks import file_lock
 from har.util.progress import quiet_loading, warn
@@ -53,7 +54,7 @@ def promote(experiment: str | None, rules: Rules, dry_run: bool = False) -> str:
         if run:
             candidate = decision.selected.record.run_id
             mlflow.set_tags({"decision": decision.outcome, "candidate": candidate})
-            run.describe(decision.text.replace("\n", "  \n"))
+            run.describe("  \n".join(map(for_markdown, decision.text.split("\n"))))
         if decision.outcome == "refused":
             raise UserError(decision.why)
     return decision.text
@@ -153,7 +154,7 @@ def _find_version(alias: str) -> Any:
         if code in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
             return None
         raise UserError(
-            f"the model registry {mlflow.get_registry_uri()} cannot be used: {error}"
+            f"the model registry {mlflow.get_registry_uri()} cannot be used: {first_line(error)}"
         ) from error
 
 
@@ -293,4 +294,4 @@ def describe_champion() -> str:
         "selected on": tags.get("selection", "unknown"),
         "before": f"{alias_uri(PREVIOUS)}, version {previous.version}" if previous else "none",
     }
-    return "\n".join(f"{name:<12} {value}" for name, value in facts.items())
+    return "\n".join(for_terminal(f"{name:<12} {value}") for name, value in facts.items())

@@ -12,6 +12,7 @@ import pandas as pd
 from har.evaluation.metrics import paired_test
 from har.tracking.records import Record
 from har.util.errors import UserError
+from har.util.escaping import for_terminal
 
 MODEL = "har"
 CHAMPION, PREVIOUS = "champion", "previous-champion"
@@ -74,7 +75,7 @@ class Decision:
                 lines.append(f"{alias_uri(PREVIOUS)} is version {self.champion.version}")
         if self.outcome == "would promote":
             lines.append("dry run: nothing was changed")
-        return "\n".join(lines)
+        return "\n".join(map(for_terminal, lines))
 
 
 def alias_uri(alias: str) -> str:

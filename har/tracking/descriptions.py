@@ -8,15 +8,16 @@ from har.evaluation.evaluate import Evaluation
 from har.tracking.tags import count_images
 from har.training.job import TrainingJob
 from har.training.train import Result
+from har.util.escaping import for_markdown
 
 
 def describe_preparation(run_id: str, manifest: Manifest) -> str:
     """Describe prepared data."""
     facts, counts = manifest.summary, count_images(manifest)
     return _join_lines(
-        f"**{manifest.name}**: {counts['images']:,} images of {counts['classes']} classes:"
-        f" {counts['train_images']:,} train, {counts['test_images']:,} test,"
-        f" {counts['unused_images']:,} unused",
+        f"**{for_markdown(manifest.name)}**: {counts['images']:,} images of"
+        f" {counts['classes']} classes: {counts['train_images']:,} train,"
+        f" {counts['test_images']:,} test, {counts['unused_images']:,} unused",
         f"{facts.duplicate_groups} groups of copies ({facts.near_duplicate_groups} near),"
         f" {facts.conflicting_groups} with conflicting labels; {counts['leaks']} copies of"
         " training images in test/",
@@ -33,8 +34,9 @@ def describe_training(
     """Describe a training: what ran, its result, and its pictures."""
     curves = _show_artifact(run_id, "figures/learning_curves.png", "loss and accuracy by epoch")
     lines = [
-        f"**{job.variant}** on {job.hardware_tag}, data `{job.manifest.name}`",
-        f"differs from the variant: {job.differs_from_variant}",
+        f"**{job.variant}** on {for_markdown(job.hardware_tag)}, data"
+        f" {for_markdown(job.manifest.name)}",
+        f"differs from the variant: {for_markdown(job.differs_from_variant)}",
         f"{len(result.history)} epochs of {result.train_images:,} images,"
         f" {result.history[-1]['images_per_second']:.0f} images/s in the last",
     ]
@@ -51,7 +53,9 @@ def describe_training(
 def describe_evaluation(run_id: str, uri: str, evaluation: Evaluation) -> str:
     """Describe the evaluation of a logged model."""
     return _join_lines(
-        f"`{uri}` on the test split", _format_scores(evaluation), _link_evaluation(run_id)
+        f"{for_markdown(uri)} on the test split",
+        _format_scores(evaluation),
+        _link_evaluation(run_id),
     )
 
 

@@ -33,7 +33,7 @@ def log_job(run: Run, job: TrainingJob) -> None:
         run.log_params(training_params(job))
         run.log_dataset(_build_dataset(job.manifest), "training")
     if exploration := DIAGNOSTICS[job.used.diagnostics](job.manifest, job.hardware):
-        say(exploration)
+        say(*exploration.split("\n"))
         mlflow.log_text(exploration, "exploration.txt")
 
 

@@ -15,6 +15,7 @@ from mlflow.exceptions import MlflowException
 from har.tracking.store import DEFAULT_EXPERIMENT, check_store, explain_store_errors
 from har.tracking.ui import find_sqlite_file
 from har.util.errors import UserError, first_line
+from har.util.escaping import from_csv
 from har.util.progress import say
 
 WHOLE_RUN_ID = re.compile("[0-9a-f]{32}")
@@ -181,6 +182,6 @@ def load_predictions(run_id: str) -> pd.DataFrame:
         text = mlflow.artifacts.load_text(f"runs:/{run_id}/evaluation/predictions.csv")
         # a label or a file may be called "NA"
         table = pd.read_csv(StringIO(text), dtype=str, keep_default_na=False)
-        return table[["path", "label", "predicted"]]
+        return table[["path", "label", "predicted"]].map(from_csv)
     except (MlflowException, OSError, ValueError, KeyError) as error:
         raise UserError(f"run {run_id} has no readable predictions: {first_line(error)}") from error

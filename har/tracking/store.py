@@ -7,6 +7,7 @@ code starts, and without it; on the default sqlite store and on a server.
 import logging
 import os
 import re
+import shlex
 import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping
@@ -17,18 +18,25 @@ from typing import Any
 
 import mlflow
 import requests
+from mlflow.environment_variables import MLFLOW_ALLOW_FILE_STORE
 from mlflow.exceptions import MlflowException
+from mlflow.utils.file_utils import local_file_uri_to_path
 from mlflow.utils.mlflow_tags import MLFLOW_RUN_NAME, MLFLOW_RUN_NOTE
 from mlflow.utils.name_utils import _GENERATOR_NOUNS, _GENERATOR_PREDICATES
+from mlflow.utils.uri import get_uri_scheme
 from sqlalchemy.exc import SQLAlchemyError
 
 from har.tracking.ui import find_sqlite_file, set_up_experiment
-from har.util.errors import UserError, without_password
+from har.util.errors import UserError, first_line, without_password
+from har.util.escaping import for_terminal, format_csv
 from har.util.files import cache_folder
 from har.util.locks import file_lock
+from har.util.process import format_program
 from har.util.signals import defer_interrupts
 
 DEFAULT_EXPERIMENT = "har"
+# What --offline uses.
+OFFLINE_STORE = "sqlite:///mlflow.db"
 # An experiment's tag: when a command last began to record there, in seconds since the epoch.
 BEGUN_TAG = "har.begun"
 RETRY_WITHIN_S = 2.0
@@ -68,7 +76,7 @@ class Run:
 
     def log_table(self, table: Any, artifact: str) -> None:
         """Log a table as a CSV artifact."""
-        mlflow.log_text(table.to_csv(index=False), artifact)
+        mlflow.log_text(format_csv(table), artifact)
 
     def describe(self, text: str) -> None:
         """Set the Markdown text above the run in the MLflow UI."""
@@ -153,14 +161,20 @@ def _store_lock() -> Iterator[None]:
     if mlflow.get_tracking_uri().startswith("http"):
         yield
         return
-    _check_database()
+    _check_local_store()
     with file_lock(cache_folder() / "store.lock", reentrant=True):
         yield
 
 
-def _check_database() -> None:
-    """Raise a UserError if the sqlite store is something else: MLflow would try it for minutes."""
-    file = find_sqlite_file(mlflow.get_tracking_uri())
+def _check_local_store() -> None:
+    """Raise a UserError if the store is one of files, which MLflow refuses at length, or if the
+    sqlite store is something else: MLflow would try it for minutes.
+    """
+    uri = mlflow.get_tracking_uri()
+    is_folder = uri != "databricks" and get_uri_scheme(uri) in ("", "file")
+    if is_folder and not MLFLOW_ALLOW_FILE_STORE.get():
+        raise UserError(_explain_file_store(Path(local_file_uri_to_path(uri)).absolute()))
+    file = find_sqlite_file(uri)
     if file is None or not file.exists():
         return
     # MLflow fills an empty file
@@ -169,6 +183,25 @@ def _check_database() -> None:
             f"{file} is not an MLflow database: move it away, or set MLFLOW_TRACKING_URI to another"
             " one"
         )
+
+
+def _explain_file_store(folder: Path) -> str:
+    """Describe how to record without the old store, and how to copy its runs."""
+    message = (
+        f"the tracking store {folder} is a folder of files, which MLflow {mlflow.__version__} does"
+        " not use any more: add --offline to use mlflow.db in the working folder"
+    )
+    if not folder.is_dir():
+        return message
+    command = f"{format_program('mlflow')} migrate-filestore --source {shlex.quote(str(folder))}"
+    if Path("mlflow.db").exists():
+        # the command would replace it
+        uri = "sqlite:///migrated.db"
+        return (
+            f"{message}; or copy the old runs into a new store, {command} --target {uri}, and set"
+            f" MLFLOW_TRACKING_URI={uri}"
+        )
+    return f"{message}; this first copies the old runs into it: {command} --target {OFFLINE_STORE}"
 
 
 def _read_start(file: Path) -> bytes:
@@ -217,8 +250,10 @@ def explain_store_errors() -> Iterator[None]:
         uri = mlflow.get_tracking_uri()
         hint = ""
         if uri.startswith("http"):
-            hint = "; --offline or MLFLOW_TRACKING_URI=sqlite:///mlflow.db records on this machine"
-        raise UserError(f"the tracking store {uri} cannot be used: {error}{hint}") from error
+            hint = f"; --offline or MLFLOW_TRACKING_URI={OFFLINE_STORE} records on this machine"
+        raise UserError(
+            f"the tracking store {uri} cannot be used: {first_line(error)}{hint}"
+        ) from error
 
 
 def _end_run(status: str) -> None:
@@ -227,8 +262,8 @@ def _end_run(status: str) -> None:
         mlflow.end_run(status)
 
 
-def _hide_passwords(record: logging.LogRecord) -> bool:
-    record.msg, record.args = without_password(record.getMessage()), ()
+def _make_harmless(record: logging.LogRecord) -> bool:
+    record.msg, record.args = for_terminal(without_password(record.getMessage())), ()
     return True
 
 
@@ -237,8 +272,9 @@ def quiet_mlflow() -> None:
     # it prints an address with its password on stdout, where results go
     os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
     for handler in logging.getLogger("mlflow").handlers:
-        # its warnings may show the server's address as given; adding a filter again does nothing
-        handler.addFilter(_hide_passwords)
+        # its warnings may show the server's address as given, and names from the store; adding a
+        # filter again does nothing
+        handler.addFilter(_make_harmless)
     logging.getLogger("mlflow").setLevel(logging.WARNING)
     logging.getLogger("alembic").setLevel(logging.WARNING)
     os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")

@@ -76,16 +76,16 @@ def find_sqlite_file(uri: str) -> Path | None:
     return Path(uri.removeprefix("sqlite:///").partition("?")[0]).absolute()
 
 
-def describe_run_page(run_id: str) -> str:
-    """Describe how to open the UI on this run's experiment."""
+def describe_run_page(run_id: str) -> list[str]:
+    """Describe, in lines, how to open the UI on this run's experiment."""
     uri = without_password(mlflow.get_tracking_uri())
     experiment_id = mlflow.get_run(run_id).info.experiment_id
     page = f"/#/experiments/{experiment_id}/runs?viewStateShareKey={VIEW}"
     if uri.startswith(("http://", "https://")):
-        return uri.rstrip("/") + page
+        return [f"see it: {uri.rstrip('/')}{page}"]
     # absolute paths: `mlflow run` starts this process in another folder than the user's
     file = find_sqlite_file(uri)
     store = shlex.quote(f"sqlite:///{file}" if file else uri)
     # one worker needs a quarter of the memory
     command = f"{format_program('mlflow')} server --backend-store-uri {store} --workers 1"
-    return f"{command}\n    then open http://127.0.0.1:5000{page}"
+    return [f"see it: {command}", f"    then open http://127.0.0.1:5000{page}"]

@@ -6,10 +6,9 @@ when it is safe on disk. The folder is deleted when the training has finished.
 """
 
 import json
-import shutil
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -19,14 +18,21 @@ import numpy as np
 from har.data.manifest import read_manifest, write_manifest
 from har.recipe import Recipe, describe_changes
 from har.training.arrays import load_arrays
+from har.training.backup_folders import (
+    JOB_FILE,
+    backup_folder,
+    check_backup,
+    delete_backup,
+    training_lock,
+)
 from har.training.job import TrainingJob, build_job
 from har.training.state import State
 from har.util.errors import UserError, first_line
-from har.util.files import cache_folder, replace_file, replace_text
-from har.util.locks import file_lock
+from har.util.files import replace_file, replace_text
 from har.util.progress import say, warn
+from har.util.units import format_bytes
 
-JOB_FILE, DATA_FOLDER, STATE_FILE = "job.json", "data", "state.npz"
+DATA_FOLDER, STATE_FILE = "data", "state.npz"
 # The fields of a TrainingJob that job.json holds; the hardware is found anew.
 SAVED_FIELDS = (
     "variant", "requested", "used", "overridden", "runtime", "feature_runtime", "recipe_digest",
@@ -74,13 +80,8 @@ class Backup:
         self.saved = time.monotonic()
         self.cost_s = self.saved - self.asked
         if not self.announced:
-            say(f"backup to resume from: {size / 1e6:,.1f} MB in {self.folder}")
+            say(f"backup to resume from: {format_bytes(size)} in {self.folder}")
             self.announced = True
-
-
-def backup_folder(run_id: str) -> Path:
-    """The folder of a run's backup, whether or not it exists."""
-    return cache_folder() / "trainings" / run_id
 
 
 @contextmanager
@@ -111,68 +112,6 @@ def open_backup(run_id: str, job: TrainingJob, started: float) -> Iterator[Backu
                 delete_backup(run_id)
             raise
         delete_backup(run_id)
-
-
-@contextmanager
-def training_lock(run_id: str) -> Iterator[None]:
-    """Hold what only the process that trains the run may hold."""
-    folder = backup_folder(run_id)
-    lock = Path(f"{folder}.lock")
-    busy = f"run {run_id} is being trained by another process"
-    try:
-        with file_lock(lock, busy=busy, reentrant=True):
-            yield
-    finally:
-        if not folder.exists():
-            lock.unlink(missing_ok=True)
-
-
-def is_training(run_id: str) -> bool:
-    """Return whether another process trains the run now."""
-    try:
-        with training_lock(run_id):
-            return False
-    except UserError:
-        return True
-
-
-def list_backups() -> list[str]:
-    """List the ids of the runs that have a backup."""
-    return sorted(each.parent.name for each in backup_folder("-").parent.glob(f"*/{JOB_FILE}"))
-
-
-def check_backup(run_id: str) -> None:
-    """Raise a UserError unless the run has a backup."""
-    if run_id not in (there := list_backups()):
-        raise UserError(
-            f"cannot resume run {run_id}: no backup in {backup_folder('-').parent}. A training has"
-            f" one until it finishes. There are backups of: {', '.join(there) or 'none'}"
-        )
-
-
-def delete_backup(run_id: str) -> None:
-    """Delete a run's backup, if there is one."""
-    shutil.rmtree(backup_folder(run_id), ignore_errors=True)
-
-
-def describe_backups() -> list[str]:
-    """Describe each backup in one line, below a headline; no lines where there are none."""
-    lines = [_describe_backup(run_id) for run_id in list_backups()]
-    head = (
-        f"{backup_folder('-').parent}: {len(lines)} backups of unfinished trainings; `rm -r` the"
-        " folders of those you will not resume"
-    )
-    return [head, *lines] if lines else []
-
-
-def _describe_backup(run_id: str) -> str:
-    folder, size = backup_folder(run_id), 0
-    for each in folder.rglob("*"):
-        with suppress(FileNotFoundError):  # a training at work replaces its state
-            size += each.stat().st_size
-    resume = f"interrupted; to resume: har train --resume {run_id}"
-    state = "training now" if is_training(run_id) else resume
-    return f"{run_id}  {size / 1e6:>9,.1f} MB  {state}"
 
 
 def load_job(run_id: str, image_root: Path | None = None) -> TrainingJob:

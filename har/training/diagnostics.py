@@ -4,6 +4,7 @@ from collections.abc import Callable
 
 from har.data.manifest import Manifest
 from har.models.devices import Hardware
+from har.util.escaping import for_terminal
 
 
 def explore(manifest: Manifest, hardware: Hardware) -> str:
@@ -15,7 +16,7 @@ def explore(manifest: Manifest, hardware: Hardware) -> str:
         "label map: " + ", ".join(f"{name}={i}" for i, name in enumerate(names)),
         f"GPUs: {', '.join(hardware.gpu_names) or 'none'}",
     ]
-    return "\n".join(lines)
+    return "\n".join(map(for_terminal, lines))
 
 
 DIAGNOSTICS: dict[str, Callable[[Manifest, Hardware], str]] = {

@@ -8,6 +8,7 @@ is computed again, and the others stay. `about.json` describes the entry for `ha
 
 import hashlib
 import json
+import math
 import os
 import shutil
 import time
@@ -22,9 +23,11 @@ import numpy.typing as npt
 
 from har.training.arrays import load_arrays
 from har.util.errors import UserError
+from har.util.escaping import for_terminal
 from har.util.files import cache_folder, digest_file, replace_file, replace_text
 from har.util.locks import file_lock
 from har.util.progress import say
+from har.util.units import format_bytes
 
 Features = npt.NDArray[np.float32]
 # An interruption loses one shard: half a minute of EfficientNetB7 on two CPU cores.
@@ -212,8 +215,8 @@ def check_limit(needed: int) -> None:
     """Raise a UserError if `needed` bytes would not fit even an empty cache."""
     if needed > (limit := _limit_bytes()):
         raise UserError(
-            f"the features need {needed / 1e9:.1f} GB and the cache may hold {limit / 1e9:.1f} GB:"
-            " raise HAR_CACHE_GB, or use another loader"
+            f"the features need {format_bytes(needed, math.ceil)} and the cache may hold"
+            f" {format_bytes(limit, math.floor)}: raise HAR_CACHE_GB, or use another loader"
         )
 
 
@@ -230,13 +233,13 @@ def make_room(entry: Entry, needed: int) -> None:
         if oldest.folder != entry.folder and delete_entry(oldest):
             say(f"the feature cache is full: deleted {oldest.folder.name}")
             total -= size
-    say(f"features: {needed / 1e6:,.1f} MB to compute into {features_folder()}")
+    say(f"features: {format_bytes(needed)} to compute into {features_folder()}")
     with _explain_cache_errors():
         free = shutil.disk_usage(features_folder()).free
     if needed > free:
         raise UserError(
-            f"the features need {needed / 1e6:,.1f} MB, but {free / 1e6:,.1f} MB are free in"
-            f" {features_folder()}: {OTHER_FOLDER}"
+            f"the features need {format_bytes(needed, math.ceil)}, but"
+            f" {format_bytes(free, math.floor)} are free in {features_folder()}: {OTHER_FOLDER}"
         )
 
 
@@ -271,9 +274,10 @@ def clear_cache() -> int:
 def describe_cache() -> str:
     """Describe the cache in one line, and each entry in another."""
     entries = list_entries()
-    used = f"{sum(each.num_bytes for each in entries) / 1e6:,.1f} MB of {_limit_bytes() / 1e6:,.0f}"
-    head = f"{features_folder()}: {len(entries)} entries, {used}"
-    return "\n".join([head, *(_describe_entry(each) for each in entries)])
+    used = format_bytes(sum(each.num_bytes for each in entries))
+    limit = format_bytes(_limit_bytes())
+    head = f"{features_folder()}: {len(entries)} entries, {used} of {limit}"
+    return "\n".join(map(for_terminal, [head, *map(_describe_entry, entries)]))
 
 
 def _describe_entry(entry: Entry) -> str:
@@ -283,7 +287,7 @@ def _describe_entry(entry: Entry) -> str:
     layer = f" {key['layer']}" if key.get("layer") else ""
     used = time.strftime("%Y-%m-%d %H:%M", time.localtime(entry.last_used))
     return (
-        f"{entry.folder.name[:12]}  {used}  {entry.num_bytes / 1e6:>9,.1f} MB  {rows:,} x"
+        f"{entry.folder.name[:12]}  {used}  {format_bytes(entry.num_bytes):>9}  {rows:,} x"
         f" {' x '.join(map(str, shape))}  {key['backbone']}{layer} {key['image_size']} px,"
         f" {key['runtime']} {key['arithmetic']}{view}, {state}"
     )

@@ -5,6 +5,8 @@ epoch, position): on any machine the same recipe sees the same images in the sam
 training that is resumed at epoch 7.
 """
 
+import math
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -23,6 +25,7 @@ from har.util.errors import UserError
 from har.util.hardware import available_cpus
 from har.util.process import free_memory
 from har.util.progress import progress
+from har.util.units import format_bytes
 
 EVALUATION_BATCH = 32
 PREFETCHED_BATCHES = 4
@@ -98,7 +101,7 @@ def build_decoder(
     manifest: Manifest, rows: pd.DataFrame, recipe: Recipe
 ) -> Callable[[Any], tuple[Any, Any]]:
     """Build the graph function from a row number to (image, row number)."""
-    paths = tf.constant([str(manifest.root / path) for path in rows["path"]])
+    paths = tf.constant([os.fsencode(manifest.root / path) for path in rows["path"]])
     plain = tf.constant(rows["plain_jpeg"].to_numpy(dtype=bool))
     all_plain = bool(rows["plain_jpeg"].all())
 
@@ -142,8 +145,9 @@ def _check_free_memory(size: int, what: str, instead: str) -> None:
     # the array and the tensor exist side by side for a moment
     needed, free = 2 * size, free_memory()
     if needed > MAX_MEMORY_SHARE * free:
-        needs = what.format(f"{needed / 1e9:.1f} GB")
-        raise UserError(f"{needs}, but {free / 1e9:.1f} GB are free: {instead}")
+        needs = what.format(format_bytes(needed, math.ceil))
+        may = format_bytes(MAX_MEMORY_SHARE * free, math.floor)
+        raise UserError(f"{needs}, but may use {may} of {format_bytes(free)} free: {instead}")
 
 
 def shuffled_indices(count: int, kept: int, recipe: Recipe, first_epoch: int) -> tf.data.Dataset:

@@ -2,17 +2,23 @@
 
 import re
 
+from har.util.escaping import for_terminal
+
 
 class UserError(ValueError):
     """A mistake in the data, the options or the environment that the user can correct.
 
     The message is one line: what is wrong, the value received, and what is allowed or what to
-    do. The command line prints it without a stack trace and exits with 2.
+    do. A list may follow it, in lines of its own. The command line prints it without a stack trace
+    and exits with 2.
     """
 
-    def __init__(self, message: str) -> None:
-        """Keep the message without the passwords of the addresses in it."""
-        super().__init__(without_password(message))
+    def __init__(self, message: str, *listed: str) -> None:
+        r"""Keep the lines without passwords, and safe to print: a line break becomes `\n`."""
+        super().__init__(*(for_terminal(without_password(each)) for each in (message, *listed)))
+
+    def __str__(self) -> str:
+        return "\n".join(self.args)
 
 
 def first_line(error: Exception) -> str:

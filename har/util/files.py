@@ -37,6 +37,23 @@ def replace_text(path: Path, text: str) -> None:
         file.write(text.encode("utf-8"))
 
 
+def replace_tree(source: Path, out: Path) -> None:
+    """Write the files below `source` into the folder `out`; other files there stay.
+
+    Each file is written like `replace_file`. A link in `out` is replaced, never followed.
+    """
+    out.mkdir(parents=True, exist_ok=True)
+    for each in sorted(source.iterdir()):
+        target = out / each.name
+        if each.is_dir():
+            if target.is_symlink():
+                target.unlink()
+            replace_tree(each, target)
+        else:
+            with replace_file(target) as file:
+                file.write(each.read_bytes())
+
+
 def sync_folder(folder: Path) -> None:
     """Flush a folder's list of names to disk, on systems that can open a folder."""
     if hasattr(os, "O_DIRECTORY"):

@@ -31,6 +31,9 @@ def file_lock(
     lock = FileLock(path, is_singleton=reentrant)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
+        if path.is_symlink():
+            # the lock would empty the file that the link names
+            raise UserError(f"cannot lock {path}: it is a symbolic link; delete it")
         try:
             lock.acquire(timeout=0)
         except Timeout:

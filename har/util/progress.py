@@ -1,4 +1,7 @@
-"""Progress and messages on stderr: a progress bar on a terminal, plain lines elsewhere."""
+"""Results on stdout; progress and messages on stderr, with a progress bar on a terminal.
+
+No control character of a foreign name reaches the terminal.
+"""
 
 import os
 import sys
@@ -8,6 +11,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 
 import click
+
+from har.util.escaping import for_terminal
 
 PLAIN_LINE_EVERY_S = 10.0
 
@@ -20,7 +25,7 @@ def progress(label: str, total: int, *, brief: bool = False) -> Iterator[Callabl
     """
     if sys.stderr.isatty():
         with click.progressbar(
-            length=total, label=label, file=sys.stderr, show_pos=True, width=24
+            length=total, label=for_terminal(label), file=sys.stderr, show_pos=True, width=24
         ) as bar:
             yield bar.update
         if brief:
@@ -41,17 +46,22 @@ def progress(label: str, total: int, *, brief: bool = False) -> Iterator[Callabl
         say(f"{label}: {done:,} of {total:,}")
 
 
-def say(message: str) -> None:
-    """Print one line to stderr; stdout is for results."""
+def say(*lines: str) -> None:
+    r"""Print lines to stderr; stdout is for results. A line break inside a line becomes `\n`."""
     # a full disk behind a redirected stderr must not stop the work
     with suppress(OSError):
-        click.echo(message, err=True)
+        click.echo("\n".join(map(for_terminal, lines)), err=True)
 
 
 def warn(message: str) -> None:
     """Print a warning to stderr: the command continues, but not exactly as requested."""
     with suppress(OSError):
-        click.secho(f"warning: {message}", err=True, fg="yellow")
+        click.secho(f"warning: {for_terminal(message)}", err=True, fg="yellow")
+
+
+def show(text: object) -> None:
+    """Print a result to stdout. Its line breaks stay, so names in it must be escaped before."""
+    click.echo("\n".join(map(for_terminal, str(text).split("\n"))))
 
 
 @contextmanager

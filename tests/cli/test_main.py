@@ -210,7 +210,7 @@ def test_a_second_run_on_the_same_images_finds_their_features(
     assert "efficientnet-lite0 32 px, openvino 2" in listed.stdout
     assert listed.stdout.count("float32, complete") >= 1
     cleared = cli("cache", "--clear")
-    assert cleared.stdout.startswith("freed 0.0 MB") and "0 entries" in cleared.stdout
+    assert cleared.stdout.startswith("freed ") and "0 entries" in cleared.stdout
     assert run()[0].data.tags["feature_cache"] == "miss"
 
 

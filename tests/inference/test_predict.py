@@ -79,7 +79,7 @@ def test_batches() -> None:
 
 def test_kaggles_list_decides_what_is_scored_and_in_which_order(kaggle: Path) -> None:
     out = kaggle / "scores" / "p.csv"
-    assert predict_to_file(kaggle, out, Counter(), "m") == 0
+    assert predict_to_file(kaggle, list_unlabelled(kaggle), out, Counter(), "m") == 0
     rows = read(out)
     assert [row["filename"] for row in rows] == [f"Image_{i}.jpg" for i in reversed(range(70))]
     first = {"filename": "Image_69.jpg", "label": "size 70", "probability": "0.75", "error": ""}
@@ -132,7 +132,7 @@ def test_bad_images_are_rows_with_an_error(kaggle: Path) -> None:
     (kaggle / "test" / "Image_5.jpg").write_bytes(b"")
     (kaggle / "test" / "Image_6.jpg").unlink()
     out = kaggle / "p.csv"
-    assert predict_to_file(kaggle, out, Counter(), "m") == 2
+    assert predict_to_file(kaggle, list_unlabelled(kaggle), out, Counter(), "m") == 2
     errors = {row["filename"]: row["error"] for row in read(out) if row["error"]}
     assert errors == {
         "Image_5.jpg": "empty: 0 bytes",
@@ -143,14 +143,14 @@ def test_bad_images_are_rows_with_an_error(kaggle: Path) -> None:
 @pytest.mark.parametrize("cut", [0, 7])
 def test_an_interrupted_file_is_gone_on_with(kaggle: Path, cut: int) -> None:
     whole, out = kaggle / "whole.csv", kaggle / "p.csv"
-    predict_to_file(kaggle, whole, Counter(), "m")
+    predict_to_file(kaggle, list_unlabelled(kaggle), whole, Counter(), "m")
     with pytest.raises(KeyboardInterrupt):
-        predict_to_file(kaggle, out, Counter(stop_after=2 * BATCH), "m")
+        predict_to_file(kaggle, list_unlabelled(kaggle), out, Counter(stop_after=2 * BATCH), "m")
     assert not out.exists()
     part = kaggle / ".p.csv.part"
     part.write_bytes(part.read_bytes()[: -cut or None])
     again = Counter()
-    predict_to_file(kaggle, out, again, "m")
+    predict_to_file(kaggle, list_unlabelled(kaggle), out, again, "m")
     assert out.read_bytes() == whole.read_bytes()
     assert again.asked == 70 - 2 * BATCH + (cut > 0)
     assert not list(kaggle.glob(".p.*"))
@@ -159,16 +159,16 @@ def test_an_interrupted_file_is_gone_on_with(kaggle: Path, cut: int) -> None:
 def test_another_models_rows_are_not_gone_on_with(kaggle: Path) -> None:
     out = kaggle / "p.csv"
     with pytest.raises(KeyboardInterrupt):
-        predict_to_file(kaggle, out, Counter(stop_after=BATCH), "m")
+        predict_to_file(kaggle, list_unlabelled(kaggle), out, Counter(stop_after=BATCH), "m")
     again = Counter()
-    predict_to_file(kaggle, out, again, "another")
+    predict_to_file(kaggle, list_unlabelled(kaggle), out, again, "another")
     assert again.asked == 70
 
 
 def test_parquet_has_the_same_rows(kaggle: Path) -> None:
     (kaggle / "test" / "Image_5.jpg").write_bytes(b"")
-    predict_to_file(kaggle, kaggle / "p.csv", Counter(), "m")
-    predict_to_file(kaggle, kaggle / "p.parquet", Counter(), "m")
+    predict_to_file(kaggle, list_unlabelled(kaggle), kaggle / "p.csv", Counter(), "m")
+    predict_to_file(kaggle, list_unlabelled(kaggle), kaggle / "p.parquet", Counter(), "m")
     text, table = pd.read_csv(kaggle / "p.csv"), pd.read_parquet(kaggle / "p.parquet")
     assert text.fillna("").astype(str).equals(table.fillna("").astype(str))
     assert table["probability"].dtype == float and table["label"].isna().sum() == 1
@@ -177,9 +177,9 @@ def test_parquet_has_the_same_rows(kaggle: Path) -> None:
 def test_nothing_is_overwritten(kaggle: Path) -> None:
     (kaggle / "p.csv").write_text("precious")
     with pytest.raises(UserError, match="exists already"):
-        predict_to_file(kaggle, kaggle / "p.csv", Counter(), "m")
+        predict_to_file(kaggle, list_unlabelled(kaggle), kaggle / "p.csv", Counter(), "m")
     with pytest.raises(UserError, match=r"must end in .csv or .parquet; received .*p.txt"):
-        predict_to_file(kaggle, kaggle / "p.txt", Counter(), "m")
+        predict_to_file(kaggle, list_unlabelled(kaggle), kaggle / "p.txt", Counter(), "m")
     assert (kaggle / "p.csv").read_text() == "precious"
 
 
@@ -188,10 +188,10 @@ def test_two_never_write_one_file(kaggle: Path) -> None:
 
     def classify(files: Sequence[bytes]) -> list[dict]:
         with pytest.raises(UserError, match=r"another process is writing .*p.csv"):
-            predict_to_file(kaggle, out, Counter(), "m")
+            predict_to_file(kaggle, list_unlabelled(kaggle), out, Counter(), "m")
         return counter(files)
 
-    predict_to_file(kaggle, out, classify, "m")
+    predict_to_file(kaggle, list_unlabelled(kaggle), out, classify, "m")
     assert len(read(out)) == 70 == counter.asked
     assert not list(kaggle.glob(".p.*"))
 
@@ -203,9 +203,9 @@ def test_names_that_are_no_utf8_are_written_as_they_are_printed(tmp_path: Path) 
         (folder / os.fsdecode(b"caf\xe9%d.jpg" % number)).write_bytes(b"x")
     out = tmp_path / "p.csv"
     with pytest.raises(KeyboardInterrupt):
-        predict_to_file(folder, out, Counter(stop_after=BATCH), "m")
+        predict_to_file(folder, list_unlabelled(folder), out, Counter(stop_after=BATCH), "m")
     again = Counter()
-    predict_to_file(folder, out, again, "m")
+    predict_to_file(folder, list_unlabelled(folder), out, again, "m")
     assert again.asked == 1 and read(out)[0]["filename"] == r"caf\udce90.jpg"
     (row,) = classify_files([folder / os.fsdecode(b"caf\xe91.jpg")], Counter())
     assert format_row(row).encode().endswith(rb"caf\udce91.jpg  size 1 75%  (other 25%)")

@@ -326,7 +326,7 @@ def test_the_server_is_warm_when_it_is_ready(
 
 
 DECODING = ("images", "encoded", "kinds", "limits", "jpeg", "chunks", "bitmaps", "pixels")
-UTIL = {"util.errors", "util.files", "util.hardware"}
+UTIL = {"util.errors", "util.escaping", "util.files", "util.hardware"}
 
 
 def har_imports(module: str, seen: dict[str, set[str]]) -> dict[str, set[str]]:

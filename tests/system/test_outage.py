@@ -14,7 +14,7 @@ import mlflow
 import psutil
 import pytest
 
-from har.training.backup import backup_folder
+from har.training.backup_folders import backup_folder
 from tests.conftest import PATH, free_port, write_images
 from tests.system.test_resume import COMMAND, EPOCHS, arguments
 

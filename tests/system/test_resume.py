@@ -15,13 +15,8 @@ import pandas as pd
 import pytest
 
 from har.training import backup
-from har.training.backup import (
-    JOB_FILE,
-    STATE_FILE,
-    backup_folder,
-    load_job,
-    open_backup,
-)
+from har.training.backup import STATE_FILE, load_job, open_backup
+from har.training.backup_folders import JOB_FILE, backup_folder
 from har.util.locks import file_lock
 from tests.conftest import CLASSES, write_images
 

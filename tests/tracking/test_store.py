@@ -1,6 +1,9 @@
 """A run's life: how it opens, joins `mlflow run`, ends, and what a store that fails does to it."""
 
+import re
+import shlex
 import socket
+import subprocess
 import time
 from pathlib import Path
 
@@ -88,6 +91,53 @@ def test_what_is_no_database_is_refused_at_once(kind: str, tmp_path: Path) -> No
     finally:
         mlflow.set_tracking_uri(before)
     assert time.monotonic() - began < 5
+
+
+@pytest.mark.parametrize(
+    "uri", [None, "file:./mlruns", "./mlruns", "mlruns", "file://{here}/mlruns", "{here}/my runs"]
+)
+@pytest.mark.parametrize("words", [["run", "--data", "images"], ["compare"], ["champion"]])
+def test_an_old_store_of_files_is_refused_with_the_way_out(
+    words: list[str], uri: str | None, tiny_raw: Path, cli, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    Path("images").symlink_to(tiny_raw)
+    folder = Path("my runs" if uri and " " in uri else "mlruns").absolute()
+    (folder / "0").mkdir(parents=True)
+    (folder / "0/meta.yaml").write_text("name: Default")
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    with tracking_to(None):
+        if uri:
+            monkeypatch.setenv("MLFLOW_TRACKING_URI", uri.format(here=Path.cwd()))
+        result = cli(*words)
+    assert result.exit_code == 2
+    (line,) = (line for line in result.stderr.splitlines() if line.startswith("error"))
+    assert f"the tracking store {folder} is a folder of files" in line and "--offline" in line
+    command = f"migrate-filestore --source {shlex.quote(str(folder))} --target sqlite:///mlflow.db"
+    assert line.endswith(command)
+    assert not Path("mlflow.db").exists()
+
+
+def test_the_way_out_of_an_old_store_works(cli, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    with monkeypatch.context() as patch:
+        patch.setenv("MLFLOW_ALLOW_FILE_STORE", "true")
+        client = MlflowClient("file:./mlruns")
+        client.create_run(client.create_experiment("old"))
+    with tracking_to(None):
+        message = cli("champion").stderr
+        command = re.search(r"into it: (.+)", message)
+        assert command, message
+        subprocess.run(shlex.split(command[1]), check=True, capture_output=True)
+        # a second copy would replace the first
+        assert "--target sqlite:///migrated.db, and set" in cli("champion").stderr
+    with tracking_to(f"sqlite:///{Path.cwd()}/mlflow.db"):
+        assert "there are: old, Default" in cli("compare", "--experiment", "none").stderr
+
+
+def test_a_store_of_files_that_is_not_there_cannot_be_copied() -> None:
+    with tracking_to("./nothing"), pytest.raises(UserError, match="--offline") as error:
+        check_store()
+    assert "migrate-filestore" not in str(error.value)
 
 
 def test_checking_a_store_changes_nothing(tmp_path: Path) -> None:

@@ -13,16 +13,15 @@ import pytest
 from har.data.manifest import Manifest
 from har.training import backup
 from har.training.backup import (
-    JOB_FILE,
     STATE_FILE,
     Backup,
-    backup_folder,
     is_trained,
     load_job,
     open_backup,
     read_state,
     write_state,
 )
+from har.training.backup_folders import JOB_FILE, backup_folder
 from har.training.job import TrainingJob
 from har.training.state import State
 from har.util import files
@@ -98,7 +97,9 @@ def test_it_is_gone_when_all_went_well_and_stays_when_not(job: TrainingJob) -> N
 
 def test_only_one_process_trains_a_run(job: TrainingJob) -> None:
     with open_backup("one", job, 0.0):
-        script = "from har.training.backup import training_lock\nwith training_lock('one'): pass"
+        script = (
+            "from har.training.backup_folders import training_lock\nwith training_lock('one'): pass"
+        )
         other = subprocess.run(
             [sys.executable, "-c", script], capture_output=True, text=True, check=False
         )

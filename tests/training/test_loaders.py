@@ -203,7 +203,7 @@ def test_memory_loader_refuses_before_it_would_not_fit(
     manifest: Manifest, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(loaders, "free_memory", lambda: 1000)
-    with pytest.raises(UserError, match=r"needs .* GB for \d+ images .*use --loader stream"):
+    with pytest.raises(UserError, match=r"needs .* for \d+ images .*use --loader stream"):
         batches(manifest, loader="memory")
 
 

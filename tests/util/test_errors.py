@@ -1,7 +1,12 @@
-"""What an error message never shows."""
+"""What an error message never shows, and how it is printed."""
 
+import pickle
+
+import click
 import pytest
+from click.testing import CliRunner
 
+from har.cli.main import Commands
 from har.util.errors import UserError, first_line
 
 
@@ -17,3 +22,24 @@ from har.util.errors import UserError, first_line
 )
 def test_no_message_shows_a_password(text: str, shown: str) -> None:
     assert str(UserError(text)) == first_line(OSError(text)) == shown
+
+
+def test_each_line_of_a_message_is_one_line_also_from_another_process() -> None:
+    error = UserError("2 files\nerror: fake", "  a\x1b[31m", "  b\u202e")
+    lines = ["2 files\\nerror: fake", "  a\\x1b[31m", "  b\\u202e"]
+    assert str(error).splitlines() == lines
+    assert str(pickle.loads(pickle.dumps(error))) == str(error)
+
+
+def test_a_command_ends_with_the_lines_of_its_error() -> None:
+    @click.group(cls=Commands)
+    def main() -> None:
+        pass
+
+    @main.command()
+    def fail() -> None:
+        raise UserError("2 files:", "  a\nb", "  c")
+
+    result = CliRunner().invoke(main, ["fail"])
+    assert result.exit_code == 2
+    assert result.stderr.splitlines() == ["error: 2 files:", "  a\\nb", "  c"]

@@ -8,7 +8,7 @@ import sys
 import pytest
 
 from har.util import progress as progresses
-from har.util.progress import progress
+from har.util.progress import progress, say, show, warn
 
 SCRIPT = """
 from har.util import progress as progresses
@@ -44,6 +44,17 @@ def test_a_bar_on_a_terminal() -> None:
     os.close(theirs)
     shown = os.read(ours, 10_000).decode()
     assert "####" in shown and "3/3" in shown
+
+
+def test_only_our_own_line_breaks_are_printed(capsys: pytest.CaptureFixture[str]) -> None:
+    say("a\nb\x1b", "c\x07")
+    warn("d\ne\u202e")
+    show("f\ng\x9b31m")
+    with progress("h\ni", 1) as advance:
+        advance(1)
+    out, err = capsys.readouterr()
+    assert out == "f\ng\\x9b31m\n"
+    assert err.splitlines() == ["a\\nb\\x1b", "c\\x07", "warning: d\\ne\\u202e", "h\\ni: 1 of 1"]
 
 
 LOADING = """
