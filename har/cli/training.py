@@ -25,7 +25,7 @@ from har.cli.tables import describe_training
 from har.recipe import VARIANTS, Recipe
 from har.util.errors import UserError
 from har.util.process import process_start
-from har.util.progress import show
+from har.util.progress import show, warn
 
 if TYPE_CHECKING:
     from har.tracking.records import Record
@@ -61,6 +61,11 @@ def run(ctx: click.Context, /, reproduce: str | None, resume: str | None, **opti
     else:
         record = _train(**options)
     show(describe_training(record))
+    if record.dataset == "sample" and options["data"] == "auto":
+        warn(
+            "this result is of the drawn sample, because no data was found: for photographs give"
+            " --data DIR"
+        )
 
 
 train = click.Command(

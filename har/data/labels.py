@@ -16,7 +16,7 @@ from har.data.splits import LabelSpelling, Split
 from har.data.summary import BadImage
 from har.data.tables import read_table
 from har.util.errors import UserError
-from har.util.files import NOT_UTF8, printable
+from har.util.files import NOT_UTF8, storable
 
 COLUMNS = ("part", "path", "label", "file", "row", "written")
 # Files beside images that nobody takes for images.
@@ -152,8 +152,8 @@ def _read_class_folders(source: Source) -> tuple[pd.DataFrame, list[str]]:
             _check_no_label(source, folder, files)
         # valid/ joins the images that validation is taken from
         part = "test" if split == "test" else "train"
-        label = printable(os.path.basename(folder))
-        rows += [(part, printable(path), label, "", 0, printable(path)) for path in images]
+        label = storable(os.path.basename(folder))
+        rows += [(part, storable(path), label, "", 0, storable(path)) for path in images]
     table = pd.DataFrame(rows, columns=COLUMNS)
     table["label"], notes = _canonical_labels(table["label"])
     if source.layout == "split_folders":
@@ -234,15 +234,15 @@ def _find_strays(source: Source, used: set[str], test_is_labelled: bool) -> tupl
     unlabelled = f"{TEST_FOLDER}/" if is_table and not test_is_labelled else "/"
     strays = dict(source.listing.refused)
     for path in source.listing.files:
-        if printable(path) in used or path.startswith(unlabelled):
+        if storable(path) in used or path.startswith(unlabelled):
             continue
         if path.startswith(among) or has_image_suffix(path):
             kind = find_file_kind(source.root / path)
             strays[path] = f"a {kind}" if kind not in READABLE and kind else ""
     return tuple(
-        printable(f"{path} ({reason})" if reason else path)
+        storable(f"{path} ({reason})" if reason else path)
         for path, reason in sorted(strays.items())
-        if printable(path) not in used
+        if storable(path) not in used
     )
 
 

@@ -15,7 +15,7 @@ from har.util.escaping import format_csv, from_csv
 from har.util.files import (
     digest_bytes,
     digest_file,
-    printable,
+    storable,
     read_regular_file,
     replace_text,
 )
@@ -97,7 +97,7 @@ def format_manifest_files(manifest: Manifest) -> dict[str, str]:
         TABLE_DIGEST: digest_bytes(table.encode()),
     }
     # a byte of the root that is not UTF-8 becomes JSON's `\\udcff`
-    summary = printable(json.dumps(stored, indent=2, ensure_ascii=False))
+    summary = storable(json.dumps(stored, indent=2, ensure_ascii=False))
     return {TABLE_FILE: table, SUMMARY_FILE: summary}
 
 

@@ -30,7 +30,7 @@ from har.data.sources import TEST_FOLDER, Source, find_source
 from har.data.splits import Split, assign_splits
 from har.data.summary import BadImage, DataSummary, Leak
 from har.util.errors import UserError
-from har.util.files import cache_folder, digest_bytes, printable
+from har.util.files import cache_folder, digest_bytes, storable
 from har.util.progress import say, warn
 
 # More bad rows mean a broken download, not a few broken files: a share of all rows, or a few rows
@@ -236,7 +236,7 @@ def _find_leaks(source: Source, table: pd.DataFrame) -> tuple[int, tuple[Leak, .
     """The number of images in Kaggle's own test/ folder, and those that copy training images."""
     inside = source.listing.below(TEST_FOLDER) if source.layout == "table" else []
     # a name that is not UTF-8 is in no table
-    utf8 = [path for path in inside if printable(path) == path]
+    utf8 = [path for path in inside if storable(path) == path]
     files = [path for path in utf8 if is_image(source.root, path)]
     if not files:
         return 0, ()

@@ -17,7 +17,7 @@ from har.data.tables import read_table
 from har.inference.classifier import Prediction, explain_failure
 from har.util.errors import UserError
 from har.util.escaping import csv_quoting, for_csv, for_terminal, from_csv
-from har.util.files import printable, replace_file, replace_text
+from har.util.files import storable, replace_file, replace_text
 from har.util.locks import file_lock
 from har.util.outputs import check_output_file
 from har.util.progress import progress, say, warn
@@ -120,7 +120,7 @@ def classify_files(paths: Sequence[Path], classify: Classify) -> Iterator[FilePr
         rows = iter(classify([data for data in contents if isinstance(data, bytes)]))
         for path, data in zip(batch, contents, strict=True):
             row = next(rows) if isinstance(data, bytes) else explain_failure(data)
-            yield {"filename": printable(str(path)), **row}
+            yield {"filename": storable(str(path)), **row}
 
 
 def format_row(row: FilePrediction) -> str:
@@ -215,7 +215,7 @@ def _read_task(about: Path) -> Any:
 
 
 def _format_name(name: str) -> str:
-    return str(for_csv(printable(name)))
+    return str(for_csv(storable(name)))
 
 
 def _write_rows(file: Any, files: dict[str, Path], done: int, classify: Classify) -> None:

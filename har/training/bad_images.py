@@ -9,7 +9,7 @@ import tensorflow as tf
 from har.data.images import ImageError, decode_rgb, read_image
 from har.data.manifest import Manifest, check_images
 from har.util.errors import UserError
-from har.util.files import printable
+from har.util.files import storable
 
 
 @contextmanager
@@ -45,7 +45,7 @@ def _check_decoders(file: Path, root: Path, plain: bool) -> None:
             raise ImageError("TensorFlow cannot decode it")
     except ImageError as error:
         raise UserError(
-            f"{printable(str(file))}: {error}: run `har prepare` again, which leaves it out or lets"
+            f"{storable(str(file))}: {error}: run `har prepare` again, which leaves it out or lets"
             " another decoder read it"
         ) from error
 

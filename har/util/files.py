@@ -83,11 +83,11 @@ def cache_folder() -> Path:
     return Path(os.environ.get("HAR_CACHE") or Path(base) / "har").resolve()
 
 
-# Matches a byte of a file name that is not UTF-8, in the form that `printable` gives it.
+# Matches a byte of a file name that is not UTF-8, in the form that `storable` gives it.
 NOT_UTF8 = r"\\udc[89a-f][0-9a-f]"
 
 
-def printable(name: str) -> str:
+def storable(name: str) -> str:
     """Return a file name that a table can hold: bytes that are not UTF-8 become `\\udcff`."""
     return name.encode("utf-8", "backslashreplace").decode("utf-8")
 
