@@ -15,9 +15,9 @@ from har.util.escaping import format_csv, from_csv
 from har.util.files import (
     digest_bytes,
     digest_file,
-    storable,
     read_regular_file,
     replace_text,
+    storable,
 )
 from har.util.locks import file_lock
 

@@ -17,7 +17,7 @@ from har.data.tables import read_table
 from har.inference.classifier import Prediction, explain_failure
 from har.util.errors import UserError
 from har.util.escaping import csv_quoting, for_csv, for_terminal, from_csv
-from har.util.files import storable, replace_file, replace_text
+from har.util.files import replace_file, replace_text, storable
 from har.util.locks import file_lock
 from har.util.outputs import check_output_file
 from har.util.progress import progress, say, warn

@@ -236,7 +236,7 @@ def test_a_champion_of_other_images_is_evaluated_first(lab: Lab, cli) -> None:
     assert refused.exit_code == 2 and len(refused.stderr.splitlines()) == 1
     assert (
         "`har evaluate --model models:/har/1 --data DIR --test-fraction 0.15 --split-seed 5"
-        " --duplicates near --test-file none`" in refused.stderr
+        " --duplicates near --test-file none" in refused.stderr
     )
     # of the same images, but another model's, or under other paths
     lab.evaluate("00000000", "d2", trained_by="another", evaluated_model="models:/har@champion")

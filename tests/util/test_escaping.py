@@ -6,7 +6,7 @@ import re
 
 import pandas as pd
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from har.util.escaping import for_csv, for_markdown, for_terminal, format_csv, from_csv
@@ -98,6 +98,7 @@ def test_an_escaped_cell_is_restored(cell: str) -> None:
     assert from_csv(for_csv(cell)) == cell
 
 
+@settings(deadline=None)
 @given(st.lists(st.tuples(CELLS.filter(lambda text: "\0" not in text), st.integers()), max_size=4))
 def test_a_table_is_read_back(rows: list[tuple[str, int]]) -> None:
     table = pd.DataFrame(rows, columns=["=name", "number"])
