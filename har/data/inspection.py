@@ -5,13 +5,14 @@ processes import this module, so it loads no pandas.
 """
 
 import os
-import threading
+import signal
 from collections import deque
 from collections.abc import Generator, Iterator
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import closing, contextmanager, nullcontext, suppress
+from contextlib import closing, contextmanager, suppress
 from functools import partial
+from multiprocessing import resource_tracker
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,7 +21,6 @@ from har.data.images import ImageError, is_blank, is_plain_jpeg, open_image, rea
 from har.util.files import digest_bytes
 from har.util.hardware import available_cpus
 from har.util.progress import progress
-from har.util.signals import ignore_ctrl_c
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -31,6 +31,8 @@ MANY_FILES = 1000
 FILES_PER_TASK = 16
 # Tasks that wait for each process, so that none is idle while an earlier task takes long.
 TASKS_PER_PROCESS = 4
+# A process that gets no task for so long ends, also where this one was killed.
+IDLE_S = 60
 COLUMNS = ["path", "width", "height", "bytes", "plain_jpeg", "blank", "sha256", "perceptual_hash"]
 CRASHED = "reading it ends the process: damaged, or too large for the free memory"
 
@@ -131,22 +133,27 @@ def _open_pool(processes: int) -> Iterator[Executor]:
     """Start processes that leave Ctrl-C to this one; at the end of the block they are killed."""
     import loky
 
-    # one thread each: the images are the parallel work
     pool = loky.ProcessPoolExecutor(
-        processes, initializer=_hide_output, env={"OPENBLAS_NUM_THREADS": "1"}
+        processes,
+        timeout=IDLE_S,
+        initializer=_be_quiet,
+        # the images are what runs in parallel
+        env={"OPENBLAS_NUM_THREADS": "1"},
     )
     try:
-        # only the main thread may set signal handlers, and only it receives Ctrl-C
-        is_main = threading.current_thread() is threading.main_thread()
-        with ignore_ctrl_c() if is_main else nullcontext():
-            # starts the processes
+        # a new process inherits that the signal is blocked, and so never sees it
+        resource_tracker.ensure_running()  # it unblocks the signal when it starts
+        unblocked = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+        try:
             pool.submit(os.getpid)
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, unblocked)
         yield pool
     finally:
         pool.shutdown(kill_workers=True)
 
 
-def _hide_output() -> None:
+def _be_quiet() -> None:
     """Hide what decoders print; errors come back as results."""
     nowhere = os.open(os.devnull, os.O_WRONLY)
     os.dup2(nowhere, 1)

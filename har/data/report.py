@@ -7,22 +7,35 @@ from typing import Any
 import pandas as pd
 from matplotlib.figure import Figure
 
-from har.data.duplicates import describe_groups
+from har.data.duplicates import describe_groups, find_large_groups
 from har.data.manifest import Manifest
 from har.data.pictures import draw_png, one_line, render_page, thumbnail, thumbnail_uri
 
 TEMPLATE = Path(__file__).with_name("report.html")
 REPORT_FILE = "report.html"
 SAMPLES_PER_CLASS = 6
-# The page contains the thumbnails: with this many groups it has a few MB.
-MAX_GROUPS = 300
+# What the page shows at most: so it has a few MB whatever the data. Files beside it list the rest.
+MAX_CLASSES = 30
+MAX_LARGE_GROUPS, MAX_LARGE_GROUP_PICTURES = 3, 24
+MAX_GROUPS, MAX_GROUP_PICTURES = 150, 6
+MAX_NAMES = 200
 SPLIT_COLOURS = {"train": "#4c78a8", "test": "#f58518", "unused": "#bab0ac"}
 
 
+def _choose_classes(manifest: Manifest) -> list[str]:
+    """All classes by id; of too many, those with most and with fewest images, by size."""
+    names = list(manifest.class_names)
+    if len(names) <= MAX_CLASSES:
+        return names
+    by_size = manifest.table["label"].value_counts().index.tolist()
+    half = MAX_CLASSES // 2
+    return by_size[:half] + by_size[-half:]
+
+
 def draw_class_balance(manifest: Manifest) -> Figure:
-    """Draw a bar for each class: its images, by split."""
+    """Draw a bar for each class: its images, by split. Of many classes only some are shown."""
     counts = manifest.table.groupby(["label", "split"]).size().unstack(fill_value=0)
-    counts = counts.reindex(manifest.class_names)
+    counts = counts.reindex(_choose_classes(manifest))
     figure = Figure(figsize=(7, 1.2 + 0.3 * len(counts)), layout="constrained")
     axes = figure.subplots()
     left = pd.Series(0, index=counts.index)
@@ -32,15 +45,18 @@ def draw_class_balance(manifest: Manifest) -> Figure:
         left = left + counts[split]
     axes.set_yticks(rows, [one_line(name) for name in counts.index], parse_math=False)
     axes.invert_yaxis()
-    axes.set(xlabel="images", title=f"{len(manifest.table):,} images of {len(counts)} classes")
+    classes = f"{len(manifest.class_names):,} classes"
+    if len(manifest.class_names) > len(counts):
+        classes += f", the {len(counts) // 2} largest and the {len(counts) // 2} smallest"
+    axes.set(xlabel="images", title=f"{len(manifest.table):,} images of {classes}")
     axes.legend(loc="upper left", bbox_to_anchor=(1, 1), frameon=False)
     axes.spines[["top", "right"]].set_visible(False)
     return figure
 
 
 def draw_samples(manifest: Manifest, seed: int = 0) -> Figure:
-    """Draw a row of random training images for each class, in their own proportions."""
-    names, rows = manifest.class_names, manifest.rows("train")
+    """Draw a row of random training images for each class that `draw_class_balance` shows."""
+    names, rows = _choose_classes(manifest), manifest.rows("train")
     figure = Figure(figsize=(1.5 + SAMPLES_PER_CLASS * 1.3, 1.1 * len(names)), layout="constrained")
     grid = figure.subplots(len(names), SAMPLES_PER_CLASS, squeeze=False)
     for name, line in zip(names, grid, strict=True):
@@ -58,15 +74,42 @@ def draw_samples(manifest: Manifest, seed: int = 0) -> Figure:
 
 
 def render_report(manifest: Manifest) -> str:
-    """Render the page: counts, class balance, copies with their images, leaks, dropped images."""
-    groups = describe_groups(manifest.table).groupby("duplicate_group", sort=False)
+    """Render the page: counts, class balance, copies with their images, what is left out."""
+    large = find_large_groups(manifest.table)["duplicate_group"].tolist()
+    copies = describe_groups(manifest.table)
+    some = copies["duplicate_group"].unique()[:MAX_GROUPS].tolist()
     return render_page(
         TEMPLATE,
         manifest=manifest,
         summary=manifest.summary,
         balance=draw_png(draw_class_balance(manifest)),
         samples=draw_png(draw_samples(manifest)),
-        groups=[group.to_dict("records") for _, group in list(groups)[:MAX_GROUPS]],
+        classes_shown=len(_choose_classes(manifest)),
+        large_groups=_describe(copies, large[:MAX_LARGE_GROUPS], MAX_LARGE_GROUP_PICTURES),
+        large_groups_found=len(large),
+        groups=_describe(copies, some, MAX_GROUP_PICTURES),
         leaks=manifest.summary.leaks[:MAX_GROUPS],
+        max_names=MAX_NAMES,
         thumbnail_uri=partial(thumbnail_uri, manifest.root),
     )
+
+
+def _describe(copies: pd.DataFrame, groups: list[int], pictures: int) -> list[dict[str, Any]]:
+    """Facts of some groups of `describe_groups`, with the rows of some of their images."""
+    rows_of = dict(list(copies[copies["duplicate_group"].isin(groups)].groupby("duplicate_group")))
+    return [
+        {
+            "kind": rows["kind"].iloc[0],
+            "conflicting": rows["conflicting"].iloc[0],
+            "images": len(rows),
+            "labels": rows["label"].nunique(),
+            "shown": _choose_rows(rows, pictures).to_dict("records"),
+        }
+        for rows in (rows_of[group] for group in groups)
+    ]
+
+
+def _choose_rows(rows: pd.DataFrame, count: int) -> pd.DataFrame:
+    """The first images of each label in turn, sorted by label."""
+    turns = rows.groupby("label").cumcount().sort_values(kind="stable")
+    return rows.loc[turns.index[:count]].sort_values("label", kind="stable")
