@@ -11,7 +11,7 @@ from har.data.report import REPORT_FILE, render_report
 from har.data.sources import Source, find_source
 from har.data.splits import Split
 from har.tracking.descriptions import describe_preparation
-from har.tracking.log import log_preparation
+from har.tracking.preparation import log_preparation
 from har.tracking.store import open_experiment, open_run
 from har.tracking.tags import job_tags
 from har.tracking.ui import describe_run_page

@@ -1,14 +1,18 @@
 """A run's description in the MLflow UI: a few lines of Markdown and its pictures."""
 
+from typing import TYPE_CHECKING
 from urllib.parse import urlencode
 
 from har.data.manifest import Manifest
 from har.data.report import REPORT_FILE
-from har.evaluation.evaluate import Evaluation
 from har.tracking.tags import count_images
-from har.training.job import TrainingJob
-from har.training.train import Result
 from har.util.escaping import for_markdown
+
+if TYPE_CHECKING:
+    # they load TensorFlow, which the job `prepare` does without
+    from har.evaluation.evaluate import Evaluation
+    from har.training.job import TrainingJob
+    from har.training.train import Result
 
 
 def describe_preparation(run_id: str, manifest: Manifest) -> str:
@@ -29,7 +33,7 @@ def describe_preparation(run_id: str, manifest: Manifest) -> str:
 
 
 def describe_training(
-    run_id: str, job: TrainingJob, result: Result, evaluation: Evaluation | None
+    run_id: str, job: "TrainingJob", result: "Result", evaluation: "Evaluation | None"
 ) -> str:
     """Describe a training: what ran, its result, and its pictures."""
     curves = _show_artifact(run_id, "figures/learning_curves.png", "loss and accuracy by epoch")
@@ -50,7 +54,7 @@ def describe_training(
     return _join_lines(*lines, _format_scores(evaluation), curves, _link_evaluation(run_id))
 
 
-def describe_evaluation(run_id: str, uri: str, evaluation: Evaluation) -> str:
+def describe_evaluation(run_id: str, uri: str, evaluation: "Evaluation") -> str:
     """Describe the evaluation of a logged model."""
     return _join_lines(
         f"{for_markdown(uri)} on the test split",
@@ -67,7 +71,7 @@ def describe_comparison(run_id: str, runs: int) -> str:
     )
 
 
-def _format_scores(evaluation: Evaluation) -> str:
+def _format_scores(evaluation: "Evaluation") -> str:
     scores = evaluation.scores
     return (
         f"test accuracy **{scores['accuracy']:.1%}** ({scores['accuracy_low']:.1%} to"

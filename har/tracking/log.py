@@ -1,4 +1,4 @@
-"""Logs prepared data, a training and an evaluation into an MLflow run."""
+"""Logs a training and an evaluation into an MLflow run."""
 
 import json
 import time
@@ -7,18 +7,16 @@ from contextlib import contextmanager
 from dataclasses import asdict
 
 import mlflow
-import mlflow.data.pandas_dataset
 from mlflow.entities import Metric
 
-from har.data.duplicates import describe_groups
-from har.data.manifest import Manifest, format_manifest_files
-from har.data.report import REPORT_FILE, draw_class_balance, draw_samples
+from har.data.manifest import Manifest
 from har.evaluation import figures
 from har.evaluation.evaluate import Evaluation, tabulate_by_duplicate
 from har.evaluation.latency import Latency
 from har.tracking.journal import open_journal
+from har.tracking.preparation import build_dataset, log_manifest
 from har.tracking.store import Run, short_timeouts
-from har.tracking.tags import HISTORY_ARTIFACT, RECIPE_ARTIFACT, count_images, training_params
+from har.tracking.tags import HISTORY_ARTIFACT, RECIPE_ARTIFACT, training_params
 from har.training.backup import Backup
 from har.training.diagnostics import DIAGNOSTICS
 from har.training.epoch_report import OnEpoch
@@ -31,38 +29,10 @@ def log_job(run: Run, job: TrainingJob) -> None:
     """Log the parameters, the data set and what the variant explores, before training starts."""
     with short_timeouts():
         run.log_params(training_params(job))
-        run.log_dataset(_build_dataset(job.manifest), "training")
+        run.log_dataset(build_dataset(job.manifest), "training")
     if exploration := DIAGNOSTICS[job.used.diagnostics](job.manifest, job.hardware):
         say(*exploration.split("\n"))
         mlflow.log_text(exploration, "exploration.txt")
-
-
-def log_preparation(run: Run, manifest: Manifest, report: str) -> None:
-    """Log the data set, its split, counts, tables, pictures and the page `report`."""
-    # as metrics, counts would stand among the accuracies in the UI's charts
-    run.log_params({**asdict(manifest.summary.split), **count_images(manifest)})
-    run.log_dataset(_build_dataset(manifest), "preparation")
-    _log_manifest(manifest)
-    run.log_table(describe_groups(manifest.table), "duplicates.csv")
-    mlflow.log_text(report, REPORT_FILE)
-    mlflow.log_figure(draw_class_balance(manifest), "figures/class_balance.png")
-    mlflow.log_figure(draw_samples(manifest), "figures/samples.png")
-
-
-def _log_manifest(manifest: Manifest) -> None:
-    for name, text in format_manifest_files(manifest).items():
-        mlflow.log_text(text, name)
-
-
-def _build_dataset(manifest: Manifest) -> mlflow.data.pandas_dataset.PandasDataset:
-    # without a digest, MLflow would compute another one from the table
-    return mlflow.data.pandas_dataset.from_pandas(
-        manifest.table,
-        source=str(manifest.root),
-        targets="label",
-        name=manifest.name,
-        digest=manifest.dataset_digest,
-    )
 
 
 @contextmanager
@@ -110,14 +80,14 @@ def log_result(run: Run, job: TrainingJob, result: Result) -> None:
     mlflow.log_dict({"variant": job.variant, **recipes}, RECIPE_ARTIFACT)
     mlflow.log_text(json.dumps(result.history, indent=1), HISTORY_ARTIFACT)
     mlflow.log_figure(figures.draw_curves(result.history), "figures/learning_curves.png")
-    _log_manifest(job.manifest)
+    log_manifest(job.manifest)
 
 
 def log_evaluation(
     run: Run, evaluation: Evaluation, latency: Latency, manifest: Manifest, model_id: str | None
 ) -> None:
     """Log test scores, latency, tables and figures; link the scores to the model and the data."""
-    dataset = _build_dataset(manifest)
+    dataset = build_dataset(manifest)
     run.log_metrics(evaluation.scores | asdict(latency), model_id=model_id, dataset=dataset)
     tables = {
         "per_class": evaluation.per_class,

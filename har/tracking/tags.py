@@ -1,14 +1,17 @@
 """The tags and parameters by which runs are found and compared."""
 
 from dataclasses import asdict
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import mlflow
 from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID, MLFLOW_RUN_NAME
 
 from har.data.manifest import Manifest
 from har.recipe import Recipe, field_values
-from har.training.job import TrainingJob
+
+if TYPE_CHECKING:
+    # loads TensorFlow, which the job `prepare` does without
+    from har.training.job import TrainingJob
 
 RECIPE_ARTIFACT, HISTORY_ARTIFACT = "recipe.json", "history.json"
 # Where a training's numbers come from: measured by this project, or published in a notebook.
@@ -30,7 +33,7 @@ def read_tags(run: mlflow.entities.Run) -> dict[str, str]:
     return found
 
 
-def training_params(job: TrainingJob) -> dict[str, Any]:
+def training_params(job: "TrainingJob") -> dict[str, Any]:
     """Return what was requested (plain and `recipe.*`), what runs (`used.*`) and what was found."""
     used, hardware = job.used, job.hardware
     return {
@@ -87,7 +90,7 @@ def count_images(manifest: Manifest) -> dict[str, int]:
 
 
 def training_tags(
-    job: TrainingJob, parent: str | None = None, run_name: str | None = None
+    job: "TrainingJob", parent: str | None = None, run_name: str | None = None
 ) -> dict[str, str]:
     """Return the tags of a training; `parent` is a run's id, `run_name` the user's choice."""
     differing = [] if job.overrides == "none" else job.overrides.split(", ")

@@ -1,7 +1,10 @@
 """The job `prepare`: a run with its report."""
 
 import json
+import os
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import mlflow
@@ -46,3 +49,22 @@ def test_bad_data_leaves_no_run_behind(raw: Path, store: str, cli) -> None:
     assert result.exit_code == 2 and "every row has the label 'calling'" in result.output
     found = mlflow.get_experiment_by_name("har-none")
     assert mlflow.search_runs([found.experiment_id], output_format="list") == []
+
+
+WITHOUT_TENSORFLOW = """
+import sys
+from har.cli.main import main
+try:
+    main(sys.argv[1:])
+finally:
+    sys.exit("TensorFlow is loaded" if "tensorflow" in sys.modules else None)
+"""
+
+
+def test_preparing_needs_no_tensorflow(tiny_raw: Path, tmp_path: Path, store: str) -> None:
+    """It takes ten seconds to load and 500 MB."""
+    command = [sys.executable, "-c", WITHOUT_TENSORFLOW, "prepare", "--data", str(tiny_raw)]
+    command += ["--out", str(tmp_path / "out")]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0 and (tmp_path / "out" / "report.html").is_file(), done.stderr

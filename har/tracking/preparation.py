@@ -1,0 +1,42 @@
+"""Logs prepared data into an MLflow run. It loads no TensorFlow: `har prepare` needs none."""
+
+from dataclasses import asdict
+
+import mlflow
+import mlflow.data.pandas_dataset
+
+from har.data.duplicates import describe_groups
+from har.data.manifest import Manifest, format_manifest_files
+from har.data.report import REPORT_FILE, draw_class_balance, draw_samples
+from har.tracking.store import Run
+from har.tracking.tags import count_images
+
+
+def log_preparation(run: Run, manifest: Manifest, report: str) -> None:
+    """Log the data set, its split, counts, tables, pictures and the page `report`."""
+    # as metrics, counts would stand among the accuracies in the UI's charts
+    run.log_params({**asdict(manifest.summary.split), **count_images(manifest)})
+    run.log_dataset(build_dataset(manifest), "preparation")
+    log_manifest(manifest)
+    run.log_table(describe_groups(manifest.table), "duplicates.csv")
+    mlflow.log_text(report, REPORT_FILE)
+    mlflow.log_figure(draw_class_balance(manifest), "figures/class_balance.png")
+    mlflow.log_figure(draw_samples(manifest), "figures/samples.png")
+
+
+def log_manifest(manifest: Manifest) -> None:
+    """Log both files of a prepared folder."""
+    for name, text in format_manifest_files(manifest).items():
+        mlflow.log_text(text, name)
+
+
+def build_dataset(manifest: Manifest) -> mlflow.data.pandas_dataset.PandasDataset:
+    """Build what MLflow records of a data set."""
+    # without a digest, MLflow would compute another one from the table
+    return mlflow.data.pandas_dataset.from_pandas(
+        manifest.table,
+        source=str(manifest.root),
+        targets="label",
+        name=manifest.name,
+        digest=manifest.dataset_digest,
+    )
