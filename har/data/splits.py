@@ -60,6 +60,12 @@ def assign_splits(table: pd.DataFrame, split: Split) -> npt.NDArray[np.str_]:
     conflicting = table.groupby(by_group)["label"].transform("nunique") > 1
     leaking = listed.groupby(by_group).transform("any") & ~listed
     unused = (listed & conflicting) | leaking
+    if lost := sorted(set(table["label"]) - set(table.loc[~listed & ~unused, "label"])):
+        copies = describe_large_groups(table)
+        raise UserError(
+            f"no training image is left of the labels {', '.join(lost)}: they are copies of test"
+            f" images{f'. {copies}' if copies else ''}"
+        )
     return np.where(unused, "unused", np.where(listed, "test", "train"))
 
 

@@ -87,12 +87,15 @@ def test_a_test_file_decides_and_copies_in_train_are_unused() -> None:
     rows = pd.DataFrame(
         {
             "part": ["train", "test", "train", "test", "train", "test"],
-            "label": ["x", "x", "y", "z", "y", "x"],
+            "label": ["x", "x", "y", "x", "y", "x"],
             "duplicate_group": [0, 0, 1, 1, 2, 3],
         }
     )
+    rows = with_content(pd.concat([rows, rows.iloc[[0]].assign(duplicate_group=4)]))
     found = assign_splits(rows, Split(test_file="Testing_set.csv"))
-    assert found.tolist() == ["unused", "test", "unused", "unused", "train", "test"]
+    assert found.tolist() == ["unused", "test", "unused", "unused", "train", "test", "train"]
+    with pytest.raises(UserError, match="no training image is left of the labels x: they are"):
+        assign_splits(rows.iloc[:-1].reset_index(drop=True), Split(test_file="Testing_set.csv"))
 
 
 def test_a_split_as_options() -> None:
