@@ -1,12 +1,17 @@
-"""`python -m har`: the same as the command `har`."""
+"""`python -m har` and the command `har`."""
 
 import sys
 
-if __name__ == "__main__":
+
+def run() -> None:
+    """Run the command line; a Ctrl-C while it is loaded ends with one line too."""
     try:
         from har.cli.main import main
 
         main()
+    except KeyboardInterrupt:
+        print("\nstopped", file=sys.stderr)
+        sys.exit(130)
     except ModuleNotFoundError as error:
         # a missing module of this package is a bug of ours and keeps its trace
         if (error.name or "har").partition(".")[0] == "har":
@@ -17,3 +22,7 @@ if __name__ == "__main__":
             file=sys.stderr,
         )
         sys.exit(2)
+
+
+if __name__ == "__main__":
+    run()

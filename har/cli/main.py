@@ -20,7 +20,7 @@ from har.cli.options import with_dashes
 from har.util.errors import UserError, first_line
 from har.util.files import cache_folder
 from har.util.progress import say, show
-from har.util.signals import handle_sigterm_as_ctrl_c
+from har.util.signals import stop_on_signals
 
 # A network and its graph are hundreds of thousands of Python objects that live to the end. Python
 # would scan them after every 700 new ones, which takes a quarter of the time to build them.
@@ -34,7 +34,7 @@ class Commands(click.Group):
 
     def main(self, *args: Any, **options: Any) -> NoReturn:
         """Run the command. Only bugs of ours end with a stack trace."""
-        handle_sigterm_as_ctrl_c()
+        stop_on_signals()
         gc.set_threshold(OBJECTS_BETWEEN_COLLECTIONS)
         if isinstance(sys.stdout, TextIOWrapper):
             # as on stderr: a terminal that is not UTF-8 shows `\\u65e5` for a letter that it lacks

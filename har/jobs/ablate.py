@@ -36,7 +36,7 @@ from har.util.errors import UserError
 from har.util.escaping import for_markdown, for_terminal
 from har.util.process import process_start
 from har.util.progress import say
-from har.util.signals import handle_sigterm_as_ctrl_c, ignore_ctrl_c
+from har.util.signals import stop_on_signals, ignore_ctrl_c
 
 Returned = TypeVar("Returned")
 
@@ -172,7 +172,7 @@ def _in_own_process(function: Callable[..., Returned], *arguments: Any) -> Retur
     """Call the function in a new Python process, which writes into the same store."""
     os.environ["MLFLOW_TRACKING_URI"] = mlflow.get_tracking_uri()
     with ProcessPoolExecutor(
-        max_workers=1, mp_context=get_context("spawn"), initializer=handle_sigterm_as_ctrl_c
+        max_workers=1, mp_context=get_context("spawn"), initializer=stop_on_signals
     ) as pool:
         # a child that is still importing would answer Ctrl-C with a stack trace
         with ignore_ctrl_c():

@@ -15,6 +15,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 import mlflow
 import requests
@@ -32,7 +33,7 @@ from har.util.escaping import for_terminal, format_csv
 from har.util.files import cache_folder
 from har.util.locks import file_lock
 from har.util.process import format_program
-from har.util.signals import defer_interrupts
+from har.util.signals import defer_interrupts, open_work
 
 DEFAULT_EXPERIMENT = "har"
 # What --offline uses.
@@ -95,6 +96,11 @@ def open_run(experiment: str, tags: Mapping[str, str], run_id: str | None = None
     Joins the run that `mlflow run` opened, or resumes `run_id`; else opens one in `experiment`. A
     name that the user gave to `mlflow run` stays.
     """
+    with open_work():
+        yield from _open_run(experiment, tags, run_id)
+
+
+def _open_run(experiment: str, tags: Mapping[str, str], run_id: str | None) -> Iterator[Run]:
     quiet_mlflow()
     with explain_store_errors(), _store_lock(), short_timeouts():
         # under `mlflow run` the experiment is chosen already, and choosing again is an error
@@ -163,6 +169,7 @@ def _store_lock() -> Iterator[None]:
         return
     _check_local_store()
     with file_lock(cache_folder() / "store.lock", reentrant=True):
+        _create_database()
         yield
 
 
@@ -202,6 +209,23 @@ def _explain_file_store(folder: Path) -> str:
             f" MLFLOW_TRACKING_URI={uri}"
         )
     return f"{message}; this first copies the old runs into it: {command} --target {OFFLINE_STORE}"
+
+
+def _create_database() -> None:
+    """Create a sqlite store under another name first: one that was interrupted, or killed, halfway
+    could not be used again (mlflow 3.17).
+    """
+    file = find_sqlite_file(mlflow.get_tracking_uri())
+    if file is None or file.exists() or not file.parent.is_dir():
+        return
+    unfinished = file.with_name(f".{file.name}.{uuid4().hex}")
+    with open_work(), explain_store_errors():
+        try:
+            client = mlflow.MlflowClient(tracking_uri=f"sqlite:///{unfinished}")
+            client.search_experiments(max_results=1)
+            os.replace(unfinished, file)
+        finally:
+            unfinished.unlink(missing_ok=True)
 
 
 def _read_start(file: Path) -> bytes:

@@ -1,17 +1,78 @@
-"""Ctrl-C and SIGTERM, handled at a point where no work is lost."""
+"""Ctrl-C, SIGTERM and SIGHUP, handled at a point where no work is lost."""
 
+import os
 import signal
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from types import FrameType
 from typing import Any
 
-STOPPING_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+# SIGHUP comes when the terminal is closed or an ssh connection is lost.
+STOPPING_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+# While an import runs, look again after this many seconds whether it has ended.
+IMPORT_POLL_S = 0.05
+EXIT_STATUS = 130
+
+_open_work = 0
+# A second name of stderr: what libraries print while they load is hidden (har.util.progress).
+_terminal = 2
 
 
-def handle_sigterm_as_ctrl_c() -> None:
-    """End a command on SIGTERM, which `mlflow run` and job schedulers send, as on Ctrl-C."""
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
+def stop_on_signals() -> None:
+    """End a command on SIGTERM and SIGHUP as on Ctrl-C; `nohup` sets SIGHUP to be ignored."""
+    global _terminal
+    with suppress(OSError):  # stderr may be closed
+        _terminal = os.dup(2)
+    for each in STOPPING_SIGNALS:
+        if signal.getsignal(each) is not signal.SIG_IGN:
+            signal.signal(each, _stop)
+
+
+@contextmanager
+def open_work() -> Iterator[None]:
+    """Mark a block that must clean up before the process ends, such as an open MLflow run."""
+    global _open_work
+    _open_work += 1
+    try:
+        yield
+    finally:
+        _open_work -= 1
+
+
+def _stop(number: int, frame: FrameType | None) -> None:
+    leave_terminal(number)
+    if not _is_importing(frame):
+        raise KeyboardInterrupt
+    # a library that is half imported may swallow the exception or turn it into another
+    if _open_work:
+        again = threading.Timer(IMPORT_POLL_S, os.kill, (os.getpid(), number))
+        again.daemon = True
+        again.start()
+    else:
+        with suppress(OSError):
+            os.write(_terminal, b"\nstopped\n")
+        os._exit(EXIT_STATUS)
+
+
+def _is_importing(frame: FrameType | None) -> bool:
+    while frame is not None:
+        if frame.f_code.co_filename.startswith("<frozen importlib"):
+            return True
+        frame = frame.f_back
+    return False
+
+
+def leave_terminal(number: int) -> None:
+    """After SIGHUP, write to nowhere: printing to a closed terminal is an error."""
+    if number != signal.SIGHUP:
+        return
+    nowhere = os.open(os.devnull, os.O_RDWR)
+    for each in (0, 1, 2, _terminal):
+        with suppress(OSError):
+            if os.isatty(each) or each == 0:
+                os.dup2(nowhere, each)
+    os.close(nowhere)
 
 
 @contextmanager
@@ -35,6 +96,7 @@ def defer_interrupts() -> Iterator[Callable[[], None]]:
     received: set[int] = set()
 
     def receive(signal_number: int, _: Any) -> None:
+        leave_terminal(signal_number)
         # a SIGTERM after a SIGINT is no second Ctrl-C: `mlflow run` sends both for one
         if signal_number in received:
             raise KeyboardInterrupt
@@ -45,7 +107,12 @@ def defer_interrupts() -> Iterator[Callable[[], None]]:
             raise KeyboardInterrupt
 
     # only the main thread may set signal handlers, and only it receives signals
-    handled = STOPPING_SIGNALS if threading.current_thread() is threading.main_thread() else ()
+    is_main = threading.current_thread() is threading.main_thread()
+    handled = [
+        each
+        for each in STOPPING_SIGNALS
+        if is_main and signal.getsignal(each) is not signal.SIG_IGN
+    ]
     previous = [(each, signal.signal(each, receive)) for each in handled]
     try:
         yield checkpoint
