@@ -36,7 +36,7 @@ from har.util.errors import UserError
 from har.util.escaping import for_markdown, for_terminal
 from har.util.process import process_start
 from har.util.progress import say
-from har.util.signals import stop_on_signals, ignore_ctrl_c
+from har.util.signals import ignore_ctrl_c, stop_on_signals
 
 Returned = TypeVar("Returned")
 

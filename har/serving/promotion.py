@@ -25,8 +25,10 @@ from har.serving.selection import (
     Decision,
     Rules,
     alias_uri,
+    check_chance,
     decide,
     decide_without_test,
+    is_of_drawings,
     select_candidate,
 )
 from har.tracking import query
@@ -82,10 +84,14 @@ def _decide_and_promote(experiment: str, rules: Rules, dry_run: bool) -> Decisio
 
 def _decide(candidates: Sequence[Record], champion: Champion | None, rules: Rules) -> Decision:
     rival = None if rules.ignore_champion else champion
+    # a model of drawings never stands in the way of one of photographs
+    if rival and (others := [each for each in candidates if is_of_drawings(rival, each)]):
+        rival, candidates = None, others
     selected = select_candidate(candidates, rules, rival.test_digest if rival else None)
+    mine = query.load_predictions(selected.record.run_id)
+    selected = check_chance(selected, max(2, mine["label"].nunique()))
     if rival is None or rival.run_id == selected.record.run_id:
         return decide_without_test(selected, champion)
-    mine = query.load_predictions(selected.record.run_id)
     return decide(selected, rival, mine, _load_rivals(selected.record, rival, mine), rules.alpha)
 
 
@@ -132,10 +138,12 @@ def _load_champion() -> Champion | None:
     version = _find_version(CHAMPION)
     if version is None:
         return None
+    tags = _read_version(version)[0]
     return Champion(
         version=str(version.version),
         run_id=version.run_id or None,
-        test_digest=_read_version(version)[0].get("test_digest"),
+        test_digest=tags.get("test_digest"),
+        dataset=tags.get("dataset"),
         uris=(
             f"models:/{MODEL}/{version.version}",
             str(version.source),

@@ -4,7 +4,7 @@ the same test images. Pure functions; `promotion` reads the runs and moves the a
 
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import pandas as pd
@@ -16,6 +16,10 @@ from har.util.escaping import for_terminal
 
 MODEL = "har"
 CHAMPION, PREVIOUS = "champion", "previous-champion"
+# The name of the data set that is drawn to try the program.
+SAMPLE = "sample"
+# Other sets of test images that are named.
+MAX_DIGESTS = 5
 SelectedOn = Literal["validation", "test", "request"]
 
 
@@ -37,12 +41,15 @@ class Rules:
 
 @dataclass(frozen=True, kw_only=True)
 class Champion:
-    """The version that the alias names; `uris` are fixed names of its model."""
+    """The version that the alias names; `uris` are fixed names of its model, `dataset` the name of
+    the data it was trained on.
+    """
 
     version: str
     run_id: str | None
     test_digest: str | None
     uris: tuple[str, ...]
+    dataset: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -110,15 +117,24 @@ def select_candidate(records: Sequence[Record], rules: Rules, champions: str | N
         best = min(validated, key=lambda r: (-(r.val_accuracy or 0), r.started, r.run_id))
         score = f"validation accuracy {best.val_accuracy:.1%}"
     notes = [f"candidates with test digest {digest}: {len(within)}"]
-    if others := len(records) - len(within):
-        notes.append(
-            f"left out, with other test digests: {others} (--ignore-champion, --test-digest)"
-        )
+    notes += _describe_left_out(records, digest)
     if selection == "validation" and (unknown := [r for r in within if r.val_accuracy is None]):
         names = ", ".join(each.run_id for each in unknown)
         notes.append(f"not considered, without validation accuracy: {names}")
     notes.append(f"candidate: {best.name}, run {best.run_id}, selected on {selection} ({score})")
     return Selected(record=best, selection=selection, notes=tuple(notes))
+
+
+def _describe_left_out(records: Sequence[Record], digest: str) -> list[str]:
+    """Say which records have other test images, and how to choose among those."""
+    others = Counter(
+        (each.test_digest, each.dataset) for each in records if each.test_digest != digest
+    )
+    return [
+        f"left out, on other test images ({dataset}): {count} trainings; to choose among them: har"
+        f" promote --test-digest {other} --ignore-champion"
+        for (other, dataset), count in others.most_common(MAX_DIGESTS)
+    ]
 
 
 def _select_digest(records: Sequence[Record], wanted: str | None, champions: str | None) -> str:
@@ -130,6 +146,31 @@ def _select_digest(records: Sequence[Record], wanted: str | None, champions: str
     return wanted or (champions if champions in counts else None) or newest.test_digest
 
 
+def check_chance(selected: Selected, classes: int) -> Selected:
+    """Return `selected`, with a note if the candidate may be no better than guessing.
+
+    Raises:
+        UserError: its validation or test accuracy is below that of guessing.
+    """
+    record, chance = selected.record, 1 / classes
+    accuracies = {"validation accuracy": record.val_accuracy, "test accuracy": record.accuracy}
+    for name, accuracy in accuracies.items():
+        if accuracy is not None and accuracy < chance:
+            raise UserError(
+                f"run {record.run_id} is not promoted: its {name} is {accuracy:.1%}, below the"
+                f" {chance:.1%} of guessing among {classes} classes; train longer, or with a lower"
+                " --learning-rate"
+            )
+    low = record.test_metrics.get("accuracy_low", 1.0)
+    if low > chance:
+        return selected
+    note = (
+        f"warning: this run may be no better than guessing: the interval of its accuracy begins at"
+        f" {low:.1%}, guessing among {classes} classes has {chance:.1%}"
+    )
+    return replace(selected, notes=(*selected.notes, note))
+
+
 def decide_without_test(selected: Selected, champion: Champion | None) -> Decision:
     """Decide where there is no champion to compare with, or it is the candidate or ignored."""
     same = champion is not None and champion.run_id == selected.record.run_id
@@ -137,11 +178,20 @@ def decide_without_test(selected: Selected, champion: Champion | None) -> Decisi
         why = "it is the first champion"
     elif same:
         why = f"the candidate is the present champion, version {champion.version}"
+    elif is_of_drawings(champion, selected.record):
+        why = f"the champion, version {champion.version}, was trained on the drawn sample only"
     else:
         why = f"not compared with the champion, version {champion.version}: --ignore-champion"
     return Decision(
         outcome="kept" if same else "would promote", why=why, selected=selected, champion=champion
     )
+
+
+def is_of_drawings(champion: Champion, record: Record) -> bool:
+    """Return True if the champion was trained on the drawn sample, and the record's model on other
+    images: then they are not compared.
+    """
+    return champion.dataset == SAMPLE and record.dataset != SAMPLE
 
 
 def decide(

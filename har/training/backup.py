@@ -59,6 +59,8 @@ class Backup:
     # a guess before the first save, which delays that one
     cost_s: float = MAX_TIME_SHARE * FIRST_AFTER_S
     announced: bool = False
+    # True after a training that went wrong: it would only do so again
+    useless: bool = False
 
     def is_due(self, last: bool) -> bool:
         """Return whether to save now: after the last epoch always, after others only if the time
@@ -88,8 +90,8 @@ class Backup:
 def open_backup(run_id: str, job: TrainingJob, started: float) -> Iterator[Backup]:
     """Yield a run's backup while it is trained, with the state that an earlier process left.
 
-    The backup is deleted after the block. An error keeps it, unless it is a UserError before the
-    first state: a mistake that would only be repeated.
+    The backup is deleted after the block. An error keeps it, unless it would only be repeated: a
+    UserError before the first state, or one that marks the backup as `useless`.
 
     Raises:
         UserError: another process trains this run, or the backup cannot be read or written.
@@ -105,10 +107,11 @@ def open_backup(run_id: str, job: TrainingJob, started: float) -> Iterator[Backu
             replace_text(folder / JOB_FILE, json.dumps(saved, default=asdict))
         except OSError as error:
             raise UserError(f"cannot write a backup to {folder}: {first_line(error)}") from error
+        backup = Backup(folder=folder, started=started - wall_s, state=state)
         try:
-            yield Backup(folder=folder, started=started - wall_s, state=state)
+            yield backup
         except UserError:
-            if not (folder / STATE_FILE).exists():
+            if backup.useless or not (folder / STATE_FILE).exists():
                 delete_backup(run_id)
             raise
         delete_backup(run_id)

@@ -1,5 +1,6 @@
 """The report of each epoch: progress, metrics, and the state saved after it."""
 
+import math
 import time
 from collections.abc import Callable
 from contextlib import ExitStack
@@ -10,10 +11,13 @@ import keras
 from har.recipe import Recipe
 from har.training.backup import Backup
 from har.training.state import State, Stopping, capture_state
+from har.util.errors import UserError
 from har.util.progress import progress, say
 
 # The first steps are slow, and a short training needs no estimate.
 ESTIMATE_AFTER_S = 15.0
+# A training loss this many times that of guessing, ln(classes), is no learning.
+MAX_LOSS_OF_GUESSING = 20.0
 # Called after each epoch with its number, from 1, and its metrics by logged name.
 OnEpoch = Callable[[int, dict[str, float]], None]
 
@@ -94,6 +98,10 @@ class EpochReport(keras.callbacks.Callback):
         epoch_time_s = time.monotonic() - self.started
         metrics = {_logged_name(name): float(value) for name, value in (logs or {}).items()}
         metrics["epoch_time_s"] = epoch_time_s
+        if problem := find_divergence(metrics, self.model.output_shape[-1], self.recipe):
+            if self.backup is not None:
+                self.backup.useless = True
+            raise UserError(f"the training diverged in epoch {epoch + 1}: {problem}")
         images = self.steps * self.recipe.batch_size
         metrics["images_per_second"] = images / (epoch_time_s - self.validation_s)
         self.history.append(metrics)
@@ -104,6 +112,27 @@ class EpochReport(keras.callbacks.Callback):
         say(describe_epoch(epoch + 1, self.recipe.epochs, metrics))
         if self.on_epoch is not None:
             self.on_epoch(epoch + 1, metrics)
+
+
+def find_divergence(metrics: dict[str, float], classes: int, recipe: Recipe) -> str:
+    """Say which loss of an epoch is not finite, or that the training loss is far above that of
+    guessing, and what to lower; "" if all is well.
+    """
+    guessing = math.log(max(classes, 2))
+    bounds = {"train_loss": MAX_LOSS_OF_GUESSING * guessing, "val_loss": math.inf}
+    bad = [
+        f"{name} is {value:,.4g}"
+        for name, value in metrics.items()
+        if name in bounds and not (math.isfinite(value) and value <= bounds[name])
+    ]
+    if not bad:
+        return ""
+    half = recipe.precision == "mixed_float16"
+    more = ", or use --precision float32" if half else ""
+    return (
+        f"{' and '.join(bad)}, while guessing has {guessing:.1f}; lower --learning-rate (now"
+        f" {recipe.learning_rate:g}), for example to {recipe.learning_rate / 10:g}{more}"
+    )
 
 
 def _logged_name(keras_name: str) -> str:

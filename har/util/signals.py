@@ -5,6 +5,7 @@ import signal
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from types import FrameType
 from typing import Any
 
@@ -14,16 +15,24 @@ STOPPING_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 IMPORT_POLL_S = 0.05
 EXIT_STATUS = 130
 
-_open_work = 0
-# A second name of stderr: what libraries print while they load is hidden (har.util.progress).
-_terminal = 2
+
+@dataclass
+class _State:
+    """`terminal` is a second name of stderr, for what libraries print while they load is hidden
+    (har.util.progress).
+    """
+
+    open_work: int = 0
+    terminal: int = 2
+
+
+_STATE = _State()
 
 
 def stop_on_signals() -> None:
     """End a command on SIGTERM and SIGHUP as on Ctrl-C; `nohup` sets SIGHUP to be ignored."""
-    global _terminal
     with suppress(OSError):  # stderr may be closed
-        _terminal = os.dup(2)
+        _STATE.terminal = os.dup(2)
     for each in STOPPING_SIGNALS:
         if signal.getsignal(each) is not signal.SIG_IGN:
             signal.signal(each, _stop)
@@ -32,12 +41,11 @@ def stop_on_signals() -> None:
 @contextmanager
 def open_work() -> Iterator[None]:
     """Mark a block that must clean up before the process ends, such as an open MLflow run."""
-    global _open_work
-    _open_work += 1
+    _STATE.open_work += 1
     try:
         yield
     finally:
-        _open_work -= 1
+        _STATE.open_work -= 1
 
 
 def _stop(number: int, frame: FrameType | None) -> None:
@@ -45,13 +53,13 @@ def _stop(number: int, frame: FrameType | None) -> None:
     if not _is_importing(frame):
         raise KeyboardInterrupt
     # a library that is half imported may swallow the exception or turn it into another
-    if _open_work:
+    if _STATE.open_work:
         again = threading.Timer(IMPORT_POLL_S, os.kill, (os.getpid(), number))
         again.daemon = True
         again.start()
     else:
         with suppress(OSError):
-            os.write(_terminal, b"\nstopped\n")
+            os.write(_STATE.terminal, b"\nstopped\n")
         os._exit(EXIT_STATUS)
 
 
@@ -68,7 +76,7 @@ def leave_terminal(number: int) -> None:
     if number != signal.SIGHUP:
         return
     nowhere = os.open(os.devnull, os.O_RDWR)
-    for each in (0, 1, 2, _terminal):
+    for each in (0, 1, 2, _STATE.terminal):
         with suppress(OSError):
             if os.isatty(each) or each == 0:
                 os.dup2(nowhere, each)

@@ -54,7 +54,8 @@ def test_validation_accuracy_selects_where_a_run_has_one() -> None:
     assert (choice.record, choice.selection) == (best, "validation")
     assert choice.notes == (
         "candidates with test digest d1: 4",
-        "left out, with other test digests: 1 (--ignore-champion, --test-digest)",
+        "left out, on other test images (images): 1 trainings; to choose among them: har promote"
+        " --test-digest d2 --ignore-champion",
         "not considered, without validation accuracy: tested only",
         "candidate: v3 · lite0 · 1xCPU, run b, selected on validation (validation accuracy 80.0%)",
     )
