@@ -61,23 +61,22 @@ def evaluate(
 ) -> None:
     """Evaluate a trained model on the test split, and record that as a new run.
 
-    RUN_ID is a finished training, its whole id or the beginning.
+    RUN_ID is a finished training, its whole id or the beginning. Without --data, the model is
+    evaluated on the test images of its training.
     """
     run_id = _pick_run_id(run_id, run_id_option)
     if (run_id is None) == (model is None):
         raise UserError("say which model: either RUN_ID or --model URI")
 
     found = find_named_data(data)
-    from har.data.prepare import load_manifest
     from har.evaluation.robustness import format_table
-    from har.jobs.evaluate import evaluate_logged_model
+    from har.jobs.evaluate import evaluate_logged_model, load_test_data
     from har.serving.load import load_logged_model
     from har.tracking.store import open_experiment
 
     logged = load_logged_model(model or f"runs:/{run_id}/model")
     open_experiment(experiment)
-    # by default the images that the model's own run held out
-    manifest = load_manifest(found, pop_split(options), logged.split, image_root)
+    manifest = load_test_data(logged, found, pop_split(options), image_root)
     evaluation, robustness = evaluate_logged_model(logged, manifest, experiment, robustness_images)
     show(evaluation.per_class.to_string(index=False, float_format="{:.3f}".format))
     for name, value in evaluation.scores.items():

@@ -59,7 +59,7 @@ def load_manifest(
     source = find_source(data)
     if source.layout == "prepared":
         manifest = read_manifest(source.root, image_root)
-        _check_split(manifest, overrides)
+        check_split(manifest, overrides)
         return _announce(manifest, source.why, source.root)
     if image_root is not None:
         raise UserError(
@@ -87,7 +87,8 @@ def choose_split(overrides: Mapping[str, Any], default: Split, source: Source) -
     return replace(split, test_fraction=0.0)
 
 
-def _check_split(manifest: Manifest, overrides: Mapping[str, Any]) -> None:
+def check_split(manifest: Manifest, overrides: Mapping[str, Any]) -> None:
+    """Raise a UserError if the data was prepared with other options of the split."""
     for name, value in overrides.items():
         prepared_with = getattr(manifest.summary.split, name)
         if value != prepared_with:

@@ -1,18 +1,49 @@
 """The job `evaluate`: evaluate a logged model on the test split, and record that as a run."""
 
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
 import pandas as pd
 
 from har.data.manifest import Manifest, check_bytes
+from har.data.prepare import check_split, load_manifest
+from har.data.sources import Source
 from har.evaluation.evaluate import Evaluation, evaluate
 from har.evaluation.latency import measure_latency
 from har.evaluation.robustness import MAX_IMAGES, measure_robustness
 from har.serving.load import LoggedModel, check_unseen, serve_here
 from har.tracking.descriptions import describe_evaluation
 from har.tracking.log import log_evaluation
+from har.tracking.records import load_recorded_manifest
 from har.tracking.store import open_run
 from har.tracking.tags import evaluation_tags
 from har.tracking.ui import describe_run_page
 from har.util.progress import say
+
+
+def load_test_data(
+    logged: LoggedModel,
+    data: str | Source,
+    overrides: Mapping[str, Any],
+    image_root: Path | None,
+) -> Manifest:
+    """Return the data that the user named, split as for the model's training; else, with `auto`,
+    that of the training itself.
+    """
+    if data != "auto" or logged.run is None:
+        manifest = load_manifest(data, overrides, logged.split, image_root)
+        trained_on = logged.run.data.tags.get("test_digest") if logged.run else None
+        if trained_on and trained_on != manifest.test_digest:
+            say(
+                f"these are other test images than those of the training: {manifest.test_digest},"
+                f" not {trained_on}"
+            )
+        return manifest
+    manifest = load_recorded_manifest(logged.run.info.run_id, image_root)
+    check_split(manifest, overrides)
+    say(f"data: that of the training, {manifest.name} in {manifest.root}")
+    return manifest
 
 
 def evaluate_logged_model(

@@ -25,7 +25,7 @@ from har.tracking.tags import training_tags
 from har.training.backup import open_backup
 from har.training.backup_folders import backup_folder
 from har.training.job import TrainingJob
-from har.training.train import Result, train
+from har.training.train import Result, split_job, train
 from har.util.errors import UserError
 from har.util.process import format_program, peak_memory_mb
 from har.util.progress import say, warn
@@ -49,6 +49,8 @@ def run_training(
     to the logged and evaluated model. In the UI the run stands under the run `parent`. `resume` is
     the id of a run to resume from its backup; the times of both processes are added.
     """
+    # before the run is opened: a mistake in the options leaves no run behind
+    split_job(job)
     tags, manifest = training_tags(job, parent, run_name), job.manifest
     with (
         open_run(experiment, tags, resume) as run,
@@ -104,11 +106,15 @@ def _evaluate(classifier: Classifier, job: TrainingJob, result: Result) -> Evalu
 @contextmanager
 def _suggest_resume(run_id: str, parent: str | None) -> Iterator[None]:
     """Say how to resume an interrupted training, unless it is one of an ablation."""
+    command = f"{format_program('har')} train --resume {run_id}"
+    if parent is None:
+        # under `make` and `mlflow run` this process may be gone before it can print it at the end
+        say(f"run {run_id}; if it is interrupted: {command}")
     try:
         yield
     except BaseException:
         if parent is None and backup_folder(run_id).is_dir():
-            say(f"to resume this training: {format_program('har')} train --resume {run_id}")
+            say(f"to resume this training: {command}")
         raise
 
 

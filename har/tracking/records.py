@@ -2,13 +2,15 @@
 
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any, TypeVar
 
 import mlflow
 import pandas as pd
 from mlflow.exceptions import MlflowException
 
-from har.data.manifest import Manifest
+from har.data.manifest import SUMMARY_FILE, TABLE_FILE, Manifest, read_manifest
 from har.data.splits import BEFORE_OPTIONS, Split
 from har.evaluation.metrics import TEST_METRICS
 from har.recipe import VARIANTS
@@ -171,6 +173,23 @@ def load_recorded_training(run_id: str) -> Record:
     except (MlflowException, OSError, KeyError, TypeError) as error:
         raise UserError(f"run {run_id} cannot be repeated: {first_line(error)}") from error
     return replace(record, recipe=recipe)
+
+
+def load_recorded_manifest(run_id: str, image_root: Path | None) -> Manifest:
+    """Load the very images and splits of a training, from the table that its run holds.
+
+    `image_root` is the images' new folder, if they were moved. A UserError says which image is gone
+    or has changed.
+    """
+    with TemporaryDirectory() as scratch:
+        try:
+            for name in (TABLE_FILE, SUMMARY_FILE):
+                mlflow.artifacts.download_artifacts(f"runs:/{run_id}/{name}", dst_path=scratch)
+        except (MlflowException, OSError) as error:
+            raise UserError(
+                f"run {run_id} does not say which images it was trained on: give them as --data DIR"
+            ) from error
+        return read_manifest(Path(scratch), image_root)
 
 
 def check_same_data(record: Record, manifest: Manifest) -> None:

@@ -25,9 +25,11 @@ from har.training.loaders import (
     Splits,
     build_training_dataset,
     build_validation_dataset,
+    check_memory,
     count_steps,
     feature_inputs,
     image_inputs,
+    size_evaluation_batches,
     split_training,
 )
 from har.training.state import State, Stopping, restore_state
@@ -133,6 +135,28 @@ FIT_INPUTS: dict[str, Callable[[TrainingJob, Splits, int], FitInputs]] = {
 }
 
 
+def split_job(job: TrainingJob) -> Splits:
+    """Split a job's images into training and validation.
+
+    Raises:
+        UserError: too few images, a batch that does not divide evenly over the devices, or images
+            that do not fit the memory.
+    """
+    recipe = job.used
+    splits = split_training(job.manifest, recipe)
+    if recipe.batch_size % job.replicas:
+        fits = recipe.batch_size // job.replicas * job.replicas or job.replicas
+        raise UserError(
+            f"batch_size {recipe.batch_size} does not divide evenly over {job.replicas} devices:"
+            f" try --batch-size {fits}"
+        )
+    if not splits.validation.empty:
+        size_evaluation_batches(len(splits.validation), recipe.batch_size, job.replicas)
+    if recipe.loader == "memory":
+        check_memory(len(splits.train) + len(splits.validation), recipe.image_size)
+    return splits
+
+
 def train(
     job: TrainingJob, *, on_epoch: OnEpoch | None = None, backup: Backup | None = None
 ) -> Result:
@@ -149,8 +173,7 @@ def train(
     make_deterministic()
     compute_float32_in_full()
     keras.utils.set_random_seed(job.used.seed)
-    splits = split_training(job.manifest, job.used)
-    _check_batch(job.used, job.replicas)
+    splits = split_job(job)
     # decoding into memory and extraction count as training, or the loaders could not be compared
     started = time.monotonic()
     state = backup.state if backup else None
@@ -276,15 +299,6 @@ def fit(
         )
     finally:
         report.bar.close()
-
-
-def _check_batch(recipe: Recipe, replicas: int) -> None:
-    if recipe.batch_size % replicas:
-        fits = recipe.batch_size // replicas * replicas or replicas
-        raise UserError(
-            f"batch_size {recipe.batch_size} does not divide evenly over {replicas} devices: try"
-            f" --batch-size {fits}"
-        )
 
 
 def build_stopping(recipe: Recipe, resume_from: State | None = None) -> Stopping | None:
