@@ -49,8 +49,7 @@ def run_training(
     to the logged and evaluated model. In the UI the run stands under the run `parent`. `resume` is
     the id of a run to resume from its backup; the times of both processes are added.
     """
-    # before the run is opened: a mistake in the options leaves no run behind
-    split_job(job)
+    split_job(job)  # a mistake in the options leaves no run behind
     tags, manifest = training_tags(job, parent, run_name), job.manifest
     with (
         open_run(experiment, tags, resume) as run,
