@@ -11,6 +11,7 @@ from har.serving.selection import (
     Decision,
     Rules,
     Selected,
+    check_chance,
     decide,
     decide_without_test,
     select_candidate,
@@ -82,7 +83,11 @@ def test_digest_is_the_one_asked_for_else_the_champions_else_the_newest() -> Non
 
 def predictions(hits: str) -> pd.DataFrame:
     """Image by image, 1 for a right and 0 for a wrong prediction."""
-    rows = [(f"{i}.jpg", "NA", "NA" if hit == "1" else "no") for i, hit in enumerate(hits)]
+    labels = ["NA", *(f"c{i}" for i in range(1, len(hits)))]
+    rows = [
+        (f"{i}.jpg", label, label if hit == "1" else "no")
+        for i, (hit, label) in enumerate(zip(hits, labels, strict=True))
+    ]
     return pd.DataFrame(rows, columns=["path", "label", "predicted"])
 
 
@@ -143,3 +148,28 @@ def test_the_first_is_promoted_and_the_champion_not_again() -> None:
     again = decide_without_test(chosen([candidate("c")]), CHAMPION)
     assert again.outcome == "kept"
     assert again.why == "the candidate is the present champion, version 3"
+
+
+@pytest.mark.parametrize(
+    ("accuracy", "validation", "message"),
+    [
+        (0.03, 0.5, "its test accuracy is 3.0%, below the 6.7% of guessing among 15 classes"),
+        (0.5, 0.03, "its validation accuracy is 3.0%, below the 6.7%"),
+        (0.03, None, "its test accuracy is 3.0%"),
+    ],
+)
+def test_below_guessing_is_never_promoted(
+    accuracy: float, validation: float | None, message: str
+) -> None:
+    choice = chosen([candidate("a", accuracy, val_accuracy=validation)])
+    with pytest.raises(UserError, match=message):
+        check_chance(choice, 15)
+
+
+def test_at_guessing_is_warned_about() -> None:
+    choice = chosen([candidate("a", 0.1)])
+    assert check_chance(choice, 15) == choice
+    choice.record.test_metrics["accuracy_low"] = 0.06
+    assert "may be no better than guessing" in check_chance(choice, 15).notes[-1]
+    choice.record.test_metrics["accuracy_low"] = 0.08
+    assert check_chance(choice, 15) == choice
