@@ -1,15 +1,17 @@
 """The job `evaluate`: the numbers that training logged, and refusals."""
 
 from dataclasses import replace
+from pathlib import Path
 
 import mlflow
 import pytest
 
 from har.data.manifest import Manifest
 from har.data.splits import Split
-from har.jobs.evaluate import evaluate_logged_model
+from har.jobs.evaluate import evaluate_logged_model, load_test_data
 from har.serving.load import load_logged_model
 from har.util.errors import UserError
+from tests.conftest import write_images
 from tests.jobs.test_train import TEST_METRICS
 
 
@@ -42,3 +44,30 @@ def test_a_model_is_not_evaluated_on_what_it_was_trained_on(
     table.loc[table.index[table["split"] == "train"][:2], "split"] = "test"
     with pytest.raises(UserError, match=r"2 of the \d+ test images .*--test-fraction 0.25"):
         evaluate_logged_model(logged, replace(manifest, table=table), "har-tests")
+
+
+def test_by_default_a_model_is_evaluated_on_the_data_of_its_training(
+    run: mlflow.entities.Run, manifest: Manifest, capsys: pytest.CaptureFixture[str]
+) -> None:
+    logged = load_logged_model(f"runs:/{run.info.run_id}/model")
+    found = load_test_data(logged, "auto", {}, None)
+    assert found.test_digest == run.data.tags["test_digest"] == manifest.test_digest
+    assert f"data: that of the training, {manifest.name}" in capsys.readouterr().err
+    with pytest.raises(UserError, match="prepared with split_seed=0; received 9"):
+        load_test_data(logged, "auto", {"split_seed": 9}, None)
+
+
+def test_other_data_than_that_of_the_training_is_named(
+    run: mlflow.entities.Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    logged = load_logged_model(f"runs:/{run.info.run_id}/model")
+    load_test_data(logged, str(write_images(tmp_path / "other", seed=5)), {}, None)
+    assert "these are other test images than those of the training" in capsys.readouterr().err
+
+
+def test_data_that_is_gone_is_asked_for(
+    run: mlflow.entities.Run, manifest: Manifest, tmp_path: Path
+) -> None:
+    logged = load_logged_model(f"runs:/{run.info.run_id}/model")
+    with pytest.raises(UserError, match=r"there is no folder .*gone|is gone"):
+        load_test_data(logged, "auto", {}, tmp_path / "gone")

@@ -1,11 +1,15 @@
 """What a person reads while a training runs, and at its end."""
 
+from pathlib import Path
+
 import pytest
 
 from har.data.manifest import Manifest
 from har.training import epoch_report
-from har.training.epoch_report import describe_end, describe_epoch
+from har.training.backup import Backup
+from har.training.epoch_report import describe_end, describe_epoch, find_divergence
 from har.training.train import train
+from har.util.errors import UserError
 from tests.conftest import tiny_job, tiny_recipe
 
 
@@ -45,4 +49,36 @@ def test_a_training_says_once_how_long_it_will_take(
     monkeypatch.setattr(epoch_report, "ESTIMATE_AFTER_S", 0.0)
     train(job)
     said = capsys.readouterr().err
-    assert said.count("about 0 min for 3 epochs, sooner with early stopping") == 1
+    assert said.count("min for 3 epochs, sooner with early stopping") == 1
+
+
+@pytest.mark.parametrize(
+    ("losses", "problem"),
+    [
+        ({"train_loss": 2.7, "val_loss": 90.0}, ""),
+        ({"train_loss": 54.0, "val_loss": 2.7}, ""),
+        ({"train_loss": 180_480.0}, "train_loss is 1.805e+05, while guessing has 2.7"),
+        ({"train_loss": float("nan"), "val_loss": 2.7}, "train_loss is nan"),
+        ({"train_loss": 2.7, "val_loss": float("inf")}, "val_loss is inf"),
+        ({"train_loss": float("inf")}, "train_loss is inf"),
+    ],
+)  # fmt: skip
+def test_a_loss_without_bound_is_divergence(losses: dict[str, float], problem: str) -> None:
+    found = find_divergence(losses, 15, tiny_recipe("v3", learning_rate=0.5))
+    assert problem in found and bool(found) == bool(problem)
+    assert not found or "lower --learning-rate (now 0.5), for example to 0.05" in found
+    half = tiny_recipe("v4", precision="mixed_float16")
+    assert not problem or "--precision float32" in find_divergence(losses, 15, half)
+
+
+def test_a_training_that_diverges_stops_at_that_epoch(
+    tiny_backbone: None, manifest: Manifest, tmp_path: Path
+) -> None:
+    job = tiny_job(
+        tiny_recipe("original", strategy="one_device", learning_rate=10.0, epochs=40), manifest
+    )
+    epochs: list[int] = []
+    backup = Backup(folder=tmp_path, started=0.0)
+    with pytest.raises(UserError, match=r"the training diverged in epoch \d+: train_loss is"):
+        train(job, on_epoch=lambda epoch, _: epochs.append(epoch), backup=backup)
+    assert backup.useless and len(epochs) < 39
