@@ -87,12 +87,13 @@ def describe_large_groups(table: pd.DataFrame) -> str:
     largest = found.iloc[0]
     labels = f"{largest['labels']} labels" if largest["labels"] > 1 else "one label"
     held = f"{largest['images']:,} of the {len(table):,} images, with {labels}, are one group of"
-    more = f"; {len(found) - 1} more groups are large" if len(found) > 1 else ""
+    others = len(found) - 1
+    more = f", and {others} more such group{'s' if others > 1 else ''}" if others else ""
     if largest["kind"] == "exact":
-        return f"{held} byte-identical files{more}: keep one file of each picture"
+        return f"{held} byte-identical files{more}. Keep one file of each picture"
     return (
-        f"{held} near copies{more}: different pictures that are built alike can look like copies;"
-        " if they are no copies, add --duplicates exact"
+        f"{held} near copies{more}. Different pictures that are built alike can look like copies:"
+        " if these are no copies, add --duplicates exact"
     )
 
 

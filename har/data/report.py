@@ -15,7 +15,7 @@ TEMPLATE = Path(__file__).with_name("report.html")
 REPORT_FILE = "report.html"
 SAMPLES_PER_CLASS = 6
 # What the page shows at most: so it has a few MB whatever the data. Files beside it list the rest.
-MAX_CLASSES = 30
+MAX_CLASSES = 20
 MAX_LARGE_GROUPS, MAX_LARGE_GROUP_PICTURES = 3, 24
 MAX_GROUPS, MAX_GROUP_PICTURES = 150, 6
 MAX_NAMES = 200

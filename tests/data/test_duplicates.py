@@ -111,7 +111,7 @@ def test_what_a_large_group_is(case: str) -> None:
 
 def test_a_large_group_of_one_file_is_not_for_the_hashes() -> None:
     table = pd.DataFrame({"duplicate_group": 0, "label": list("abcabc"), "sha256": "same"})
-    assert "byte-identical files: keep one" in describe_large_groups(table)
+    assert "byte-identical files. Keep one" in describe_large_groups(table)
     assert "--duplicates" not in describe_large_groups(table)
 
 

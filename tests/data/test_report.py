@@ -86,9 +86,9 @@ def test_a_page_of_many_classes_shows_some(manifest: Manifest) -> None:
     shown = [label.get_text() for label in balance.axes[0].get_yticklabels()]
     assert len(shown) == MAX_CLASSES
     assert shown[0] == "class 99" and shown[-1] == "class 01"
-    assert "99 classes, the 15 largest and the 15 smallest" in balance.axes[0].get_title()
+    assert "99 classes, the 10 largest and the 10 smallest" in balance.axes[0].get_title()
     assert samples.get_size_inches()[1] < 40
-    assert "30 of the 99 classes" in render_report(found)
+    assert "20 of the 99 classes" in render_report(found)
 
 
 def test_a_swallowing_group_comes_first_with_some_pictures(manifest: Manifest) -> None:
