@@ -107,7 +107,7 @@ def test_what_is_no_table_is_an_error_of_mlflow(
     given: Any, model: mlflow.pyfunc.PyFuncModel
 ) -> None:
     # MLflow checks the signature before our code, and repeats the data in its message
-    with pytest.raises(MlflowException, match="schema|input"):
+    with pytest.raises(MlflowException, match=r"schema|input"):
         model.predict(given)
 
 
