@@ -5,16 +5,18 @@ the logged model and loads them from there: a server needs no checkout of this p
 import asyncio
 import logging
 import sys
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import mlflow
 import pandas as pd
 from mlflow.exceptions import MlflowException
-from mlflow.pyfunc import PythonModel, PythonModelContext
+from mlflow.pyfunc import PythonModel, PythonModelContext, scoring_server
 
 from har.data.limits import SERVED_REQUEST, SERVING_LIMITS, UNLIMITED, RequestLimits
 from har.inference.classifier import (
@@ -90,10 +92,14 @@ def _is_ours(metadata: Any) -> bool:
 
 
 def _widen_server() -> None:
-    # MLflow's server loads the model within its event loop
-    with suppress(RuntimeError):
-        threads = ThreadPoolExecutor(SERVER_THREADS, thread_name_prefix="request")
-        asyncio.get_running_loop().set_default_executor(threads)
+    threads = ThreadPoolExecutor(SERVER_THREADS, thread_name_prefix="request")
+
+    async def to_thread(work: Callable[..., Any], *arguments: Any) -> Any:
+        loop = asyncio.get_running_loop()
+        return await loop.run_in_executor(threads, partial(work, *arguments))
+
+    # MLflow calls asyncio.to_thread, whose threads cannot be set before its event loop runs
+    scoring_server.asyncio = SimpleNamespace(**{**vars(asyncio), "to_thread": to_thread})
 
 
 mlflow.models.set_model(ServedClassifier())

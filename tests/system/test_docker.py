@@ -4,6 +4,7 @@ executed in empty virtual environments; nginx in front of a stub and of the real
 
 import base64
 import http.client
+import io
 import json
 import os
 import re
@@ -15,7 +16,8 @@ import sys
 import threading
 import time
 import tomllib
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field, replace
@@ -25,6 +27,7 @@ from tempfile import TemporaryDirectory
 from typing import Any, NamedTuple
 
 import mlflow
+import PIL.Image as pillow
 import pytest
 import yaml
 from mlflow.cli import server as mlflow_server
@@ -273,9 +276,10 @@ def send(
     content_type: str | None = "application/json",
     method: str = "",
     more: dict[str, str] | None = None,
+    limit_s: float = 120,
 ) -> Answer:
     """A request as it is, without what urllib adds to one."""
-    connection = http.client.HTTPConnection(address.removeprefix("http://"), timeout=120)
+    connection = http.client.HTTPConnection(address.removeprefix("http://"), timeout=limit_s)
     headers = {"Content-Type": content_type} if content_type else {}
     headers |= more or {}
     try:
@@ -718,6 +722,113 @@ def test_proxy_shuts_off_what_the_stock_server_does_badly(
     assert ("Traceback" in by_itself.text) == (name == "parquet")
     answer = send(before_stock, **request)
     assert answer.status == behind and answer.error_code
+
+
+def encode(image: pillow.Image, kind: str, **options: Any) -> bytes:
+    buffer = io.BytesIO()
+    image.save(buffer, kind, **options)
+    return buffer.getvalue()
+
+
+def inputs(files: Iterable[bytes]) -> bytes:
+    return json.dumps({"inputs": [base64.b64encode(data).decode() for data in files]}).encode()
+
+
+def different(data: bytes, count: int) -> Iterator[bytes]:
+    """The same image, with other bytes behind it: nothing can be answered from memory."""
+    return (data + i.to_bytes(4, "big") for i in range(count))
+
+
+def small_images(count: int) -> list[bytes]:
+    return [encode(pillow.new("RGB", (8, 8), (i % 256, i // 256, 0)), "PNG") for i in range(count)]
+
+
+# Bodies that cost much more than they weigh, and how many clients send them again and again.
+ATTACKS: dict[str, tuple[Callable[[], bytes], int]] = {
+    "WebP of 50 megapixels, copies": (
+        lambda: inputs([encode(pillow.new("RGB", (10_000, 5_000)), "WEBP", lossless=True)] * 1000),
+        3,
+    ),
+    "WebP of 25 megapixels": (
+        lambda: inputs(
+            different(encode(pillow.new("RGB", (5_000, 5_000)), "WEBP", lossless=True), 1000)
+        ),
+        3,
+    ),
+    "WebP of 25 megapixels, 16 clients": (
+        lambda: inputs(
+            different(encode(pillow.new("RGBA", (5_000, 5_000)), "WEBP", lossless=True), 1000)
+        ),
+        16,
+    ),
+    "PNG of 40 megapixels": (
+        lambda: inputs(
+            different(encode(pillow.new("RGBA", (8_000, 5_000)), "PNG", optimize=True), 12)
+        ),
+        16,
+    ),
+    "GIF of 50 megapixels": (
+        lambda: inputs(different(encode(pillow.new("L", (10_000, 5_000)), "GIF"), 12)),
+        8,
+    ),
+    "one image of 50 megapixels each": (
+        lambda: inputs([encode(pillow.new("RGB", (10_000, 5_000)), "JPEG", progressive=False)]),
+        16,
+    ),
+    "1,000 small images": (lambda: inputs(small_images(1000)), 16),
+    "a long row among short ones": (
+        lambda: json.dumps(
+            {"instances": [{"image": "A" * 20 * MEGABYTE}, *[{"image": "A"}] * 999]}
+        ).encode(),
+        4,
+    ),
+    "empty lists": (lambda: b'{"inputs": [' + b"[]," * 10 * MEGABYTE + b"[]]}", 4),
+    "numbers": (lambda: b'{"inputs": [' + b"1," * 15 * MEGABYTE + b"1]}", 4),
+    "deep JSON": (lambda: b'{"inputs": ' + b"[" * 9_000, 16),
+    "long text that is not base64": (
+        lambda: inputs([]) and json.dumps({"inputs": ["AAAA" * 5 * MEGABYTE + "!"]}).encode(),
+        8,
+    ),
+}
+
+
+@pytest.mark.slow
+@needs_nginx
+@pytest.mark.parametrize("name", ATTACKS)
+def test_others_are_answered_during_an_attack(
+    stock: tuple[str, Served], before_stock: str, name: str
+) -> None:
+    build_body, clients = ATTACKS[name]
+    body, over = build_body(), threading.Event()
+    ends: list[int] = []
+
+    def attack() -> None:
+        while not over.is_set():
+            with suppress(OSError):
+                ends.append(send(before_stock, body=body, limit_s=10).status)
+            time.sleep(0.1)
+
+    normal = inputs([stock[1].photos[0]])
+    took = []
+    with ThreadPoolExecutor(clients) as pool:
+        try:
+            for _ in range(clients):
+                pool.submit(attack)
+            time.sleep(2)
+            for _ in range(4):
+                started = time.monotonic()
+                # an address of its own would be another client's; here it would be 429
+                answer = send(stock[0], body=normal)
+                took.append(time.monotonic() - started)
+                assert answer.status == 200, answer
+                assert json.loads(answer.text)["predictions"][0]["label"]
+                time.sleep(0.5)
+        finally:
+            over.set()
+    print(name, len(body), [round(each, 2) for each in took], Counter(ends))
+    assert max(took) < 5, took
+    # each attack ends in an answer or a refusal
+    assert set(ends) <= {200, 400, 413, 429}
 
 
 @dataclass(frozen=True, kw_only=True)
