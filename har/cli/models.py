@@ -20,7 +20,7 @@ from har.cli.options import (
     pop_split,
 )
 from har.util.errors import UserError
-from har.util.progress import warn
+from har.util.progress import say, warn
 
 # A run id, as an argument and as the option that `mlflow run` can give.
 run_id_option = combine(
@@ -86,7 +86,7 @@ def evaluate(
 @click.command()
 @click.argument("images", nargs=-1, required=True, type=click.Path(path_type=Path))
 @model_option
-@click.option("--url", help="Ask this running server instead, such as http://127.0.0.1:5001.")
+@click.option("--url", help="Ask this running server instead, such as localhost:5001.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object a line, with top_3.")
 @offline_option
 def classify(images: tuple[Path, ...], model: str, url: str | None, as_json: bool) -> None:
@@ -102,8 +102,18 @@ def classify(images: tuple[Path, ...], model: str, url: str | None, as_json: boo
         from har.serving.client import ask_server
 
         answer = partial(ask_server, url)
+    errors = []
     for row in classify_files(paths, answer):
         click.echo(json.dumps(row) if as_json else format_row(row))
+        errors.append(row["error"])
+    _check_any_label(errors.count(None), len(errors), next(filter(None, errors), ""))
+
+
+def _check_any_label(labelled: int, images: int, first_error: str) -> None:
+    """Exit with 1 if images were given and none of them has a label."""
+    if images and not labelled:
+        say(f"error: none of {images} images has a label; the first: {first_error}")
+        click.get_current_context().exit(1)
 
 
 @click.command()
@@ -131,9 +141,11 @@ def predict(data: Path, out: Path, model: str) -> None:
     from har.serving.load import load_logged_model
 
     logged = load_logged_model(model)
-    if bad := predict_to_file(data, out, logged.classifier.classify, logged.identity):
-        warn(f"{bad} images have no label; the column error says why")
+    found = predict_to_file(data, out, logged.classifier.classify, logged.identity)
+    if found.failed:
+        warn(f"{found.failed} images have no label; the column error says why")
     click.echo(out)
+    _check_any_label(found.images - found.failed, found.images, found.first_error)
 
 
 @click.command()

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from itertools import islice
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 from har.data.folders import NOT_A_FILE, is_image, list_files
 from har.data.images import ImageError, read_image
@@ -27,13 +27,21 @@ TEST_LIST = "Testing_set.csv"
 # Left-out files that are named on the terminal.
 MAX_NAMED = 5
 Item = TypeVar("Item")
-Classify = Callable[[Sequence[bytes]], list[Prediction]]
+Classify = Callable[[Sequence[bytes]], Iterable[Prediction]]
 
 
 class FilePrediction(Prediction):
     """A prediction with the name of its file."""
 
     filename: str
+
+
+class Outcome(NamedTuple):
+    """The number of images, of those without a label, and the error of the first of these."""
+
+    images: int
+    failed: int
+    first_error: str
 
 
 def batched(items: Iterable[Item], size: int) -> Iterator[list[Item]]:
@@ -136,9 +144,8 @@ def _read_or_explain(path: Path) -> bytes | str:
         return str(error)
 
 
-def predict_to_file(data: Path, out: Path, classify: Classify, model: str) -> int:
-    """Score the images of `data` into `out`, a .csv or .parquet with COLUMNS; return how many
-    images have no label.
+def predict_to_file(data: Path, out: Path, classify: Classify, model: str) -> Outcome:
+    """Score the images of `data` into `out`, a .csv or .parquet with COLUMNS.
 
     Finished rows are kept beside `out`, and the same call after an interruption resumes there,
     unless `model`, the model's id, is another one.
@@ -157,13 +164,13 @@ def predict_to_file(data: Path, out: Path, classify: Classify, model: str) -> in
             done = _count_rows_done(part, task, names)
             with part.open("a", newline="", encoding="utf-8") as file:
                 _write_rows(file, files, done, classify)
-            bad = sum(bool(row["error"]) for row in _read_rows(part))
+            errors = [row["error"] for row in _read_rows(part) if row["error"]]
             WRITERS[out.suffix](part, out)
             part.with_suffix(".json").unlink()
             part.unlink(missing_ok=True)
     except OSError as error:
         raise UserError(f"cannot write {out}: {error}") from error
-    return bad
+    return Outcome(len(names), len(errors), next(iter(errors), ""))
 
 
 @contextmanager

@@ -702,9 +702,15 @@ BADLY_DONE = {
     "CSV": ({"body": b"\xff", "content_type": "text/csv"}, 400, 415),
     "parquet": ({"body": "junk", "content_type": "application/vnd.apache.parquet"}, 400, 415),
     "no JSON": ({"body": "{"}, 400, 400),
-    "deep JSON": ({"body": "[" * 100_000}, 500, 500),
-    "malformed base64": ({"body": one_column("abc")}, 400, 400),
-    "30 MB": ({"body": one_column("A" * 30 * MEGABYTE)}, 200, 413),
+    "an unknown encoding": (
+        {"body": "{}", "content_type": "application/json; charset=latin-1"},
+        415,
+        415,
+    ),
+    "deep JSON": ({"body": "[" * 15_000}, 400, 400),
+    "5,000 digits": ({"body": '{"inputs": [' + "9" * 5_000 + "]}"}, 400, 400),
+    "1,001 images": ({"body": json.dumps({"inputs": ["A"] * 1001})}, 413, 413),
+    "40 MB": ({"body": one_column("A" * 40 * MEGABYTE)}, 413, 413),
     "GET": ({}, 405, 405),
     "its own documentation": ({"path": "/docs"}, 200, 404),
 }
@@ -786,7 +792,7 @@ ATTACKS: dict[str, tuple[Callable[[], bytes], int]] = {
     "numbers": (lambda: b'{"inputs": [' + b"1," * 15 * MEGABYTE + b"1]}", 4),
     "deep JSON": (lambda: b'{"inputs": ' + b"[" * 9_000, 16),
     "long text that is not base64": (
-        lambda: inputs([]) and json.dumps({"inputs": ["AAAA" * 5 * MEGABYTE + "!"]}).encode(),
+        lambda: json.dumps({"inputs": ["AAAA" * 5 * MEGABYTE + "!"]}).encode(),
         8,
     ),
 }
