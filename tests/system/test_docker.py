@@ -671,9 +671,13 @@ def stock(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, Serve
         patch.chdir(folder)
         served = register_champion(store, folder)
     command = words("Dockerfile.serve", "CMD")
-    away = {"MLFLOW_TRACKING_URI": store, "PYTHONSAFEPATH": "1"}
+    home = folder / "home"
+    home.mkdir()
+    away = {"MLFLOW_TRACKING_URI": store, "PYTHONSAFEPATH": "1", "HOME": str(home)}
     with serving(command, free_port(), folder / "log", **away) as address:
         yield address, served
+    # what attackers sent is not in the log
+    assert (folder / "log").stat().st_size < 3_000_000
 
 
 @pytest.fixture(scope="module")
