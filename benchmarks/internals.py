@@ -6,6 +6,7 @@ Importing this loads TensorFlow: import it in the functions that run in a fresh 
 import os
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import Any
 from unittest import mock
@@ -20,7 +21,6 @@ with quiet_loading():
     import tensorflow as tf
 
 from har.data.manifest import Manifest
-from har.inference.classifier import decoders
 from har.inference.runtimes import RUNTIMES, build_function, choose_arithmetic, run_batches
 from har.models.backbones import build_backbone as build_backbone
 from har.models.build import build_model, compile_model
@@ -29,6 +29,7 @@ from har.recipe import Recipe
 from har.serving.load import load_logged_model
 from har.training import loaders
 from har.training.features import Extraction
+from har.util.hardware import available_cpus
 
 Images = npt.NDArray[Any]
 
@@ -117,11 +118,12 @@ def build_extraction(
 
 
 def load_bare(uri: str) -> tuple[Callable[[Sequence[bytes]], Images], Callable[[Images], Any]]:
-    """Load a logged model as two functions: decoding with a server's threads, forward pass."""
+    """Load a logged model as two functions: decode, in as many threads as a server, and forward."""
     classifier = load_logged_model(uri).classifier
     classifier.warm()
+    threads = ThreadPoolExecutor(available_cpus())
 
     def decode(files: Sequence[bytes]) -> Images:
-        return np.stack(list(decoders().map(classifier.decode, files)))
+        return np.stack(list(threads.map(classifier.decode, files)))
 
     return decode, classifier.forward

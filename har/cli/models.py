@@ -22,7 +22,7 @@ from har.cli.options import (
 )
 from har.util.errors import UserError
 from har.util.escaping import for_terminal
-from har.util.progress import show, warn
+from har.util.progress import say, show, warn
 
 # A run id, as an argument and as the option that `mlflow run` can give.
 run_id_option = combine(
@@ -88,7 +88,7 @@ def evaluate(
 @click.command()
 @click.argument("images", nargs=-1, required=True, type=click.Path(path_type=Path))
 @model_option
-@click.option("--url", help="Ask this running server instead, such as http://127.0.0.1:5001.")
+@click.option("--url", help="Ask this running server instead, such as localhost:5001.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object a line, with top_3.")
 @offline_option
 def classify(images: tuple[Path, ...], model: str, url: str | None, as_json: bool) -> None:
@@ -104,8 +104,18 @@ def classify(images: tuple[Path, ...], model: str, url: str | None, as_json: boo
         from har.serving.client import ask_server
 
         answer = partial(ask_server, url)
+    errors = []
     for row in classify_files(paths, answer):
         show(json.dumps(row) if as_json else format_row(row))
+        errors.append(row["error"])
+    _check_any_label(errors.count(None), len(errors), next(filter(None, errors), ""))
+
+
+def _check_any_label(labelled: int, images: int, first_error: str) -> None:
+    """Exit with 1 if images were given and none of them has a label."""
+    if images and not labelled:
+        say(f"error: none of {images} images has a label; the first: {first_error}")
+        click.get_current_context().exit(1)
 
 
 @click.command()
@@ -136,9 +146,11 @@ def predict(data: Path, out: Path, model: str) -> None:
     from har.serving.load import load_logged_model
 
     logged = load_logged_model(model)
-    if bad := predict_to_file(data, files, out, logged.classifier.classify, logged.identity):
-        warn(f"{bad} images have no label; the column error says why")
+    found = predict_to_file(data, files, out, logged.classifier.classify, logged.identity)
+    if found.failed:
+        warn(f"{found.failed} images have no label; the column error says why")
     show(for_terminal(str(out)))
+    _check_any_label(found.images - found.failed, found.images, found.first_error)
 
 
 @click.command()

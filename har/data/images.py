@@ -213,7 +213,11 @@ RESIZERS: dict[str, Callable[[Pixels, int], Pixels]] = {
 
 def decode(data: bytes, resize: str, size: int, limits: Limits = TRAINING_LIMITS) -> Pixels:
     """Decode bytes to (size, size, 3) uint8, or raise an ImageError; `resize` is in RESIZERS."""
-    image = open_image(data, limits)
+    return decode_small(open_image(data, limits), resize, size)
+
+
+def decode_small(image: EncodedImage, resize: str, size: int) -> Pixels:
+    """Do the same as `decode` with an open image."""
     # until it is small
     with large_images_in_turn(image):
         pixels = decode_pixels(image)

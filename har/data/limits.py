@@ -4,6 +4,7 @@ Decoding takes at most about 1 s and 350 MB more than a plain JPEG of as many pi
 the image is refused. Metadata cost nothing: they are removed before.
 """
 
+import math
 from dataclasses import dataclass
 
 from har.data.encoded import EncodedImage, ImageError
@@ -65,3 +66,21 @@ def check_cost(image: EncodedImage, limits: Limits) -> None:
     scans = min(MAX_SCANS, max(MIN_MAX_SCANS, MAX_SCANNED_PIXELS // image.pixels))
     if image.scans > scans:
         raise ImageError(f"{size} in a JPEG of {image.scans} scans, more than {scans}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class RequestLimits:
+    """The most that the images of one request may cost together: the request's bytes, its rows, the
+    pixels that the images' headers announce, and the seconds after which no more is read.
+    """
+
+    bytes: float = math.inf
+    rows: float = math.inf
+    pixels: float = math.inf
+    seconds: float = math.inf
+
+
+UNLIMITED = RequestLimits()
+# The largest image of SERVING_LIMITS in base64 with line breaks fits. 500 megapixels are 40 photos
+# of 12 megapixels; they take 4 to 14 s of CPU time. MLflow's server gives up after 60 s.
+SERVED_REQUEST = RequestLimits(bytes=36_000_000, rows=1000, pixels=500_000_000, seconds=45)

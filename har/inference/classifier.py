@@ -7,8 +7,9 @@ classify it.
 
 import functools
 import json
+import time
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, TypedDict
@@ -16,9 +17,10 @@ from typing import Any, TypedDict
 import numpy as np
 import numpy.typing as npt
 
-from har.data.images import RESIZERS, ImageError, Pixels, decode
-from har.data.limits import TRAINING_LIMITS, Limits
+from har.data.images import RESIZERS, ImageError, Pixels, decode, decode_small, open_image
+from har.data.limits import TRAINING_LIMITS, UNLIMITED, Limits, RequestLimits
 from har.inference.runtimes import BATCH_SIZE, MODEL_FILE, RUNTIMES, Forward, Parts
+from har.inference.turns import Caller, Turns
 from har.recipe import Recipe
 from har.util.errors import UserError, first_line
 from har.util.files import digest_file
@@ -55,17 +57,49 @@ def explain_failure(error: str) -> Prediction:
 
 
 @functools.cache
-def decoders() -> ThreadPoolExecutor:
+def decoders() -> Turns:
     """The threads that decode, one for each processor, shared by all callers: at most that many
     images are decoded in full size at a time. The decoders let other threads run meanwhile.
     """
-    return ThreadPoolExecutor(available_cpus(), thread_name_prefix="decode")
+    return Turns(available_cpus(), "decode")
+
+
+@functools.cache
+def _forwards() -> Turns:
+    """The threads that compute, so that a few images need not share with many batches."""
+    return Turns(available_cpus(), "forward")
 
 
 def _expect_bytes(data: Any) -> bytes:
     if not isinstance(data, bytes):
         raise ImageError(f"not bytes but {type(data).__name__}")
     return data
+
+
+class _Call:
+    """What one call of `classify` may still cost, and its place among other calls."""
+
+    def __init__(self, limits: RequestLimits) -> None:
+        self.limits, self.started, self.pixels = limits, time.monotonic(), 0
+        self.decoding, self.computing = Caller(), Caller()
+
+    def check_time(self) -> None:
+        if time.monotonic() - self.started > self.limits.seconds:
+            raise ImageError(
+                f"took too long: {self.limits.seconds:.0f} s passed before this image was read;"
+                " send it again, with fewer others"
+            )
+
+    def spend(self, pixels: int) -> None:
+        if self.pixels + pixels > self.limits.pixels:
+            raise ImageError(
+                f"the images of one request may have {self.limits.pixels:,} pixels together: send"
+                " this one in another"
+            )
+        self.pixels += pixels
+
+    def forward(self, run: Callable[[], Any], images: Sequence[Pixels]) -> Any:
+        return _forwards().submit(self.computing, len(images), run).result() if images else ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,33 +125,53 @@ class Classifier:
             self.forward(np.zeros((bucket, size, size, 3), np.uint8))
 
     def classify(
-        self, files: Sequence[Any], read: Callable[[Any], bytes] = _expect_bytes
+        self,
+        files: Sequence[Any],
+        read: Callable[[Any], bytes] = _expect_bytes,
+        limits: RequestLimits = UNLIMITED,
     ) -> list[Prediction]:
         """Classify files; one that fails does not affect the others.
 
         `read` turns an element of `files` into the bytes of an image, or raises an ImageError.
+        Images beyond `limits` are errors.
         """
-        rows = []
+        call, rows = _Call(limits), []
         for start in range(0, len(files), BATCH_SIZE):
-            rows += self._classify_batch(files[start : start + BATCH_SIZE], read)
+            rows += self._classify_batch(files[start : start + BATCH_SIZE], read, call)
         return rows
 
     def _classify_batch(
-        self, files: Sequence[Any], read: Callable[[Any], bytes]
+        self, files: Sequence[Any], read: Callable[[Any], bytes], call: "_Call"
     ) -> list[Prediction]:
-        def decode_or_explain(data: Any) -> Pixels | str:
-            try:
-                return self.decode(read(data))
-            except ImageError as error:
-                return str(error)
-
-        found = list(decoders().map(decode_or_explain, files))
+        found = [each.result() for each in [self._start(data, read, call) for data in files]]
         images = [each for each in found if not isinstance(each, str)]
-        rows = iter(self.forward(np.stack(images)) if images else ())
+        rows = iter(call.forward(lambda: self.forward(np.stack(images)), images))
         return [
             explain_failure(each) if isinstance(each, str) else self.predict_from(next(rows))
             for each in found
         ]
+
+    def _start(
+        self, data: Any, read: Callable[[Any], bytes], call: "_Call"
+    ) -> "Future[Pixels | str]":
+        """Start to decode an image; its result is an error's text if that is impossible."""
+        try:
+            call.check_time()
+            image = open_image(read(data), self.limits)
+            call.spend(image.pixels)
+        except ImageError as error:
+            failed: Future[Pixels | str] = Future()
+            failed.set_result(str(error))
+            return failed
+
+        def decode_or_explain() -> Pixels | str:
+            try:
+                call.check_time()
+                return decode_small(image, self.recipe.resize, self.recipe.image_size)
+            except ImageError as error:
+                return str(error)
+
+        return decoders().submit(call.decoding, image.pixels + len(image.data), decode_or_explain)
 
     def decode(self, data: bytes) -> Pixels:
         """Decode an image as in training; raise an ImageError if that is impossible."""

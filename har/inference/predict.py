@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from itertools import islice
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 from har.data.folders import NOT_A_FILE, is_image, list_files
 from har.data.images import ImageError, read_image
@@ -29,13 +29,21 @@ TEST_LIST = "Testing_set.csv"
 # Left-out files that are named on the terminal.
 MAX_NAMED = 5
 Item = TypeVar("Item")
-Classify = Callable[[Sequence[bytes]], list[Prediction]]
+Classify = Callable[[Sequence[bytes]], Iterable[Prediction]]
 
 
 class FilePrediction(Prediction):
     """A prediction with the name of its file."""
 
     filename: str
+
+
+class Outcome(NamedTuple):
+    """The number of images, of those without a label, and the error of the first of these."""
+
+    images: int
+    failed: int
+    first_error: str
 
 
 def batched(items: Iterable[Item], size: int) -> Iterator[list[Item]]:
@@ -147,9 +155,9 @@ def check_output(out: Path) -> None:
 
 def predict_to_file(
     data: Path, files: dict[str, Path], out: Path, classify: Classify, model: str
-) -> int:
+) -> Outcome:
     """Score `files`, the images of `data` by their names, into `out`, a .csv or .parquet with
-    COLUMNS; return how many have no label.
+    COLUMNS.
 
     Finished rows are kept beside `out`, and the same call after an interruption resumes there,
     unless `model`, the model's id, is another one.
@@ -164,13 +172,13 @@ def predict_to_file(
             done = _count_rows_done(part, task, names)
             with part.open("a", newline="", encoding="utf-8") as file:
                 _write_rows(file, files, done, classify)
-            bad = sum(bool(row["error"]) for row in _read_rows(part))
+            errors = [row["error"] for row in _read_rows(part) if row["error"]]
             WRITERS[out.suffix](part, out)
             part.with_suffix(".json").unlink()
             part.unlink(missing_ok=True)
     except OSError as error:
         raise UserError(f"cannot write {out}: {error}") from error
-    return bad
+    return Outcome(len(names), len(errors), next(iter(errors), ""))
 
 
 @contextmanager

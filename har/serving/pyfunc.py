@@ -2,21 +2,23 @@
 the logged model and loads them from there: a server needs no checkout of this project.
 """
 
-import base64
+import asyncio
 import logging
-import math
-import re
+import sys
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import mlflow
 import pandas as pd
 from mlflow.exceptions import MlflowException
-from mlflow.pyfunc import PythonModel, PythonModelContext
+from mlflow.pyfunc import PythonModel, PythonModelContext, scoring_server
 
-from har.data.images import ImageError
-from har.data.limits import SERVING_LIMITS
+from har.data.limits import SERVED_REQUEST, SERVING_LIMITS, UNLIMITED, RequestLimits
 from har.inference.classifier import (
     CLASSIFIER_FOLDER,
     Classifier,
@@ -25,40 +27,21 @@ from har.inference.classifier import (
     load_classifier,
 )
 from har.inference.runtimes import hide_modules
+from har.serving.bodies import COLUMN, check_rows, read_bodies_of
+from har.serving.cells import read_cell
 
 logger = logging.getLogger("har.serving")
-BASE64 = re.compile(rb"[A-Za-z0-9+/]+={0,2}")
 UNEXPECTED = "this image could not be classified; the server's log says why"
-
-
-def read_cell(cell: Any) -> bytes:
-    """Get an image's bytes from what MLflow makes of a client's value: bytes, or base64 text."""
-    if isinstance(cell, str):
-        return _read_base64(cell.encode("ascii", errors="replace"))
-    if not isinstance(cell, bytes):
-        null = cell is None or (isinstance(cell, float) and math.isnan(cell))
-        raise ImageError(f"neither bytes nor base64 but {'null' if null else type(cell).__name__}")
-    # The strings of `inputs` and `instances` arrive as undecoded bytes. No image that we accept
-    # consists of base64's characters only.
-    if len(cell) % 4 == 0 and BASE64.fullmatch(cell):
-        return _read_base64(cell)
-    return cell
-
-
-def _read_base64(text: bytes) -> bytes:
-    most = SERVING_LIMITS.bytes
-    if len(text) > most * 4 / 3 + 4:
-        raise ImageError(f"{len(text):,} characters of base64: more than {most:,} bytes")
-    try:
-        return base64.b64decode(text, validate=True)
-    except ValueError as error:
-        raise ImageError("not base64") from error
+# Requests that MLflow's server works on at a time; asyncio's default is four and one for each CPU.
+# Most of them wait for their turn.
+SERVER_THREADS = 64
 
 
 class ServedClassifier(PythonModel):  # type: ignore[misc]
     """Maps a table with one binary column `image` to one `Prediction` for each row."""
 
     classifier: Classifier
+    limits: RequestLimits = UNLIMITED
 
     def load_context(self, context: PythonModelContext) -> None:
         """Load the classifier and warm it up, so that a server that answers is ready."""
@@ -69,6 +52,11 @@ class ServedClassifier(PythonModel):  # type: ignore[misc]
         # a client's image must not cost what an image of the user's own may
         self.classifier = replace(classifier, limits=SERVING_LIMITS)
         self.classifier.warm()
+        # Spark and `mlflow models predict` pass tables of any length
+        if "mlflow.pyfunc.scoring_server.app" in sys.modules:
+            self.limits = SERVED_REQUEST
+            _widen_server()
+        read_bodies_of(_is_ours, self.limits)
 
     def predict(
         self, context: PythonModelContext, model_input: pd.DataFrame, params: Any = None
@@ -76,17 +64,42 @@ class ServedClassifier(PythonModel):  # type: ignore[misc]
         """Classify the images of a table."""
         # the answer is no table: that would turn missing values into NaN, which JSON does not have
         try:
-            cells = model_input["image"].tolist()
+            cells = model_input[COLUMN].tolist()
         except Exception:
             raise MlflowException.invalid_parameter_value(
                 "the input must be a table with one column, image"
             ) from None
+        check_rows(len(cells), self.limits)
+        # an image that is there several times is classified once
+        rows_of: dict[Any, list[int]] = {}
+        for row, cell in enumerate(cells):
+            key = cell if isinstance(cell, str | bytes) else (row,)
+            rows_of.setdefault(key, []).append(row)
+        files = [cells[rows[0]] for rows in rows_of.values()]
         try:
-            return self.classifier.classify(cells, read_cell)
+            answers = self.classifier.classify(files, read_cell, self.limits)
         # MLflow would send our stack trace to the client
         except Exception:
             logger.exception("%d images could not be classified", len(cells))
             return [explain_failure(UNEXPECTED) for _ in cells]
+        pairs = zip(rows_of.values(), answers, strict=True)
+        answer_of = {row: answer for rows, answer in pairs for row in rows}
+        return [answer_of[row] for row in range(len(cells))]
+
+
+def _is_ours(metadata: Any) -> bool:
+    return "class_names" in (metadata.metadata or {})
+
+
+def _widen_server() -> None:
+    threads = ThreadPoolExecutor(SERVER_THREADS, thread_name_prefix="request")
+
+    async def to_thread(work: Callable[..., Any], *arguments: Any) -> Any:
+        loop = asyncio.get_running_loop()
+        return await loop.run_in_executor(threads, partial(work, *arguments))
+
+    # MLflow calls asyncio.to_thread, whose threads cannot be set before its event loop runs
+    scoring_server.asyncio = SimpleNamespace(**{**vars(asyncio), "to_thread": to_thread})
 
 
 mlflow.models.set_model(ServedClassifier())

@@ -26,7 +26,15 @@ def first_line(error: Exception) -> str:
     return without_password((str(error).splitlines() or [type(error).__name__])[0])
 
 
+# Names of an address' parameters whose values are secrets; the names may have more around them.
+_SECRET = r"password|passwd|pwd|token|secret|signature|credential|api-?_?key|access-?_?key|sig|auth"
+_QUERY = re.compile(rf"([?&;][\w.\-]*(?:{_SECRET})[\w.\-]*=)[^&;#\s'\"]*", re.IGNORECASE)
+# User and password end with the last @ before a space; a password may hold any other character.
+_USER = re.compile(r"(?<=://)[^\s@/]*(?::[^\s@]*|)@(?:[^\s@/?#]*@)*")
+
+
 def without_password(text: str) -> str:
-    """Remove user and password from addresses: `http://user:password@host` to `http://host`."""
-    # a slash in a password is written %2F in an address
-    return re.sub(r"(?<=://)[^/\s]*@", "", text)
+    """Remove user and password from addresses, `http://user:password@host` to `http://host`, and
+    the values of parameters such as `?token=`.
+    """
+    return _QUERY.sub(r"\1...", _USER.sub("", text))

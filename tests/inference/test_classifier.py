@@ -4,12 +4,14 @@ import json
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
-from har.data.images import ImageError
+from har.data.images import ImageError, Pixels, decode_small
 from har.data.manifest import Manifest
+from har.inference import classifier as classifier_module
 from har.inference.classifier import (
     FACTS_FILE,
     Classifier,
@@ -91,15 +93,16 @@ def test_nothing_in_nothing_out(classifier: Classifier) -> None:
 
 
 def test_images_are_decoded_side_by_side_and_keep_their_order(
-    classifier: Classifier, files: list[bytes]
+    classifier: Classifier, files: list[bytes], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     threads = set()
 
-    def read(data: int) -> bytes:
+    def decode(*arguments: Any) -> Pixels:
         threads.add(threading.current_thread().name)
-        return files[data]
+        return decode_small(*arguments)
 
-    rows = classifier.classify(list(range(len(files))), read)
+    monkeypatch.setattr(classifier_module, "decode_small", decode)
+    rows = classifier.classify(list(range(len(files))), lambda index: files[index])
     assert rows == classifier.classify(files)
     assert all(name.startswith("decode") for name in threads)
     assert decoders() is decoders()

@@ -79,7 +79,7 @@ def test_batches() -> None:
 
 def test_kaggles_list_decides_what_is_scored_and_in_which_order(kaggle: Path) -> None:
     out = kaggle / "scores" / "p.csv"
-    assert predict_to_file(kaggle, list_unlabelled(kaggle), out, Counter(), "m") == 0
+    assert predict_to_file(kaggle, list_unlabelled(kaggle), out, Counter(), "m").failed == 0
     rows = read(out)
     assert [row["filename"] for row in rows] == [f"Image_{i}.jpg" for i in reversed(range(70))]
     first = {"filename": "Image_69.jpg", "label": "size 70", "probability": "0.75", "error": ""}
@@ -132,7 +132,7 @@ def test_bad_images_are_rows_with_an_error(kaggle: Path) -> None:
     (kaggle / "test" / "Image_5.jpg").write_bytes(b"")
     (kaggle / "test" / "Image_6.jpg").unlink()
     out = kaggle / "p.csv"
-    assert predict_to_file(kaggle, list_unlabelled(kaggle), out, Counter(), "m") == 2
+    assert predict_to_file(kaggle, list_unlabelled(kaggle), out, Counter(), "m").failed == 2
     errors = {row["filename"]: row["error"] for row in read(out) if row["error"]}
     assert errors == {
         "Image_5.jpg": "empty: 0 bytes",

@@ -25,15 +25,13 @@ from mlflow.exceptions import MlflowException
 from mlflow.pyfunc import scoring_server
 from PIL import Image
 
-from har.data.images import ImageError
-from har.data.limits import SERVING_LIMITS
 from har.data.manifest import Manifest
 from har.evaluation.evaluate import Evaluation, evaluate
 from har.inference.classifier import CLASSIFIER_FOLDER, Classifier, load_classifier, save_classifier
 from har.inference.runtimes import RUNTIMES
 from har.models.build import build_model
 from har.serving.package import SERVING_PACKAGES, log_classifier
-from har.serving.pyfunc import UNEXPECTED, ServedClassifier, read_cell
+from har.serving.pyfunc import UNEXPECTED, ServedClassifier
 from tests.conftest import tiny_backbones, tiny_recipe, tracking_to
 
 ROOT = Path(__file__).parents[2]
@@ -245,47 +243,24 @@ def test_a_bad_row_spoils_no_other(
     assert_only_bad_rows_are_bad(ask_in_process(model), kind, files)
 
 
-@pytest.mark.parametrize(
-    ("cell", "message"),
-    [
-        (None, "null"),
-        (float("nan"), "null"),
-        (3, "but int"),
-        ([b"x"], "but list"),
-        ({"b64": "x"}, "but dict"),
-        (np.zeros(3), "but ndarray"),
-        (bytearray(b"x"), "but bytearray"),
-        ("not base64!", "not base64"),
-        ("abc", "not base64"),
-        ("ab\ncd", "not base64"),
-        ("größe", "not base64"),
-        ("data:image/png;base64,AAAA", "not base64"),
-        ("A" * (SERVING_LIMITS.bytes * 4 // 3 + 8), "more than 25,000,000 bytes"),
-    ],
-    ids=lambda value: str(value)[:20],
-)
-def test_cells_that_hold_no_file(cell: Any, message: str) -> None:
-    with pytest.raises(ImageError, match=message):
-        read_cell(cell)
-
-
-def test_cells_that_hold_a_file(files: list[bytes]) -> None:
-    kinds = [encode(Image.new("L", (9, 9)), kind) for kind in ("PNG", "GIF", "WEBP", "BMP")]
-    for data in [*files, *kinds, b"", b"abc", b"\0AAA"]:
-        assert read_cell(data) == data
-        assert read_cell(text_of(data)) == data
-        # as MLflow passes the strings of `inputs`
-        assert read_cell(text_of(data).encode()) == data
-        assert read_cell(np.bytes_(text_of(data))) == data
-
-
 def test_columns_of_any_type_are_rows_with_errors(
     model: mlflow.pyfunc.PyFuncModel, files: list[bytes]
 ) -> None:
-    cells = [files[0], None, float("nan"), 3, 2.5, True, [1], {"a": 1}, text_of(files[0])]
+    cells = [
+        files[0],
+        None,
+        float("nan"),
+        3,
+        2.5,
+        True,
+        [1],
+        {"a": 1},
+        text_of(files[0]),
+        bytearray(files[0]),
+    ]
     rows = model.predict(pd.DataFrame({"image": cells}))
-    assert [row["error"] is None for row in rows] == [True, *[False] * 7, True]
-    assert rows[0]["label"] == rows[-1]["label"]
+    assert [row["error"] is None for row in rows] == [True, *[False] * 7, True, True]
+    assert rows[0]["label"] == rows[-2]["label"] == rows[-1]["label"]
     parse(json.dumps(rows))
 
 
@@ -353,9 +328,10 @@ def har_imports(module: str, seen: dict[str, set[str]]) -> dict[str, set[str]]:
 
 def test_serving_needs_only_the_packages_it_pins() -> None:
     found = har_imports("serving.pyfunc", {})
-    inner = {"inference.classifier", "inference.runtimes", "inference.freezing"}
+    inner = {f"inference.{name}" for name in ("classifier", "runtimes", "freezing", "turns")}
     inner |= {f"data.{name}" for name in DECODING}
-    assert set(found) == inner | {"serving.pyfunc", "recipe", *UTIL}
+    inner |= {f"serving.{name}" for name in ("pyfunc", "cells", "bodies")}
+    assert set(found) == inner | {"recipe", *UTIL}
     packages = {name.split(".")[0] for names in found.values() for name in names}
     pinned = {name.replace("pillow", "PIL") for name in SERVING_PACKAGES}
     pinned |= {name for runtime in RUNTIMES.values() for name in runtime.packages}

@@ -4,19 +4,22 @@ executed in empty virtual environments; nginx in front of a stub and of the real
 
 import base64
 import http.client
+import io
 import json
 import os
 import re
 import shlex
 import shutil
+import socket
 import subprocess
 import sys
 import threading
 import time
 import tomllib
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -24,12 +27,14 @@ from tempfile import TemporaryDirectory
 from typing import Any, NamedTuple
 
 import mlflow
+import PIL.Image as pillow
 import pytest
 import yaml
 from mlflow.cli import server as mlflow_server
 from mlflow.models.cli import commands as mlflow_models
 from packaging.requirements import Requirement
 
+from har.data.images import decode_rgb
 from har.inference.classifier import CLASSIFIER_FOLDER, Classifier, load_classifier, save_classifier
 from har.inference.runtimes import RUNTIMES
 from har.models import backbones
@@ -47,7 +52,7 @@ DOCKER = ROOT / "docker"
 DOCKERFILES = ("Dockerfile", "Dockerfile.serve")
 
 
-PINNED_IMAGE = r"[a-z/]+:\d+\.\d+(\.\d+)?-[a-z-]+"
+PINNED_IMAGE = r"[a-z/]+:\d+\.\d+\.\d+-[a-z-]+"
 
 
 NGINX = shutil.which("nginx", path=f"{PATH}{os.pathsep}/usr/sbin")
@@ -182,8 +187,44 @@ def test_compose_opens_nothing_to_other_machines() -> None:
     for service in services.values():
         assert all(port.startswith("127.0.0.1:") for port in service.get("ports", []))
         assert service["cap_drop"] == ["ALL"] and "restart" in service
+        assert service["security_opt"] == ["no-new-privileges:true"]
+        assert "privileged" not in service and "network_mode" not in service
     assert re.fullmatch(PINNED_IMAGE, services["proxy"]["image"])
-    assert services["proxy"]["user"].split(":")[0] != "0"
+    assert all(service["user"].split(":")[0] != "0" for service in services.values())
+
+
+@pytest.mark.parametrize("name", ["mlflow", "model-server", "proxy"])
+def test_each_container_is_bounded(name: str) -> None:
+    service = compose()["services"][name]
+    assert service["read_only"] is True and service["pids_limit"] <= 512
+    assert service["mem_limit"] == service["memswap_limit"] and service["cpus"]
+    assert set(service["logging"]["options"]) == {"max-size", "max-file"}
+    assert all(re.search(r":size=\d+[mg]\b", each) for each in service["tmpfs"])
+    written = [each.split(":")[0] for each in service["tmpfs"]]
+    volumes = [each for each in service.get("volumes", []) if not each.endswith(":ro")]
+    assert written == ["/tmp"] and volumes == (["mlflow:/mlflow"] if name == "mlflow" else [])
+
+
+def test_the_proxy_and_the_tracking_server_share_no_network() -> None:
+    services, networks = compose()["services"], compose()["networks"]
+    joined = {name: set(service["networks"]) for name, service in services.items()}
+    assert not joined["proxy"] & joined["mlflow"]
+    assert all(joined["model-server"] & joined[name] for name in ("proxy", "mlflow"))
+    # whoever runs code in the model server reaches no other machine
+    assert all(networks[name]["internal"] for name in joined["model-server"])
+
+
+def test_health_is_an_image_that_is_classified() -> None:
+    image = re.compile(r'\{"inputs": \["(\S+)"\]\}')
+    proxy, server = (
+        " ".join(compose()["services"]["proxy"]["healthcheck"]["test"]),
+        " ".join(words("Dockerfile.serve", "HEALTHCHECK")),
+    )
+    found = [image.search(text) for text in (proxy, server)]
+    for match in found:
+        assert match is not None
+        assert decode_rgb(base64.b64decode(match[1])).shape == (1, 1, 3)
+    assert all("/invocations" in text and "/ping" not in text for text in (proxy, server))
 
 
 def test_parts_of_compose_fit_together() -> None:
@@ -194,8 +235,8 @@ def test_parts_of_compose_fit_together() -> None:
     assert services["mlflow"]["volumes"] == ["mlflow:/mlflow"]
     assert "mlflow" in compose()["volumes"]
     port = dict(instructions("Dockerfile.serve"))["EXPOSE"]
-    assert f"set $model_server model-server:{port};" in (DOCKER / "nginx.conf").read_text()
-    assert f":{port}/ping" in words("Dockerfile.serve", "HEALTHCHECK")[-1]
+    assert f"default model-server:{port};" in (DOCKER / "nginx.conf").read_text()
+    assert f":{port}/invocations" in words("Dockerfile.serve", "HEALTHCHECK")[-1]
     for service in services.values():
         if "build" in service:
             assert (DOCKER / service["build"]["context"] / service["build"]["dockerfile"]).is_file()
@@ -234,10 +275,13 @@ def send(
     body: Any = None,
     content_type: str | None = "application/json",
     method: str = "",
+    more: dict[str, str] | None = None,
+    limit_s: float = 120,
 ) -> Answer:
     """A request as it is, without what urllib adds to one."""
-    connection = http.client.HTTPConnection(address.removeprefix("http://"), timeout=120)
+    connection = http.client.HTTPConnection(address.removeprefix("http://"), timeout=limit_s)
     headers = {"Content-Type": content_type} if content_type else {}
+    headers |= more or {}
     try:
         connection.request(method or ("POST" if body else "GET"), path, body, headers)
         answer = connection.getresponse()
@@ -301,10 +345,11 @@ def held_up() -> Iterator[None]:
 
 
 @contextmanager
-def proxy(upstream: int, **changes: str) -> Iterator[str]:
+def proxy(upstream: int, log: Path | None = None, **changes: str) -> Iterator[str]:
     """The real nginx with docker/nginx.conf, as a user without rights, before a local port.
 
-    `changes` are directives to set otherwise, so that a test need not wait a minute.
+    `changes` are directives to set otherwise, so that a test need not wait a minute; with `log`,
+    its log is copied there.
     """
     assert NGINX is not None
     port = free_port()
@@ -316,7 +361,7 @@ def proxy(upstream: int, **changes: str) -> Iterator[str]:
         conf = conf.replace("model-server:5001", f"127.0.0.1:{upstream}")
         for directive, value in changes.items():
             conf, count = re.subn(rf"\b{directive} [^;]+;", f"{directive} {value};", conf)
-            assert count == 1, directive
+            assert count, directive
         (folder / "nginx.conf").write_text(conf)
         (folder / "log").touch()
         nobody: dict[str, Any] = {}
@@ -325,14 +370,16 @@ def proxy(upstream: int, **changes: str) -> Iterator[str]:
                 os.chown(path, 65534, 65534)
             nobody = {"user": 65534, "group": 65534, "extra_groups": []}
         command = [NGINX, "-c", folder / "nginx.conf", "-g", "daemon off;"]
-        with (folder / "log").open("w") as log:
-            process = subprocess.Popen(command, stdout=log, stderr=log, **nobody)
+        with (folder / "log").open("w") as file:
+            process = subprocess.Popen(command, stdout=file, stderr=file, **nobody)
         try:
             wait_until_answers(f"127.0.0.1:{port}", process, folder / "log")
             yield f"http://127.0.0.1:{port}"
         finally:
             process.terminate()
             process.wait(timeout=30)
+            if log is not None:
+                shutil.copy(folder / "log", log)
 
 
 def wait_until_answers(address: str, process: subprocess.Popen, log: Path) -> None:
@@ -368,8 +415,8 @@ REFUSED = {
         415,
         "UNSUPPORTED_MEDIA_TYPE",
     ),
-    "30 MB": ({"body": b" " * 30 * MEGABYTE}, 413, "TOO_LARGE"),
-    "30 MB in pieces": ({"body": [b" " * MEGABYTE] * 30}, 413, "TOO_LARGE"),
+    "40 MB": ({"body": b" " * 40 * MEGABYTE}, 413, "TOO_LARGE"),
+    "40 MB in pieces": ({"body": [b" " * MEGABYTE] * 40}, 413, "TOO_LARGE"),
     "GET": ({}, 405, "METHOD_NOT_ALLOWED"),
     "PUT": ({"method": "PUT", "body": "{}"}, 405, "METHOD_NOT_ALLOWED"),
     "POST to /ping": ({"path": "/ping", "body": "{}"}, 405, "METHOD_NOT_ALLOWED"),
@@ -381,6 +428,33 @@ REFUSED = {
     "the server's own pages": ({"path": "/docs"}, 404, "NOT_FOUND"),
     "an unknown path": ({"path": "/invocations/x"}, 404, "NOT_FOUND"),
     "its page of errors": ({"path": "/error"}, 404, "NOT_FOUND"),
+    "a foreign host": ({"more": {"Host": "evil.example"}, "body": "{}"}, 421, "UNKNOWN_HOST"),
+    "a host that ends like ours": (
+        {"more": {"Host": "localhost.evil.example:8080"}, "path": "/ping"},
+        421,
+        "UNKNOWN_HOST",
+    ),
+    "an address of the network": (
+        {"more": {"Host": "192.168.0.7"}, "path": "/ping"},
+        421,
+        "UNKNOWN_HOST",
+    ),
+    "a long body for a foreign host": (
+        {"more": {"Host": "evil.example"}, "body": b" " * MEGABYTE},
+        413,
+        "TOO_LARGE",
+    ),
+    "a page of another origin": (
+        {"more": {"Origin": "http://evil.example"}, "body": "{}"},
+        403,
+        "FORBIDDEN",
+    ),
+    "a page of no origin": ({"more": {"Origin": "null"}, "path": "/ping"}, 403, "FORBIDDEN"),
+    "a page of this computer": (
+        {"more": {"Origin": "http://localhost:3000"}, "body": "{}"},
+        403,
+        "FORBIDDEN",
+    ),
     "a path that is none": ({"path": "/%zz"}, 400, "BAD_REQUEST"),
     "a long path": ({"path": "/" + "x" * 40_000}, 414, "ERROR"),
     "a long header": ({"path": "/ping", "content_type": "x" * 40_000}, 400, "BAD_REQUEST"),
@@ -401,7 +475,7 @@ def test_proxy_refuses_in_json(before_stub: str, name: str) -> None:
 @needs_nginx
 @pytest.mark.parametrize("content_type", ["application/json", "application/json; charset=utf-8"])
 def test_proxy_lets_json_through_unchanged(before_stub: str, content_type: str) -> None:
-    for body in ('{"é": 1}', json.dumps("x" * 20 * MEGABYTE)):
+    for body in ('{"é": 1}', json.dumps("x" * 34 * MEGABYTE)):
         answer = send(before_stub, body=body.encode(), content_type=content_type)
         assert (answer.status, answer.text) == (200, body)
     for path in ("/ping", "/health", "/version"):
@@ -434,19 +508,114 @@ def test_proxy_ends_what_takes_too_long(stub: int) -> None:
         slow.putheader("Content-Type", "application/json")
         slow.putheader("Content-Length", "10")
         slow.endheaders()
-        with pytest.raises(http.client.RemoteDisconnected):
+        with pytest.raises(ConnectionResetError):
             slow.getresponse()
 
 
 @needs_nginx
 def test_proxy_limits_what_one_client_may_ask_at_once(stub: int) -> None:
-    with proxy(stub, limit_conn="clients 1") as address, ThreadPoolExecutor() as pool:
+    with proxy(stub, **{"limit_conn clients": "1"}) as address, ThreadPoolExecutor() as pool:
         with held_up():
             first = pool.submit(send, address, body="0")
             assert Stub.arrived.wait(30)
             second = send(address, body="{}")
         assert (second.status, second.error_code) == (429, "TOO_MANY_REQUESTS")
         assert first.result().status == 200
+
+
+def open_slowly(address: str, sent: bytes) -> socket.socket:
+    """A client that stops in the middle of its request."""
+    host, port = address.removeprefix("http://").split(":")
+    client = socket.create_connection((host, int(port)), timeout=30)
+    client.sendall(sent)
+    return client
+
+
+HEAD = b"POST /invocations HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
+# What a slow client sends before it stops, and how many of them come.
+SLOW = {
+    "no byte": (b"", 500),
+    "half a header": (b"POST /invocations HT", 800),
+    "a header without its end": (HEAD, 800),
+    "a body of one byte": (HEAD + b"Content-Length: 30000000\r\n\r\n{", 50),
+    "a chunk of one byte": (HEAD + b"Transfer-Encoding: chunked\r\n\r\nfff\r\n{", 50),
+    "most of a body": (HEAD + b"Content-Length: 900000\r\n\r\n{" + b" " * 890_000, 50),
+}
+
+
+@needs_nginx
+@pytest.mark.parametrize("name", SLOW)
+def test_slow_clients_take_no_slot(before_stub: str, name: str) -> None:
+    sent, count = SLOW[name]
+    with ExitStack() as clients:
+        for _ in range(count):
+            clients.enter_context(open_slowly(before_stub, sent))
+        started = time.monotonic()
+        answer = send(before_stub, body="{}")
+        assert (answer.status, answer.text) == (200, "{}")
+        assert time.monotonic() - started < 5
+
+
+@needs_nginx
+def test_a_pause_ends_an_upload(stub: int) -> None:
+    with proxy(stub, client_body_timeout="1s", client_header_timeout="1s") as address:
+        for sent, _ in SLOW.values():
+            with open_slowly(address, sent) as client, suppress(ConnectionResetError):
+                assert client.recv(100) in (b"", b"HTTP/1.1 408 Request Time-out\r\n"[:100])
+
+
+@needs_nginx
+def test_an_address_has_a_number_of_uploads(stub: int) -> None:
+    with proxy(stub, **{"limit_conn uploads": "3"}) as address, ExitStack() as clients:
+        sent, _ = SLOW["a body of one byte"]
+        for _ in range(3):
+            clients.enter_context(open_slowly(address, sent))
+        time.sleep(0.5)
+        assert send(address, body="{}").error_code == "TOO_MANY_REQUESTS"
+
+
+@needs_nginx
+def test_a_client_that_leaves_keeps_its_slot(stub: int) -> None:
+    """The model server cannot know that nobody waits any more."""
+    with proxy(stub, **{"limit_conn clients": "1"}) as address:
+        with held_up():
+            with open_slowly(address, HEAD + b"Content-Length: 1\r\n\r\n0"):
+                assert Stub.arrived.wait(30)
+            time.sleep(0.5)
+            assert send(address, body="{}").status == 429
+        for _ in range(50):
+            if send(address, body="{}").status == 200:
+                return
+            time.sleep(0.1)
+        pytest.fail("the slot is never free again")
+
+
+# Requests that could write much into a log: 70 kB of each.
+LOUD: dict[str, bytes] = {
+    "a long path": b"GET /" + b"\xff" * 3_000 + b" HTTP/1.1\r\nHost: localhost\r\n\r\n",
+    "a long query": b"GET /ping?" + b"%00" * 1_000 + b" HTTP/1.1\r\nHost: localhost\r\n\r\n",
+    "a path beyond the limit": b"GET /" + b"x" * 70_000 + b" HTTP/1.1\r\n\r\n",
+    "a long method": b"A" * 3_000 + b" / HTTP/1.1\r\nHost: localhost\r\n\r\n",
+    "long headers": b"GET /ping HTTP/1.1\r\nHost: localhost\r\n"
+    + b"".join(b"User-Agent: " + b"\x80" * 3_000 + b"\r\n" for _ in range(5))
+    + b"\r\n",
+    "a long host": b"GET /ping HTTP/1.1\r\nHost: " + b"\xe9" * 3_000 + b"\r\n\r\n",
+    "lines without an end": b"\r\n" * 35_000 + b"GET\0\r\n\r\n",
+    "a body": HEAD + b"Content-Length: 70000\r\n\r\n" + b"\xff" * 70_000,
+}
+
+
+@needs_nginx
+@pytest.mark.parametrize("name", LOUD)
+def test_a_request_writes_little_into_the_log(stub: int, name: str, tmp_path: Path) -> None:
+    log = tmp_path / "log"
+    with proxy(stub, log) as address:
+        for _ in range(10):
+            with open_slowly(address, LOUD[name]) as client, suppress(ConnectionError):
+                client.settimeout(10)
+                client.recv(4096)
+        assert send(address, "/ping").status == 200
+    assert 0 < log.stat().st_size < 10 * 3_000
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -502,9 +671,13 @@ def stock(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, Serve
         patch.chdir(folder)
         served = register_champion(store, folder)
     command = words("Dockerfile.serve", "CMD")
-    away = {"MLFLOW_TRACKING_URI": store, "PYTHONSAFEPATH": "1"}
+    home = folder / "home"
+    home.mkdir()
+    away = {"MLFLOW_TRACKING_URI": store, "PYTHONSAFEPATH": "1", "HOME": str(home)}
     with serving(command, free_port(), folder / "log", **away) as address:
         yield address, served
+    # what attackers sent is not in the log
+    assert (folder / "log").stat().st_size < 3_000_000
 
 
 @pytest.fixture(scope="module")
@@ -533,9 +706,15 @@ BADLY_DONE = {
     "CSV": ({"body": b"\xff", "content_type": "text/csv"}, 400, 415),
     "parquet": ({"body": "junk", "content_type": "application/vnd.apache.parquet"}, 400, 415),
     "no JSON": ({"body": "{"}, 400, 400),
-    "deep JSON": ({"body": "[" * 100_000}, 500, 500),
-    "malformed base64": ({"body": one_column("abc")}, 400, 400),
-    "30 MB": ({"body": one_column("A" * 30 * MEGABYTE)}, 200, 413),
+    "an unknown encoding": (
+        {"body": "{}", "content_type": "application/json; charset=latin-1"},
+        415,
+        415,
+    ),
+    "deep JSON": ({"body": "[" * 15_000}, 400, 400),
+    "5,000 digits": ({"body": '{"inputs": [' + "9" * 5_000 + "]}"}, 400, 400),
+    "1,001 images": ({"body": json.dumps({"inputs": ["A"] * 1001})}, 413, 413),
+    "40 MB": ({"body": one_column("A" * 40 * MEGABYTE)}, 413, 413),
     "GET": ({}, 405, 405),
     "its own documentation": ({"path": "/docs"}, 200, 404),
 }
@@ -553,6 +732,113 @@ def test_proxy_shuts_off_what_the_stock_server_does_badly(
     assert ("Traceback" in by_itself.text) == (name == "parquet")
     answer = send(before_stock, **request)
     assert answer.status == behind and answer.error_code
+
+
+def encode(image: pillow.Image, kind: str, **options: Any) -> bytes:
+    buffer = io.BytesIO()
+    image.save(buffer, kind, **options)
+    return buffer.getvalue()
+
+
+def inputs(files: Iterable[bytes]) -> bytes:
+    return json.dumps({"inputs": [base64.b64encode(data).decode() for data in files]}).encode()
+
+
+def different(data: bytes, count: int) -> Iterator[bytes]:
+    """The same image, with other bytes behind it: nothing can be answered from memory."""
+    return (data + i.to_bytes(4, "big") for i in range(count))
+
+
+def small_images(count: int) -> list[bytes]:
+    return [encode(pillow.new("RGB", (8, 8), (i % 256, i // 256, 0)), "PNG") for i in range(count)]
+
+
+# Bodies that cost much more than they weigh, and how many clients send them again and again.
+ATTACKS: dict[str, tuple[Callable[[], bytes], int]] = {
+    "WebP of 50 megapixels, copies": (
+        lambda: inputs([encode(pillow.new("RGB", (10_000, 5_000)), "WEBP", lossless=True)] * 1000),
+        3,
+    ),
+    "WebP of 25 megapixels": (
+        lambda: inputs(
+            different(encode(pillow.new("RGB", (5_000, 5_000)), "WEBP", lossless=True), 1000)
+        ),
+        3,
+    ),
+    "WebP of 25 megapixels, 16 clients": (
+        lambda: inputs(
+            different(encode(pillow.new("RGBA", (5_000, 5_000)), "WEBP", lossless=True), 1000)
+        ),
+        16,
+    ),
+    "PNG of 40 megapixels": (
+        lambda: inputs(
+            different(encode(pillow.new("RGBA", (8_000, 5_000)), "PNG", optimize=True), 12)
+        ),
+        16,
+    ),
+    "GIF of 50 megapixels": (
+        lambda: inputs(different(encode(pillow.new("L", (10_000, 5_000)), "GIF"), 12)),
+        8,
+    ),
+    "one image of 50 megapixels each": (
+        lambda: inputs([encode(pillow.new("RGB", (10_000, 5_000)), "JPEG", progressive=False)]),
+        16,
+    ),
+    "1,000 small images": (lambda: inputs(small_images(1000)), 16),
+    "a long row among short ones": (
+        lambda: json.dumps(
+            {"instances": [{"image": "A" * 20 * MEGABYTE}, *[{"image": "A"}] * 999]}
+        ).encode(),
+        4,
+    ),
+    "empty lists": (lambda: b'{"inputs": [' + b"[]," * 10 * MEGABYTE + b"[]]}", 4),
+    "numbers": (lambda: b'{"inputs": [' + b"1," * 15 * MEGABYTE + b"1]}", 4),
+    "deep JSON": (lambda: b'{"inputs": ' + b"[" * 9_000, 16),
+    "long text that is not base64": (
+        lambda: json.dumps({"inputs": ["AAAA" * 5 * MEGABYTE + "!"]}).encode(),
+        8,
+    ),
+}
+
+
+@pytest.mark.slow
+@needs_nginx
+@pytest.mark.parametrize("name", ATTACKS)
+def test_others_are_answered_during_an_attack(stock: tuple[str, Served], name: str) -> None:
+    build_body, clients = ATTACKS[name]
+    body, over = build_body(), threading.Event()
+    ends: list[int] = []
+
+    def attack() -> None:
+        while not over.is_set():
+            with suppress(OSError):
+                ends.append(send(before, body=body, limit_s=10).status)
+            time.sleep(0.1)
+
+    normal = inputs([stock[1].photos[0]])
+    took = []
+    # a proxy of its own: the slots of the attack before may still be taken
+    port = int(stock[0].rpartition(":")[2])
+    with proxy(port) as before, ThreadPoolExecutor(clients) as pool:
+        try:
+            for _ in range(clients):
+                pool.submit(attack)
+            time.sleep(2)
+            for _ in range(4):
+                started = time.monotonic()
+                # an address of its own would be another client's; here it would be 429
+                answer = send(stock[0], body=normal)
+                took.append(time.monotonic() - started)
+                assert answer.status == 200, answer
+                assert json.loads(answer.text)["predictions"][0]["label"]
+                time.sleep(0.5)
+        finally:
+            over.set()
+    print(name, len(body), [round(each, 2) for each in took], Counter(ends))
+    assert max(took) < 5, took
+    # each attack ends in an answer or a refusal
+    assert set(ends) <= {200, 400, 413, 429}
 
 
 @dataclass(frozen=True, kw_only=True)

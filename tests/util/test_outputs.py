@@ -146,7 +146,7 @@ def test_predictions_are_never_written_through_a_link(
         else:
             link.symlink_to(victims / name)
     before = {each.name: each.read_bytes() for each in victims.iterdir()}
-    assert predict_to_file(raw, list_unlabelled(raw), out, answer, "m") == 0
+    assert predict_to_file(raw, list_unlabelled(raw), out, answer, "m").failed == 0
     assert {each.name: each.read_bytes() for each in victims.iterdir()} == before
     assert out.is_file() and not out.is_symlink() and out.stat().st_size > 500
 
