@@ -75,7 +75,7 @@ class Source:
     name: str
     root: Path
     why: str
-    layout: Literal["table", "class_folders", "split_folders", "prepared"] = "class_folders"
+    layout: Literal["table", "class_folders", "split_folders", "prepared"]
     table: Path | None = None
 
     @cached_property
@@ -359,7 +359,7 @@ def _sample_source(why: str) -> Source:
     folder = cache_folder() / f"sample-{SAMPLE_VERSION}-{SAMPLE_PER_CLASS}"
     if not (folder / LABELS_FILE).is_file():
         draw_sample(folder, SAMPLE_PER_CLASS, SAMPLE_TEST_IMAGES, seed=0)
-    return Source(name="sample", root=folder, why=why)
+    return replace(folder_source(folder, why), name="sample")
 
 
 def draw_sample(out: Path, per_class: int, test_images: int, seed: int) -> Path:

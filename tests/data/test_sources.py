@@ -7,7 +7,9 @@ from types import SimpleNamespace
 import pytest
 
 from har.data import sources
+from har.data.prepare import prepare
 from har.data.sources import find_source
+from har.data.splits import Split
 from har.util.errors import UserError
 from tests.conftest import write_images
 
@@ -41,6 +43,7 @@ def test_auto_prefers_har_data_then_kaggle_then_data_then_sample(
 
 def test_sample_is_drawn_once(small_sample: None) -> None:
     first = find_source("sample")
+    assert len(prepare(first, Path("out"), Split(test_fraction=0)).class_names) == 15
     times = [path.stat().st_mtime_ns for path in sorted(first.root.rglob("*"))]
     assert [p.stat().st_mtime_ns for p in sorted(find_source("sample").root.rglob("*"))] == times
     assert not [path for path in first.root.parent.iterdir() if path.name.startswith(".")]
