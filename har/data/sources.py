@@ -228,6 +228,7 @@ def _recognise(root: Path, why: str, *, inside: bool) -> Source | None:
         name=for_terminal(root.name),
         root=root,
         why=f"{why}, its folder {root.name}/" if inside else why,
+        layout="class_folders",
     )
     tables = _list_tables(root)
     if table := _choose_table(tables, LABELS_TABLE):
