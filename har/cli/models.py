@@ -69,6 +69,7 @@ def evaluate(
 
     found = find_named_data(data)
     from har.data.prepare import load_manifest
+    from har.evaluation.evaluate import format_classes
     from har.evaluation.robustness import format_table
     from har.jobs.evaluate import evaluate_logged_model
     from har.serving.load import load_logged_model
@@ -79,7 +80,7 @@ def evaluate(
     # by default the images that the model's own run held out
     manifest = load_manifest(found, pop_split(options), logged.split, image_root)
     evaluation, robustness = evaluate_logged_model(logged, manifest, experiment, robustness_images)
-    show(evaluation.per_class.to_string(index=False, float_format="{:.3f}".format))
+    show(format_classes(evaluation.per_class))
     for name, value in evaluation.scores.items():
         show(f"{name:<18} {value:.4f}")
     if robustness is not None:

@@ -79,9 +79,9 @@ def run_ablation(asked: Ablation) -> str:
         sentences = [for_terminal(ablation.summarise_effect(each)) for each in effects]
         if asked.num_seeds == 1:
             sentences.append(ONE_SEED)
-        run.log_table(ablation.tabulate_effects(effects), "ablation.csv")
+        run.log_table(lambda: ablation.tabulate_effects(effects), "ablation.csv")
         mlflow.log_text("\n".join([table, "", *sentences]), "ablation.txt")
-        mlflow.log_figure(draw_waterfall(effects), "figures/waterfall.png")
+        run.log_figure(lambda: draw_waterfall(effects), "figures/waterfall.png")
         run.describe("  \n".join(map(for_markdown, sentences)))
     page = map(for_terminal, describe_run_page(run.id))
     return "\n".join([table, "", *sentences, "", *page])

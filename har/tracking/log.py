@@ -2,9 +2,10 @@
 
 import json
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
+from typing import Any
 
 import mlflow
 import mlflow.data.pandas_dataset
@@ -43,10 +44,10 @@ def log_preparation(run: Run, manifest: Manifest, report: str) -> None:
     run.log_params({**asdict(manifest.summary.split), **count_images(manifest)})
     run.log_dataset(_build_dataset(manifest), "preparation")
     _log_manifest(manifest)
-    run.log_table(describe_groups(manifest.table), "duplicates.csv")
+    run.log_table(lambda: describe_groups(manifest.table), "duplicates.csv")
     mlflow.log_text(report, REPORT_FILE)
-    mlflow.log_figure(draw_class_balance(manifest), "figures/class_balance.png")
-    mlflow.log_figure(draw_samples(manifest), "figures/samples.png")
+    run.log_figure(lambda: draw_class_balance(manifest), "figures/class_balance.png")
+    run.log_figure(lambda: draw_samples(manifest), "figures/samples.png")
 
 
 def _log_manifest(manifest: Manifest) -> None:
@@ -109,7 +110,7 @@ def log_result(run: Run, job: TrainingJob, result: Result) -> None:
     recipes = {"requested": asdict(job.requested), "used": asdict(job.used)}
     mlflow.log_dict({"variant": job.variant, **recipes}, RECIPE_ARTIFACT)
     mlflow.log_text(json.dumps(result.history, indent=1), HISTORY_ARTIFACT)
-    mlflow.log_figure(figures.draw_curves(result.history), "figures/learning_curves.png")
+    run.log_figure(lambda: figures.draw_curves(result.history), "figures/learning_curves.png")
     _log_manifest(job.manifest)
 
 
@@ -119,20 +120,21 @@ def log_evaluation(
     """Log test scores, latency, tables and figures; link the scores to the model and the data."""
     dataset = _build_dataset(manifest)
     run.log_metrics(evaluation.scores | asdict(latency), model_id=model_id, dataset=dataset)
-    tables = {
-        "per_class": evaluation.per_class,
-        "predictions": evaluation.predictions,
-        "mistakes": evaluation.mistakes,
-        "reliability": evaluation.reliability,
-        "accuracy_by_duplicate": tabulate_by_duplicate(evaluation, manifest),
+    tables: dict[str, Callable[[], Any]] = {
+        "per_class": lambda: evaluation.per_class,
+        "confusion": lambda: evaluation.confusion,
+        "predictions": lambda: evaluation.predictions,
+        "mistakes": lambda: evaluation.mistakes,
+        "reliability": lambda: evaluation.reliability,
+        "accuracy_by_duplicate": lambda: tabulate_by_duplicate(evaluation, manifest),
     }
-    for name, table in tables.items():
-        run.log_table(table, f"evaluation/{name}.csv")
-    drawn = {
-        "confusion_matrix": figures.draw_confusion(evaluation),
-        "class_recall": figures.draw_class_intervals(evaluation),
-        "reliability": figures.draw_reliability(evaluation),
-        "mistakes": figures.draw_mistakes(evaluation, manifest.root),
+    for name, build in tables.items():
+        run.log_table(build, f"evaluation/{name}.csv")
+    drawn: dict[str, Callable[[], Any]] = {
+        "confusion_matrix": lambda: figures.draw_confusion(evaluation),
+        "class_recall": lambda: figures.draw_class_intervals(evaluation),
+        "reliability": lambda: figures.draw_reliability(evaluation),
+        "mistakes": lambda: figures.draw_mistakes(evaluation, manifest.root),
     }
-    for name, figure in drawn.items():
-        mlflow.log_figure(figure, f"figures/{name}.png")
+    for name, draw in drawn.items():
+        run.log_figure(draw, f"figures/{name}.png")

@@ -8,13 +8,14 @@ import logging
 import os
 import re
 import shlex
+import tempfile
 import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import mlflow
 import requests
@@ -32,8 +33,10 @@ from har.util.escaping import for_terminal, format_csv
 from har.util.files import cache_folder
 from har.util.locks import file_lock
 from har.util.process import format_program
+from har.util.progress import warn
 from har.util.signals import defer_interrupts
 
+Built = TypeVar("Built")
 DEFAULT_EXPERIMENT = "har"
 # What --offline uses.
 OFFLINE_STORE = "sqlite:///mlflow.db"
@@ -74,9 +77,22 @@ class Run:
         """Log the images as the run's input; other runs may log the same ones now."""
         retry_once(lambda: mlflow.log_input(dataset, context))
 
-    def log_table(self, table: Any, artifact: str) -> None:
-        """Log a table as a CSV artifact."""
-        mlflow.log_text(format_csv(table), artifact)
+    def log_table(self, build: Callable[[], Any], artifact: str) -> None:
+        """Build a table and log it as a CSV artifact; warn if it cannot be built."""
+        if (text := _try_to_build(lambda: format_csv(build()), artifact)) is not None:
+            mlflow.log_text(text, artifact)
+
+    def log_figure(self, draw: Callable[[], Any], artifact: str) -> None:
+        """Draw a figure and log it as a PNG artifact; warn if it cannot be drawn."""
+        with tempfile.TemporaryDirectory() as scratch:
+            file = Path(scratch) / Path(artifact).name
+
+            def save() -> Path:
+                draw().savefig(file)
+                return file
+
+            if _try_to_build(save, artifact):
+                mlflow.log_artifact(str(file), str(Path(artifact).parent))
 
     def describe(self, text: str) -> None:
         """Set the Markdown text above the run in the MLflow UI."""
@@ -86,6 +102,17 @@ class Run:
         """End the run as FINISHED."""
         _end_run("FINISHED")
         self.finished = True
+
+
+def _try_to_build(build: Callable[[], Built], artifact: str) -> Built | None:
+    """Return what `build` builds. A run is worth more than one of its pictures or tables: whatever
+    goes wrong is a warning, too little memory included.
+    """
+    try:
+        return build()
+    except Exception as error:
+        warn(f"left out: {artifact}: {first_line(error)}")
+        return None
 
 
 @contextmanager
