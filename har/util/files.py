@@ -1,10 +1,12 @@
 """Atomic, durable file writes; digests of files; the cache folder."""
 
+import errno
 import hashlib
 import os
 import stat
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from io import BufferedReader
 from pathlib import Path
 from typing import IO
 from uuid import uuid4
@@ -67,9 +69,12 @@ def sync_folder(folder: Path) -> None:
 
 
 def digest_file(path: Path) -> str:
-    """Return the SHA-256 of a file, 64 hexadecimal digits."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    """Return the SHA-256 of a regular file, 64 hexadecimal digits; any other is an OSError."""
+    try:
+        with open_regular_file(path) as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except ValueError as error:
+        raise OSError(errno.EINVAL, str(error), str(path)) from error
 
 
 def digest_bytes(data: bytes) -> str:
@@ -93,7 +98,7 @@ def storable(name: str) -> str:
 
 
 @contextmanager
-def open_regular_file(path: Path) -> Iterator[IO[bytes]]:
+def open_regular_file(path: Path) -> Iterator[BufferedReader]:
     """Open a file for reading, and nothing but a regular one: a device or a pipe could block or
     never end.
 
