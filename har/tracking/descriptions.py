@@ -8,7 +8,9 @@ from har.evaluation.evaluate import Evaluation
 from har.tracking.tags import count_images
 from har.training.job import TrainingJob
 from har.training.train import Result
+from har.util.errors import without_password
 from har.util.escaping import for_markdown
+from har.util.files import shorten_home
 
 
 def describe_preparation(run_id: str, manifest: Manifest) -> str:
@@ -53,7 +55,7 @@ def describe_training(
 def describe_evaluation(run_id: str, uri: str, evaluation: Evaluation) -> str:
     """Describe the evaluation of a logged model."""
     return _join_lines(
-        f"{for_markdown(uri)} on the test split",
+        f"{for_markdown(shorten_home(without_password(uri)))} on the test split",
         _format_scores(evaluation),
         _link_evaluation(run_id),
     )

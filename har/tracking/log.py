@@ -4,7 +4,7 @@ import json
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any
 
 import mlflow
@@ -14,17 +14,26 @@ from mlflow.entities import Metric
 from har.data.duplicates import describe_groups
 from har.data.manifest import Manifest, format_manifest_files
 from har.data.report import REPORT_FILE, draw_class_balance, draw_samples
+from har.data.splits import Split
 from har.evaluation import figures
 from har.evaluation.evaluate import Evaluation, tabulate_by_duplicate
 from har.evaluation.latency import Latency
 from har.tracking.journal import open_journal
 from har.tracking.store import Run, short_timeouts
-from har.tracking.tags import HISTORY_ARTIFACT, RECIPE_ARTIFACT, count_images, training_params
+from har.tracking.tags import (
+    HISTORY_ARTIFACT,
+    RECIPE_ARTIFACT,
+    count_images,
+    recipe_fields,
+    split_params,
+    training_params,
+)
 from har.training.backup import Backup
 from har.training.diagnostics import DIAGNOSTICS
 from har.training.epoch_report import OnEpoch
 from har.training.job import TrainingJob
 from har.training.train import Result
+from har.util.files import shorten_home
 from har.util.progress import say
 
 
@@ -41,7 +50,7 @@ def log_job(run: Run, job: TrainingJob) -> None:
 def log_preparation(run: Run, manifest: Manifest, report: str) -> None:
     """Log the data set, its split, counts, tables, pictures and the page `report`."""
     # as metrics, counts would stand among the accuracies in the UI's charts
-    run.log_params({**asdict(manifest.summary.split), **count_images(manifest)})
+    run.log_params({**split_params(manifest), **count_images(manifest)})
     run.log_dataset(_build_dataset(manifest), "preparation")
     _log_manifest(manifest)
     run.log_table(lambda: describe_groups(manifest.table), "duplicates.csv")
@@ -51,7 +60,11 @@ def log_preparation(run: Run, manifest: Manifest, report: str) -> None:
 
 
 def _log_manifest(manifest: Manifest) -> None:
-    for name, text in format_manifest_files(manifest).items():
+    # others may read the run: it names no user's home folder
+    split = Split(**split_params(manifest))
+    shared = replace(manifest, summary=replace(manifest.summary, split=split))
+    root = shorten_home(str(manifest.root))
+    for name, text in format_manifest_files(shared, root).items():
         mlflow.log_text(text, name)
 
 
@@ -59,7 +72,7 @@ def _build_dataset(manifest: Manifest) -> mlflow.data.pandas_dataset.PandasDatas
     # without a digest, MLflow would compute another one from the table
     return mlflow.data.pandas_dataset.from_pandas(
         manifest.table,
-        source=str(manifest.root),
+        source=shorten_home(str(manifest.root)),
         targets="label",
         name=manifest.name,
         digest=manifest.dataset_digest,
@@ -107,7 +120,7 @@ def log_result(run: Run, job: TrainingJob, result: Result) -> None:
         {"train_images": result.train_images, "validation_images": result.validation_images}
     )
     run.log_metrics(metrics)
-    recipes = {"requested": asdict(job.requested), "used": asdict(job.used)}
+    recipes = {"requested": recipe_fields(job.requested), "used": recipe_fields(job.used)}
     mlflow.log_dict({"variant": job.variant, **recipes}, RECIPE_ARTIFACT)
     mlflow.log_text(json.dumps(result.history, indent=1), HISTORY_ARTIFACT)
     run.log_figure(lambda: figures.draw_curves(result.history), "figures/learning_curves.png")

@@ -201,6 +201,7 @@ def load_csv(run_id: str, artifact: str, columns: list[str]) -> pd.DataFrame:
     table = pd.read_csv(
         BytesIO(data),
         usecols=columns,
+        index_col=False,  # else a row that is too long moves its cells
         dtype=str,
         keep_default_na=False,  # a label or a file may be called "NA"
         nrows=MAX_TABLE_ROWS + 1,

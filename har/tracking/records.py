@@ -2,19 +2,20 @@
 
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass, field, replace
-from typing import Any, TypeVar
+from typing import Any, TypeVar, get_args
 
 import mlflow
 import pandas as pd
 
 from har.data.manifest import Manifest
-from har.data.splits import BEFORE_OPTIONS, Split
+from har.data.splits import BEFORE_OPTIONS, DrawnBy, Duplicates, LabelSpelling, Split
 from har.evaluation.metrics import TEST_METRICS
 from har.recipe import VARIANTS
 from har.tracking.artifacts import UNREADABLE, read_json_artifact
 from har.tracking.query import load_predictions
 from har.tracking.tags import HISTORY_ARTIFACT, NOTEBOOK, RECIPE_ARTIFACT, SOURCE_TAG, read_tags
 from har.util.errors import UserError, first_line
+from har.util.files import expand_home
 from har.util.json_text import check_number, is_plain
 from har.util.progress import progress, warn
 
@@ -24,6 +25,11 @@ DIGESTS = ("recipe_digest", "dataset_digest", "test_digest")
 MAX_TEXT = 1_000
 # No second, byte, image or epoch of a training is counted as more than this.
 MAX_NUMBER, MAX_EPOCHS = 1e12, 100_000
+SPLIT_VALUES = {
+    "duplicates": get_args(Duplicates),
+    "label_spelling": get_args(LabelSpelling),
+    "drawn_by": get_args(DrawnBy),
+}
 Found = TypeVar("Found")
 
 
@@ -139,7 +145,13 @@ def read_split(run: mlflow.entities.Run) -> Split:
     # parameters are text
     kinds = {name: type(value) for name, value in vars(Split()).items()}
     try:
-        return Split(**{name: kind(params[name]) for name, kind in kinds.items() if name in params})
+        values = {name: kind(params[name]) for name, kind in kinds.items() if name in params}
+        split = Split(**values)
+        check_number(split.test_fraction, "test_fraction", 0, 1)
+        for name, allowed in SPLIT_VALUES.items():
+            if (value := getattr(split, name)) not in allowed:
+                raise ValueError(f"{name} is {value!r}, none of {', '.join(allowed)}")
+        return replace(split, test_file=expand_home(split.test_file))
     except ValueError as error:
         raise UserError(
             f"run {run.info.run_id} has no readable options of its split: {first_line(error)}"
@@ -164,6 +176,8 @@ def _load_recipe(run_id: str) -> dict[str, Any]:
     recipe: dict[str, Any] = read_json_artifact(run_id, RECIPE_ARTIFACT)["used"]
     if not isinstance(recipe, dict) or not all(map(is_plain, recipe.values())):
         raise ValueError(f"{RECIPE_ARTIFACT} of run {run_id} is no recipe")
+    if isinstance(weights := recipe.get("weights"), str):
+        recipe["weights"] = expand_home(weights)
     check_number(recipe.get("batch_size", 1), f"batch_size of run {run_id}", 1, MAX_NUMBER)
     return recipe
 

@@ -22,7 +22,12 @@ import requests
 from mlflow.environment_variables import MLFLOW_ALLOW_FILE_STORE
 from mlflow.exceptions import MlflowException
 from mlflow.utils.file_utils import local_file_uri_to_path
-from mlflow.utils.mlflow_tags import MLFLOW_RUN_NAME, MLFLOW_RUN_NOTE
+from mlflow.utils.mlflow_tags import (
+    MLFLOW_RUN_NAME,
+    MLFLOW_RUN_NOTE,
+    MLFLOW_SOURCE_NAME,
+    MLFLOW_USER,
+)
 from mlflow.utils.name_utils import _GENERATOR_NOUNS, _GENERATOR_PREDICATES
 from mlflow.utils.uri import get_uri_scheme
 from sqlalchemy.exc import SQLAlchemyError
@@ -127,7 +132,10 @@ def open_run(experiment: str, tags: Mapping[str, str], run_id: str | None = None
         # under `mlflow run` the experiment is chosen already, and choosing again is an error
         if "MLFLOW_RUN_ID" not in os.environ and run_id is None:
             mlflow.set_experiment(experiment)
-        found = mlflow.start_run(run_id, log_system_metrics=True)
+        # MLflow adds its own tags only to a run that this process opens
+        opens = run_id is None and "MLFLOW_RUN_ID" not in os.environ
+        own = neutral_tags() if opens else None
+        found = mlflow.start_run(run_id, log_system_metrics=True, tags=own)
     run = Run(id=found.info.run_id)
     try:
         with short_timeouts(), _store_lock():
@@ -144,6 +152,15 @@ def open_run(experiment: str, tags: Mapping[str, str], run_id: str | None = None
         raise
     if not run.finished:
         run.finish()
+
+
+def neutral_tags() -> dict[str, str]:
+    """Return MLflow's tags for who runs what, without the login name and the program's path.
+
+    The name of a user of the tracking server is known there, and stays.
+    """
+    user = os.environ.get("MLFLOW_TRACKING_USERNAME") or "unknown"
+    return {MLFLOW_USER: user, MLFLOW_SOURCE_NAME: "har"}
 
 
 def _keep_given_name(tags: dict[str, str], name: str | None) -> dict[str, str]:
