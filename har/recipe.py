@@ -10,6 +10,7 @@ from dataclasses import Field, dataclass, field, fields, replace
 from typing import Any, Literal, get_args, get_origin
 
 from har.util.errors import UserError
+from har.util.files import shorten_home
 
 Loader = Literal["memory", "stream", "features"]
 Resize = Literal["bicubic", "bilinear"]
@@ -228,7 +229,8 @@ def changes(old: Recipe, new: Recipe) -> dict[str, tuple[Any, Any]]:
 
 def describe_changes(old: Recipe, new: Recipe) -> str:
     """Format what `new` changes as `field=value, ...`; "" for equal recipes."""
-    return ", ".join(f"{name}={value}" for name, (_, value) in changes(old, new).items())
+    changed = changes(old, new).items()
+    return ", ".join(f"{name}={shorten_home(str(value))}" for name, (_, value) in changed)
 
 
 def digest_recipe(recipe: Recipe) -> str:

@@ -69,6 +69,7 @@ def evaluate(
         raise UserError("say which model: either RUN_ID or --model URI")
 
     found = find_named_data(data)
+    from har.evaluation.evaluate import format_classes
     from har.evaluation.robustness import format_table
     from har.jobs.evaluate import evaluate_logged_model, load_test_data
     from har.serving.load import load_logged_model
@@ -78,7 +79,7 @@ def evaluate(
     open_experiment(experiment)
     manifest = load_test_data(logged, found, pop_split(options), image_root)
     evaluation, robustness = evaluate_logged_model(logged, manifest, experiment, robustness_images)
-    show(evaluation.per_class.to_string(index=False, float_format="{:.3f}".format))
+    show(format_classes(evaluation.per_class))
     for name, value in evaluation.scores.items():
         show(f"{name:<18} {value:.4f}")
     if robustness is not None:

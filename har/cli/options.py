@@ -223,6 +223,15 @@ def find_named_data(data: str) -> "str | Source":
     return find_source(data)
 
 
+def find_image_folder(data: str) -> Path:
+    """Find the folder from which the paths of a data set's images start."""
+    from har.data.manifest import read_manifest
+    from har.data.sources import folder_source
+
+    source = folder_source(Path(data).expanduser(), why=f"--data {data}")
+    return read_manifest(source.root).root if source.layout == "prepared" else source.root
+
+
 def pop_split(options: dict[str, Any]) -> dict[str, Any]:
     """Take the options of the split out of `options`; return those that were given."""
     given = {name: options.pop(name) for name in SPLIT_OPTIONS}

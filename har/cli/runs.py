@@ -4,7 +4,12 @@ from pathlib import Path
 
 import click
 
-from har.cli.options import experiment_option, experiment_to_read_option, offline_option
+from har.cli.options import (
+    experiment_option,
+    experiment_to_read_option,
+    find_image_folder,
+    offline_option,
+)
 from har.cli.tables import format_comparison
 from har.util.escaping import for_terminal
 from har.util.outputs import COMPARISON, check_output_folder
@@ -20,8 +25,16 @@ from har.util.progress import show
     default=Path("comparison"),
     help="Folder for report.html, which needs no other file, and its tables and figures.",
 )
+@click.option(
+    "--data",
+    metavar="DIR",
+    help="The images of the runs, if they were moved, or the runs are another machine's. The report"
+    " shows those on which two runs disagree.  [where the runs found them, if unchanged]",
+)
 @experiment_to_read_option
-def compare(run_ids: tuple[str, ...], runs: str | None, experiment: str | None, out: Path) -> None:
+def compare(
+    run_ids: tuple[str, ...], runs: str | None, experiment: str | None, out: Path, data: str | None
+) -> None:
     """Compare trainings: accuracy, time, recipes, and every pair on the same test images.
 
     RUN_IDS are finished trainings, whole ids or their beginnings. Without them, all finished
@@ -29,13 +42,14 @@ def compare(run_ids: tuple[str, ...], runs: str | None, experiment: str | None, 
     The comparison is recorded in the experiment.
     """
     check_output_folder(out, COMPARISON)
+    images = find_image_folder(data) if data else None
     from har.tracking.query import check_readable_store
 
     check_readable_store()
     from har.jobs.compare import run_comparison
 
     more = [each.strip() for each in (runs or "").split(",") if each.strip()]
-    records, report = run_comparison([*run_ids, *more], experiment, out)
+    records, report = run_comparison([*run_ids, *more], experiment, out, images)
     show(f"{format_comparison(records)}\n{for_terminal(str(report))}")
 
 

@@ -33,10 +33,11 @@ def _format_table(records: Sequence["Record"], id_length: int | None = None) -> 
 
 def _format_row(record: "Record", id_length: int | None) -> Mapping[str, str]:
     accuracy, top_3, time = "no test accuracy", "-", "-"
-    if scores := record.test_metrics:
-        interval = f"{scores['accuracy_low']:.1%} to {scores['accuracy_high']:.1%}"
-        accuracy = f"{scores['accuracy']:.1%} ({interval})"
-        top_3 = f"{scores['top_3_accuracy']:.1%}"
+    scores = {name: f"{value:.1%}" for name, value in record.test_metrics.items()}
+    if "accuracy" in scores:
+        interval = f"{scores.get('accuracy_low', '?')} to {scores.get('accuracy_high', '?')}"
+        accuracy = f"{scores['accuracy']} ({interval})"
+        top_3 = scores.get("top_3_accuracy", top_3)
     if record.seconds is not None:
         minutes, rest = divmod(round(record.seconds), 60)
         time = f"{minutes} min {rest:02} s{' (cache hit)' if record.cache_hit else ''}"

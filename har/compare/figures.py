@@ -16,10 +16,13 @@ from matplotlib.ticker import StrMethodFormatter
 from har.compare.ablation import Effect
 from har.compare.tables import Group
 from har.data.pictures import one_line
+from har.evaluation.metrics import most_confused
 from har.tracking.records import Record
 
-# A figure with more runs than this cannot be read. The tables have all runs.
+# A figure with more runs or classes than this cannot be read, and takes gigabytes to draw. The
+# tables have all of them.
 MOST_DRAWN = 12
+MOST_CLASSES = 30
 
 
 def _short_name(record: Record) -> str:
@@ -68,7 +71,9 @@ def _draw_legend(figure: Figure, **where: Any) -> None:
 
 def draw_curves(records: Sequence[Record]) -> Figure | None:
     """Draw validation (or else training) accuracy by epoch and by seconds; None without history."""
-    drawn = [each for each in records if each.history][:MOST_DRAWN]
+    needed = {"train_accuracy", "epoch_time_s"}
+    drawn = [each for each in records if each.history and needed <= set(each.history[0])]
+    drawn = drawn[:MOST_DRAWN]
     if not drawn:
         return None
     figure = Figure(figsize=(11, 4.5), layout="constrained")
@@ -92,10 +97,17 @@ def draw_curves(records: Sequence[Record]) -> Figure | None:
 
 
 def draw_recalls(group: Group, recalls: pd.DataFrame) -> Figure:
-    """Draw the recall of each run and class as a shaded cell with its percentage."""
+    """Draw the recall of each run and class as a shaded cell with its percentage.
+
+    Of more than MOST_CLASSES classes, those with the lowest mean recall are drawn.
+    """
     shown = [each for each, _ in group.with_predictions][:MOST_DRAWN]
-    table = recalls.pivot(index="label", columns="run_id", values="recall")
-    table = table[[each.run_id for each in shown]]
+    ids = [each.run_id for each in shown]
+    table = recalls[recalls["run_id"].isin(ids)]
+    table = table.pivot(index="label", columns="run_id", values="recall")[ids]
+    classes = len(table)
+    lowest = table.mean(axis=1).sort_values(kind="stable").head(MOST_CLASSES).index
+    table = table.loc[lowest.sort_values()]
     table = table.set_axis([_short_name(each) for each in shown], axis=1)
     figure = Figure(figsize=(3 + 0.9 * len(shown), 2.6 + 0.32 * len(table)), layout="constrained")
     axes = figure.subplots()
@@ -103,27 +115,49 @@ def draw_recalls(group: Group, recalls: pd.DataFrame) -> Figure:
     for (row, column), value in np.ndenumerate(table.to_numpy()):
         style: Any = {"ha": "center", "va": "center", "color": "w" if value > 0.5 else "k"}
         axes.text(column, row, f"{100 * value:.0f}", fontsize=8, **style)
-    axes.set_title("recall, %")
+    axes.set_title("recall, %" + _say_how_many(len(table), classes, "lowest"))
     return figure
 
 
+def _say_how_many(shown: int, classes: int, which: str) -> str:
+    return f"; the {shown} {which} of {classes:,} classes" if shown < classes else ""
+
+
+def _find_confused(group: Group) -> tuple[list[str], int]:
+    """The names of the classes that the shown runs confuse most often, and how many there are."""
+    both = [each[["label", "predicted"]] for _, each in group.with_predictions[:MOST_DRAWN]]
+    pairs = pd.concat(both).value_counts(sort=False)
+    counts = pairs.rename_axis(["label", "predicted"]).reset_index(name="count")
+    names = sorted({*counts["label"], *counts["predicted"]})
+    ids = {name: number for number, name in enumerate(names)}
+    by_id = [counts["label"].map(ids), counts["predicted"].map(ids), counts["count"]]
+    chosen = most_confused(np.column_stack(by_id), len(names), MOST_CLASSES)
+    return [names[each] for each in chosen], len(names)
+
+
 def draw_confusions(group: Group) -> Figure:
-    """Draw a confusion matrix for each run; the shade is the share of a row, the true class."""
+    """Draw a confusion matrix for each run; the shade is the share of a row, the true class.
+
+    Of more than MOST_CLASSES classes, those are drawn that are confused most often.
+    """
     shown = group.with_predictions[:MOST_DRAWN]
     columns = min(3, len(shown))
     rows = -(-len(shown) // columns)
-    names = sorted({name for _, each in shown for name in (*each["label"], *each["predicted"])})
+    names, classes = _find_confused(group)
     size = 1.6 + 0.2 * len(names)
     figure = Figure(figsize=((size + 0.4) * columns, (size + 0.5) * rows), layout="constrained")
     grid = figure.subplots(rows, columns, squeeze=False, sharey=True).ravel()
     for axes, (record, predictions) in zip(grid, shown, strict=False):
-        table = pd.crosstab(predictions["label"], predictions["predicted"])
+        within = predictions[predictions[["label", "predicted"]].isin(names).all(axis=1)]
+        table = pd.crosstab(within["label"], within["predicted"])
         table = table.reindex(index=names, columns=names, fill_value=0)
-        _draw_shares(axes, table.div(table.sum(axis=1).clip(lower=1), axis=0), fontsize=6)
+        images = predictions["label"].value_counts().reindex(names, fill_value=0).clip(lower=1)
+        _draw_shares(axes, table.div(images, axis=0), fontsize=6)
         axes.set_title(_short_name(record), fontsize=8, parse_math=False)
     for axes in grid[len(shown) :]:
         axes.set_axis_off()
-    figure.supxlabel("predicted", fontsize=9)
+    how_many = _say_how_many(len(names), classes, "most often confused")
+    figure.supxlabel(f"predicted{how_many}", fontsize=9)
     figure.supylabel("true", fontsize=9)
     return figure
 

@@ -1,23 +1,30 @@
 """The report of a comparison: one HTML page without external files, its tables and figures."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
+from matplotlib.figure import Figure
 
 from har.compare import tables
 from har.compare.figures import MOST_DRAWN, draw_confusions, draw_curves, draw_recalls, draw_scatter
-from har.data.pictures import draw_png, render_page, thumbnail_uri
+from har.compare.pictures import RecordedImages
+from har.data.pictures import draw_png, render_page
 from har.data.report import REPORT_FILE
 from har.evaluation.metrics import TEST_METRICS
 from har.tracking.records import Record
+from har.util.errors import first_line
 from har.util.escaping import format_csv
+from har.util.progress import warn
 
+FindImages = Callable[[str], RecordedImages]
 TEMPLATE = Path(__file__).with_name("report.html")
 GALLERY_IMAGES = 12
+# Longer tables are cut on the page, which stays a few MB; the CSV files have every row.
+MOST_ROWS = 1000
 # Pairs of runs with a corrected p-value below this count as different.
 ALPHA = 0.05
 
@@ -69,18 +76,20 @@ def _list_forms() -> dict[str, dict[str, str]]:
     return FORMS | {"runs": {"name": "", "run_id": ""} | metrics | FORMS["runs"]}
 
 
-def build_comparison(records: Sequence[Record]) -> Comparison:
-    """Compare records in tables and figures, and render the page."""
+def build_comparison(records: Sequence[Record], find_images: FindImages) -> Comparison:
+    """Compare records in tables and figures, and render the page.
+
+    `find_images` finds the images of a run by its id; of each ranking it is asked for one run.
+    """
     groups, unevaluated = tables.group_by_test(records)
     ordered = [record for group in groups for record in group.ranked] + unevaluated
-    parts = [_compare_group(group) for group in groups]
+    parts = [_compare_group(group, find_images) for group in groups]
     figures = {
         f"{name}_{number}": png
         for number, part in enumerate(parts, start=1)
         for name, png in part["figures"].items()
     }
-    if drawn := draw_curves(ordered):
-        figures["learning_curves"] = draw_png(drawn)
+    figures |= _draw_all({"learning_curves": lambda: draw_curves(ordered)})
     differences = tables.tabulate_differences(ordered)
     by_name = {
         "runs": tables.tabulate_runs(ordered),
@@ -99,10 +108,11 @@ def build_comparison(records: Sequence[Record]) -> Comparison:
         differences=by_run,
         forms={**_list_forms(), "fields": dict.fromkeys(by_run, "")},
         headings=HEADINGS | {name: each.heading for name, each in TEST_METRICS.items()},
-        limits={"alpha": ALPHA, "gallery": GALLERY_IMAGES, "drawn": MOST_DRAWN},
+        limits={
+            "alpha": ALPHA, "gallery": GALLERY_IMAGES, "drawn": MOST_DRAWN, "rows": MOST_ROWS,
+        },
         show=_format_cell,
-        picture_uri=picture_uri,
-    )
+    )  # fmt: skip
     return Comparison(page=page, tables=by_name, figures=figures)
 
 
@@ -121,20 +131,34 @@ def _concat(parts: Sequence[pd.DataFrame]) -> pd.DataFrame:
     return pd.concat(filled, ignore_index=True) if filled else pd.DataFrame()
 
 
-def _compare_group(group: tables.Group) -> dict[str, Any]:
+def _draw_all(drawings: Mapping[str, Callable[[], Figure | None]]) -> dict[str, bytes]:
+    """Draw figures as PNG files; a figure that cannot be drawn is left out with a warning."""
+    found = {}
+    for name, draw in drawings.items():
+        try:
+            if (figure := draw()) is not None:
+                found[name] = draw_png(figure)
+        # numbers of others, or too little memory: the tables are worth more than a picture
+        except Exception as error:
+            warn(f"left out: the figure {name}: {first_line(error)}")
+    return found
+
+
+def _compare_group(group: tables.Group, find_images: FindImages) -> dict[str, Any]:
     """What the page shows of runs that were evaluated on the same images."""
     pairs, recalls = tables.tabulate_pairs(group), tables.tabulate_recalls(group)
     front, points, gallery = tables.find_pareto_front(group), pairs, None
     if not pairs.empty:
         points = pairs.assign(**100 * pairs[["difference", "low", "high"]])
-    figures = {"accuracy_and_time": draw_scatter(group, front)}
+    drawings: dict[str, Callable[[], Figure]] = {
+        "accuracy_and_time": lambda: draw_scatter(group, front)
+    }
     if not recalls.empty:
-        figures["recalls"] = draw_recalls(group, recalls)
-        figures["confusion_matrices"] = draw_confusions(group)
+        drawings["recalls"] = lambda: draw_recalls(group, recalls)
+        drawings["confusion_matrices"] = lambda: draw_confusions(group)
     if len(group.with_predictions) >= 2:
         (first, _), (second, _) = group.with_predictions[:2]
-        images = tables.find_disagreements(first, second, GALLERY_IMAGES).to_dict("records")
-        gallery = {"first": first, "second": second, "images": images}
+        gallery = _build_gallery(first, second, find_images)
     return {
         "group": group,
         "front": front,
@@ -142,9 +166,17 @@ def _compare_group(group: tables.Group) -> dict[str, Any]:
         "pairs_in_points": points,
         "differing": 0 if pairs.empty else int((pairs["p_corrected"] < ALPHA).sum()),
         "recalls": recalls,
-        "figures": {name: draw_png(figure) for name, figure in figures.items()},
+        "figures": _draw_all(drawings),
         "gallery": gallery,
     }
+
+
+def _build_gallery(first: Record, second: Record, find_images: FindImages) -> dict[str, Any]:
+    images: Any = tables.find_disagreements(first, second, GALLERY_IMAGES).to_dict("records")
+    recorded = find_images(first.run_id) if images else None
+    for each in images:
+        each["uri"] = recorded.thumbnail_uri(each["path"]) if recorded else ""
+    return {"first": first, "second": second, "images": images}
 
 
 def _format_cell(value: Any, form: str = "") -> str:
@@ -152,8 +184,3 @@ def _format_cell(value: Any, form: str = "") -> str:
     if value is None or value == "" or (isinstance(value, float) and math.isnan(value)):
         return tables.MISSING
     return format(value, form) if form else str(value)
-
-
-def picture_uri(root: str | None, path: str) -> str:
-    """Return an image's thumbnail as a data URI; "" if it is not here, or outside of `root`."""
-    return "" if root is None else thumbnail_uri(Path(root), path)

@@ -15,6 +15,7 @@ from har.util.escaping import format_csv, from_csv
 from har.util.files import (
     digest_bytes,
     digest_file,
+    expand_home,
     read_regular_file,
     replace_text,
     storable,
@@ -83,12 +84,14 @@ def _digest_rows(table: pd.DataFrame, columns: list[str]) -> str:
     return hashlib.sha256("\n".join(rows).encode()).hexdigest()[:16]
 
 
-def format_manifest_files(manifest: Manifest) -> dict[str, str]:
-    """Map the name of each file of a prepared folder to its text."""
+def format_manifest_files(manifest: Manifest, root: str) -> dict[str, str]:
+    """Map the name of each file of a prepared folder to its text; `root` is the manifest's as it
+    is written there.
+    """
     table = format_csv(manifest.table)
     stored = {
         "name": manifest.name,
-        "root": str(manifest.root),
+        "root": root,
         "class_names": list(manifest.class_names),
         "dataset_digest": manifest.dataset_digest,
         "test_digest": manifest.test_digest,
@@ -109,7 +112,7 @@ def write_manifest(manifest: Manifest, out: Path) -> None:
         # two processes at once could leave the table of one beside the summary of the other
         with file_lock(lock, hint="choose another folder"):
             try:
-                for name, text in format_manifest_files(manifest).items():
+                for name, text in format_manifest_files(manifest, str(manifest.root)).items():
                     replace_text(out / name, text)
             finally:
                 lock.unlink(missing_ok=True)
@@ -150,7 +153,8 @@ def _load(folder: Path) -> Manifest:
             table[["path", "label"]] = table[["path", "label"]].map(from_csv)
         manifest = Manifest(
             name=stored["name"],
-            root=Path(stored["root"]),
+            # a run's folder is recorded as `~/...`
+            root=Path(expand_home(stored["root"])),
             table=table[list(COLUMNS)],
             summary=DataSummary.from_json(stored),
         )

@@ -19,17 +19,30 @@ def thumbnail(root: Path, path: str, size: int = THUMBNAIL_PX) -> Image.Image | 
     if it cannot be read or lies outside of `root`.
     """
     try:
-        picture = Image.fromarray(decode_rgb(read_image(root / path, inside=root)))
+        return _shrink(read_image(root / path, inside=root), size)
     except ImageError:
         return None
+
+
+def _shrink(data: bytes, size: int) -> Image.Image:
+    picture = Image.fromarray(decode_rgb(data))
     picture.thumbnail((size, size))
     return picture
 
 
 def thumbnail_uri(root: Path, path: str) -> str:
     """Return a thumbnail as a data URI; "" if the image is unreadable or outside of `root`."""
-    picture = thumbnail(root, path)
-    if picture is None:
+    try:
+        return encode_thumbnail(read_image(root / path, inside=root))
+    except ImageError:
+        return ""
+
+
+def encode_thumbnail(data: bytes) -> str:
+    """Return the thumbnail of an image file's bytes as a data URI; "" if it is unreadable."""
+    try:
+        picture = _shrink(data, THUMBNAIL_PX)
+    except ImageError:
         return ""
     buffer = io.BytesIO()
     picture.save(buffer, "JPEG", quality=80)

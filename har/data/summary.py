@@ -5,6 +5,7 @@ from dataclasses import asdict, dataclass, fields
 from typing import Any
 
 from har.data.splits import BEFORE_OPTIONS, Split
+from har.util.files import expand_home
 
 
 @dataclass(frozen=True)
@@ -62,6 +63,8 @@ class DataSummary:
         """
         values = {each.name: stored[each.name] for each in fields(cls) if each.name in stored}
         options = {**BEFORE_OPTIONS, **stored}
+        # a run's files are recorded as `~/...`
+        options["test_file"] = expand_home(options["test_file"])
         values["split"] = Split(**{each.name: options[each.name] for each in fields(Split)})
         values["leaks"] = tuple(Leak(**each) for each in stored.get("leaks", ()))
         values["dropped"] = tuple(BadImage(**each) for each in stored.get("dropped", ()))

@@ -1,6 +1,6 @@
 """Evaluate a classifier on the test split: metrics and tables."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,6 +20,12 @@ from har.training.loaders import build_stream_loader, prefetch
 from har.util.errors import UserError
 from har.util.progress import progress
 
+# With more images times classes than this, the file of predictions would have 50 MB and more.
+MOST_PROBABILITIES = 5_000_000
+# The most classes that are printed.
+MOST_PRINTED = 50
+# The most labels that a message lists.
+MOST_LISTED = 20
 # Allowed difference of probabilities between two float32 forward passes.
 MAX_DIFFERENCE = 0.01
 
@@ -53,11 +59,22 @@ class Evaluation:
         return pd.DataFrame(metrics.reliability(self.probabilities, self.label_ids))
 
     @property
+    def confusion(self) -> pd.DataFrame:
+        """One row for each pair of classes that has images: true, predicted, count."""
+        names = np.array(self.class_names, dtype=object)
+        true, predicted, count = metrics.confusion(self.probabilities, self.label_ids).T
+        columns = {"true": names[true], "predicted": names[predicted], "count": count}
+        return pd.DataFrame(columns)
+
+    @property
     def predictions(self) -> pd.DataFrame:
-        """One row for each image: path, label, predicted, probability (of the predicted class),
-        and a column p_NAME with the probability of each class.
+        """One row for each image: path, label, predicted, probability (of the predicted class).
+
+        A column p_NAME has the probability of each class, if that is at most MOST_PROBABILITIES in
+        all.
         """
-        names = np.array(self.class_names)
+        # as objects: one long name would make every text of an array as long
+        names = np.array(self.class_names, dtype=object)
         table = pd.DataFrame(
             {
                 "path": self.paths,
@@ -66,6 +83,8 @@ class Evaluation:
                 "probability": self.probabilities.max(axis=1),
             }
         )
+        if self.probabilities.size > MOST_PROBABILITIES:
+            return table
         by_class = pd.DataFrame(self.probabilities, columns=[f"p_{n}" for n in self.class_names])
         return pd.concat([table, by_class], axis=1)
 
@@ -125,6 +144,21 @@ def evaluate_features(
     return evaluation
 
 
+def format_classes(per_class: pd.DataFrame) -> str:
+    """Format the table of classes for the terminal; of many classes, those of the lowest recall."""
+    shown, classes = per_class, len(per_class)
+    if classes > MOST_PRINTED:
+        known = per_class[per_class["images"] > 0]
+        shown = known.sort_values("recall", kind="stable").head(MOST_PRINTED)
+    lines = [shown.to_string(index=False, float_format="{:.3f}".format)]
+    if len(shown) < classes:
+        lines.append(
+            f"{len(shown)} of {classes:,} classes, those with the lowest recall; the run's"
+            " evaluation/per_class.csv has all"
+        )
+    return "\n".join(lines)
+
+
 def tabulate_by_duplicate(evaluation: Evaluation, manifest: Manifest) -> pd.DataFrame:
     """Compare accuracy on test images with a copy in train, exact or near, and on the others.
 
@@ -155,10 +189,15 @@ def load_test_rows(classifier: Classifier, manifest: Manifest) -> pd.DataFrame:
     ids = {name: i for i, name in enumerate(classifier.class_names)}
     if unknown := sorted(set(rows["label"]) - set(ids)):
         raise UserError(
-            f"the model does not know the labels {', '.join(unknown)}; it knows"
-            f" {', '.join(classifier.class_names)}"
+            f"the model does not know the labels {_list_labels(unknown)}; it knows"
+            f" {_list_labels(classifier.class_names)}"
         )
     return rows.assign(label_id=rows["label"].map(ids))
+
+
+def _list_labels(labels: Sequence[str]) -> str:
+    more = len(labels) - MOST_LISTED
+    return ", ".join(labels[:MOST_LISTED]) + (f" and {more:,} more" if more > 0 else "")
 
 
 def read_batches(

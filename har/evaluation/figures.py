@@ -18,14 +18,23 @@ from har.evaluation.evaluate import Evaluation
 
 THUMBNAIL_SIZE = 240
 GALLERY_COLUMNS = 6
+# A figure of more classes cannot be read, and takes gigabytes to draw. The tables have all classes.
+MOST_CLASSES = 30
 # Limits of an axis of shares, with room for a marker at 0 and at 1.
 WHOLE = (-0.02, 1.02)
 
 
 def draw_confusion(evaluation: Evaluation) -> Figure:
-    """Draw the confusion matrix: the numbers count images, the shade is the share of a row."""
-    counts = metrics.confusion(evaluation.probabilities, evaluation.label_ids)
-    shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
+    """Draw the confusion matrix: the numbers count images, the shade is the share of a true class.
+
+    Of more than MOST_CLASSES classes, those are drawn that are confused most often.
+    """
+    pairs = metrics.confusion(evaluation.probabilities, evaluation.label_ids)
+    classes = len(evaluation.class_names)
+    shown = metrics.most_confused(pairs, classes, MOST_CLASSES)
+    counts = _tabulate_confusion(pairs, shown)
+    images = np.bincount(evaluation.label_ids, minlength=classes)[shown]
+    shares = counts / np.maximum(images[:, None], 1)
     size = 2.5 + 0.42 * len(counts)
     figure = Figure(figsize=(size + 0.6, size), layout="constrained")
     axes = figure.subplots()
@@ -35,7 +44,7 @@ def draw_confusion(evaluation: Evaluation) -> Figure:
             dark = shares[row, column] > 0.5
             axes.text(column, row, str(count), ha="center", va="center", color="w" if dark else "k")
     ticks: Any = range(len(counts))
-    names = [one_line(name) for name in evaluation.class_names]
+    names = [one_line(evaluation.class_names[each]) for each in shown]
     turned: Any = {"rotation": 60, "ha": "right", "rotation_mode": "anchor"}
     axes.set_xticks(ticks, names, parse_math=False, **turned)
     axes.set_yticks(ticks, names, parse_math=False)
@@ -45,9 +54,23 @@ def draw_confusion(evaluation: Evaluation) -> Figure:
     figure.suptitle(
         f"{scores['accuracy']:.1%} of {len(evaluation.label_ids):,} test images correct\n"
         f"(95 % interval {scores['accuracy_low']:.1%} to {scores['accuracy_high']:.1%})"
+        + _say_how_many(len(shown), classes, "most often confused")
     )
     figure.colorbar(picture, label="share of the true class", shrink=0.8)
     return figure
+
+
+def _tabulate_confusion(pairs: metrics.Ints, shown: metrics.Ints) -> metrics.Ints:
+    """(shown, shown) counts of the pairs of `metrics.confusion` whose classes are both shown."""
+    within = pairs[np.isin(pairs[:, :2], shown).all(axis=1)]
+    counts = np.zeros((len(shown), len(shown)), np.int64)
+    true, predicted = np.searchsorted(shown, within[:, :2]).T
+    counts[true, predicted] = within[:, 2]
+    return counts
+
+
+def _say_how_many(shown: int, classes: int, which: str) -> str:
+    return f"\n{shown} of {classes:,} classes: the {which}" if shown < classes else ""
 
 
 def draw_curves(history: list[dict[str, float]]) -> Figure:
@@ -102,8 +125,12 @@ def _draw_intervals(axes: Axes, where: Any, table: Any, name: str, *, vertical: 
 
 
 def draw_class_intervals(evaluation: Evaluation) -> Figure:
-    """Draw the recall of each class that has test images, the best on top."""
-    table = evaluation.per_class.query("images > 0").sort_values("recall", kind="stable")
+    """Draw the recall of each class that has test images, the best on top.
+
+    Of more than MOST_CLASSES classes, those with the lowest recall are drawn.
+    """
+    known = evaluation.per_class.query("images > 0").sort_values("recall", kind="stable")
+    table = known.head(MOST_CLASSES)
     figure = Figure(figsize=(7.5, 1.6 + 0.3 * len(table)), layout="constrained")
     axes = figure.subplots()
     _draw_intervals(axes, range(len(table)), table, "recall", vertical=False)
@@ -118,7 +145,10 @@ def draw_class_intervals(evaluation: Evaluation) -> Figure:
     ]
     ticks: Any = range(len(table))
     axes.set_yticks(ticks, names, parse_math=False)
-    axes.set(xlabel="recall: share of the class's test images that are predicted correctly")
+    axes.set(
+        xlabel="recall: share of the class's test images that are predicted correctly"
+        + _say_how_many(len(table), len(known), "lowest recalls")
+    )
     axes.set(xlim=WHOLE, ylim=(-0.6, len(table) - 0.4))
     axes.xaxis.set_major_formatter(PercentFormatter(1))
     axes.grid(alpha=0.3)

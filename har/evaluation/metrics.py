@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 from scipy.stats import binomtest, norm
-from sklearn.metrics import confusion_matrix, precision_recall_fscore_support
+from sklearn.metrics import precision_recall_fscore_support
 
 Floats = npt.NDArray[np.floating]
 Ints = npt.NDArray[np.integer]
@@ -21,8 +21,10 @@ Bools = npt.NDArray[np.bool_]
 
 def top_k_hits(probabilities: Floats, label_ids: Ints, k: int) -> Bools:
     """Return (images,) True if the true class is among the k most probable; ties: lower id."""
-    best = np.argsort(-probabilities, axis=1, kind="stable")[:, :k]
-    hits: Bools = (best == label_ids[:, None]).any(axis=1)
+    of_label = probabilities[np.arange(len(label_ids)), label_ids][:, None]
+    lower_ids = np.arange(probabilities.shape[1]) < label_ids[:, None]
+    better = (probabilities > of_label) | ((probabilities == of_label) & lower_ids)
+    hits: Bools = better.sum(axis=1) < k
     return hits
 
 
@@ -174,7 +176,9 @@ def class_scores(probabilities: Floats, label_ids: Ints) -> dict[str, npt.NDArra
         labels=np.arange(probabilities.shape[1]),
         zero_division=0.0,
     )
-    low, high = wilson_intervals(confusion(probabilities, label_ids).diagonal(), images)
+    hits = top_k_hits(probabilities, label_ids, 1)
+    right = np.bincount(label_ids[hits], minlength=probabilities.shape[1])
+    low, high = wilson_intervals(right, images)
     return {
         "precision": precision,
         "recall": recall,
@@ -186,11 +190,27 @@ def class_scores(probabilities: Floats, label_ids: Ints) -> dict[str, npt.NDArra
 
 
 def confusion(probabilities: Floats, label_ids: Ints) -> npt.NDArray[np.int64]:
-    """Return (classes, classes) counts; rows are true classes, columns predicted classes."""
-    counts: npt.NDArray[np.int64] = confusion_matrix(
-        label_ids, predicted_ids(probabilities), labels=np.arange(probabilities.shape[1])
-    )
-    return counts
+    """Return one row for each pair of classes that has images: the true class' id, the predicted
+    class' id, and the number of images; sorted by both ids.
+
+    A whole matrix of 30,000 classes would need 7 GB.
+    """
+    pairs = np.column_stack([label_ids, predicted_ids(probabilities)])
+    found, counts = np.unique(pairs, axis=0, return_counts=True)
+    return np.column_stack([found, counts]).astype(np.int64)
+
+
+def most_confused(pairs: npt.NDArray[np.int64], classes: int, most: int) -> Ints:
+    """Return the ids, ascending, of at most `most` of `classes` classes: those of the pairs that
+    are confused most often. `pairs` is that of `confusion`.
+
+    Places that are left over go to the classes with the lowest ids.
+    """
+    wrong = pairs[pairs[:, 0] != pairs[:, 1]]
+    by_count = wrong[np.argsort(-wrong[:, 2], kind="stable"), :2]
+    # a dict keeps the order and drops repeats
+    ids = dict.fromkeys([*by_count.ravel().tolist(), *range(min(classes, most))])
+    return np.sort(np.array(list(ids)[:most], dtype=np.int64))
 
 
 def predicted_ids(probabilities: Floats) -> npt.NDArray[np.int64]:

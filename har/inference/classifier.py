@@ -21,14 +21,19 @@ from har.data.images import RESIZERS, ImageError, Pixels, decode, decode_small, 
 from har.data.limits import TRAINING_LIMITS, UNLIMITED, Limits, RequestLimits
 from har.inference.runtimes import BATCH_SIZE, MODEL_FILE, RUNTIMES, Forward, Parts
 from har.inference.turns import Caller, Turns
+from har.models.keras_file import check_keras_file
 from har.recipe import Recipe
 from har.util.errors import UserError, first_line
-from har.util.files import digest_file
+from har.util.files import digest_file, read_regular_file
 from har.util.hardware import available_cpus
+from har.util.json_text import parse_json
 
 CLASSIFIER_FOLDER = "classifier"
 FACTS_FILE = "classifier.json"
 TOP_K = 3
+# 10,000 classes with long names have a megabyte; EfficientNetB7 has a quarter of a gigabyte.
+MAX_FACTS_BYTES = 20_000_000
+MAX_FILE_BYTES = 2_000_000_000
 
 
 class Guess(TypedDict):
@@ -214,9 +219,37 @@ def save_classifier(
 
 
 def read_facts(folder: Path) -> dict[str, Any]:
-    """Read class_names, recipe, runtime and the files' digests, as `save_classifier` wrote them."""
-    facts: dict[str, Any] = json.loads((folder / FACTS_FILE).read_text(encoding="utf-8"))
+    """Read class_names, recipe, runtime and the files' digests, as `save_classifier` wrote them.
+
+    Raises:
+        OSError, ValueError, KeyError, TypeError: it is damaged or somebody else's.
+    """
+    facts: dict[str, Any] = parse_json(read_regular_file(folder / FACTS_FILE, MAX_FACTS_BYTES))
+    names, digests = facts["class_names"], facts["sha256"]
+    if not isinstance(names, list) or not names or not all(type(name) is str for name in names):
+        raise ValueError(f"{FACTS_FILE} names no classes")
+    if facts["runtime"] not in RUNTIMES:
+        raise ValueError(f"runtime {facts['runtime']!r}, none of {', '.join(RUNTIMES)}")
+    # a path or a link would lead out of the folder
+    if foreign := [name for name in digests if not _is_file_name(name)]:
+        raise ValueError(f"{FACTS_FILE} names {foreign[0]!r}, no file of its folder")
+    if missing := sorted({MODEL_FILE, *RUNTIMES[facts["runtime"]].files} - set(digests)):
+        raise ValueError(f"{FACTS_FILE} has no digest of {missing[0]}")
     return facts
+
+
+def _is_file_name(name: str) -> bool:
+    return Path(name).name == name and name not in ("", ".", "..") and "\0" not in name
+
+
+def _check_file(file: Path, digest: str) -> None:
+    """Raise an error unless a file is the one that was saved, and small enough to be loaded."""
+    if file.is_symlink():
+        raise ValueError(f"{file.name} is a link")
+    if (size := file.stat().st_size) > MAX_FILE_BYTES:
+        raise ValueError(f"{file.name} has {size:,} bytes, more than {MAX_FILE_BYTES:,}")
+    if digest_file(file) != digest:
+        raise UserError(f"{file} is not the file that was saved: log the model again")
 
 
 def load_classifier(folder: Path) -> Classifier:
@@ -225,10 +258,8 @@ def load_classifier(folder: Path) -> Classifier:
         facts = read_facts(folder)
         # before anything is read from them
         for name, digest in facts["sha256"].items():
-            if digest_file(folder / name) != digest:
-                raise UserError(
-                    f"{folder / name} is not the file that was saved: log the model again"
-                )
+            _check_file(folder / name, digest)
+        check_keras_file(folder / MODEL_FILE)
         return Classifier(
             forward=RUNTIMES[facts["runtime"]].load(folder),
             class_names=tuple(facts["class_names"]),
@@ -237,8 +268,8 @@ def load_classifier(folder: Path) -> Classifier:
         )
     except UserError:
         raise
-    # OpenVINO raises RuntimeError for a file that it cannot read
-    except (OSError, ValueError, KeyError, TypeError, RuntimeError) as error:
+    # a file that a runtime cannot read makes it raise anything at all
+    except Exception as error:
         raise UserError(
             f"{folder} holds no classifier that this version can read: {first_line(error)}"
         ) from error

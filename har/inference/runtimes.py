@@ -26,6 +26,7 @@ from har.util.hardware import available_cpus, has_bfloat16
 # The trained network in Keras' own format: every classifier's folder has it.
 MODEL_FILE = "model.keras"
 OPENVINO_FILE = "model.xml"
+OPENVINO_WEIGHTS = "model.bin"
 # The value of --runtime that serves with TensorFlow, and computes features by the fastest runtime.
 AUTO = "auto"
 # A served batch is padded to one of these sizes, since a runtime prepares for each new shape.
@@ -99,8 +100,9 @@ class Runtime:
 
     `convert` turns a Keras network into the runtime's own form; `compile` makes that ready for many
     images in float32, bfloat16 or float16. `save` writes what serving needs beside MODEL_FILE, and
-    converts only the head where it gets the parts; `load` reads it, in float32. `check` raises a
-    UserError if the runtime is not installed; `packages` are what a server needs for it.
+    converts only the head where it gets the parts; `load` reads it, in float32. `files` are the
+    names of what `save` writes. `check` raises a UserError if the runtime is not installed;
+    `packages` are what a server needs for it.
     """
 
     convert: Callable[[Any], Any]
@@ -109,6 +111,7 @@ class Runtime:
     load: Callable[[Path], Forward]
     check: Callable[[], Any] = lambda: None
     packages: tuple[str, ...] = ()
+    files: tuple[str, ...] = ()
 
 
 def choose_runtime(asked: str, num_gpus: int) -> str:
@@ -382,5 +385,6 @@ RUNTIMES: dict[str, Runtime] = {
         load=load_openvino,
         check=import_openvino,
         packages=("openvino",),
+        files=(OPENVINO_FILE, OPENVINO_WEIGHTS),
     ),
 }

@@ -34,6 +34,7 @@ from har.tracking.ui import describe_run_page
 from har.training.job import build_job
 from har.util.errors import UserError
 from har.util.escaping import for_markdown, for_terminal
+from har.util.files import shorten_home
 from har.util.process import process_start
 from har.util.progress import say
 from har.util.signals import ignore_ctrl_c, stop_on_signals
@@ -71,7 +72,8 @@ def run_ablation(asked: Ablation) -> str:
     tags = job_tags("ablate", f"{asked.from_variant} to {asked.to_variant}", asked.manifest)
     with open_run(asked.experiment, tags) as run:
         ends = {"from": asked.from_variant, "to": asked.to_variant, "num_seeds": asked.num_seeds}
-        run.log_params(ends | asked.overrides)
+        overrides = {name: shorten_home(str(value)) for name, value in asked.overrides.items()}
+        run.log_params(ends | overrides)
         with tempfile.TemporaryDirectory() as cache:
             costs = _measure_steps(asked, steps, run.id, cache)
         effects = ablation.find_effects(steps, costs, changes(base, end))
@@ -79,9 +81,9 @@ def run_ablation(asked: Ablation) -> str:
         sentences = [for_terminal(ablation.summarise_effect(each)) for each in effects]
         if asked.num_seeds == 1:
             sentences.append(ONE_SEED)
-        run.log_table(ablation.tabulate_effects(effects), "ablation.csv")
+        run.log_table(lambda: ablation.tabulate_effects(effects), "ablation.csv")
         mlflow.log_text("\n".join([table, "", *sentences]), "ablation.txt")
-        mlflow.log_figure(draw_waterfall(effects), "figures/waterfall.png")
+        run.log_figure(lambda: draw_waterfall(effects), "figures/waterfall.png")
         run.describe("  \n".join(map(for_markdown, sentences)))
     page = map(for_terminal, describe_run_page(run.id))
     return "\n".join([table, "", *sentences, "", *page])

@@ -2,11 +2,13 @@
 
 import tempfile
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import mlflow
 
+from har.compare.pictures import find_recorded_images
 from har.compare.report import build_comparison, write_comparison
 from har.data.report import REPORT_FILE
 from har.tracking import query
@@ -21,13 +23,13 @@ from har.util.progress import say
 
 
 def run_comparison(
-    run_ids: Sequence[str], experiment: str | None, out: Path
+    run_ids: Sequence[str], experiment: str | None, out: Path, images: Path | None = None
 ) -> tuple[list[Record], Path]:
     """Compare trainings, write the report into `out`, and record it as a run; return the trainings
     and the report's file.
 
     Run ids may be their beginnings. Without any, all finished trainings of the experiment are
-    compared.
+    compared. `images` is the folder that the runs' images lie in, if not where they were.
     """
     if run_ids:
         name = experiment or query.find_current_experiment() or DEFAULT_EXPERIMENT
@@ -42,7 +44,7 @@ def run_comparison(
         where = "among those named" if run_ids else f"in experiment {name}"
         raise UserError(f"a comparison needs two finished trainings; {where}: {len(records)}")
     say("drawing the comparison")
-    comparison = build_comparison(records)
+    comparison = build_comparison(records, partial(find_recorded_images, named=images))
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch) / "comparison"
         write_comparison(comparison, folder)

@@ -69,7 +69,7 @@ def evaluate_logged_model(
     with open_run(experiment, tags) as run:
         log_evaluation(run, evaluation, latency, manifest, model_id=None)
         if robustness is not None:
-            run.log_table(robustness, "evaluation/robustness.csv")
+            run.log_table(lambda: robustness, "evaluation/robustness.csv")
         run.describe(describe_evaluation(run.id, logged.uri, evaluation))
     say(*describe_run_page(run.id))
     return evaluation, robustness

@@ -14,6 +14,7 @@ from har.evaluation.evaluate import Evaluation, evaluate, evaluate_features
 from har.evaluation.latency import measure_latency
 from har.inference.classifier import CLASSIFIER_FOLDER, Classifier, save_classifier
 from har.inference.runtimes import Parts
+from har.models.backbones import name_weights_by_content
 from har.models.build import build_trained_head
 from har.serving.load import load_served
 from har.serving.package import log_classifier
@@ -91,7 +92,9 @@ def _log_model(job: TrainingJob, result: Result) -> str:
     say("logging the model")
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch) / CLASSIFIER_FOLDER
-        save_classifier(folder, result.model, result.class_names, result.recipe, runtime, parts)
+        # the model is given to others, and does not need to know where a weights file was
+        recipe = name_weights_by_content(result.recipe)
+        save_classifier(folder, result.model, result.class_names, recipe, runtime, parts)
         return log_classifier(folder)
 
 

@@ -7,16 +7,19 @@ does nothing and is left out.
 
 import math
 import warnings
+import zipfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
+import h5py
 import keras
 import numpy as np
 from keras import layers
 
 from har.models.efficientnet_lite import LITES, build_imagenet_lite, build_lite
+from har.models.keras_file import check_keras_file, check_weights
 from har.recipe import Recipe
 from har.util.errors import UserError, first_line
 from har.util.files import digest_file
@@ -130,15 +133,25 @@ def _load_file(network: keras.Model, path: Path) -> None:
     """Load a Keras weights file into `network`."""
     _check_weights_file(path)
     try:
+        _check_size(path)
         with warnings.catch_warnings():
             # Keras only warns about a layer that is not in the file, and leaves it random
             warnings.simplefilter("error", UserWarning)
             network.load_weights(path)
-    except (UserWarning, ValueError, OSError, KeyError, AttributeError) as error:
+    # a damaged file makes h5py and Keras raise anything at all
+    except Exception as error:
         raise UserError(
             f"{path} does not hold weights of {network.name} without top: {first_line(error)}"
         ) from error
     _square_imagenet_variance(network)
+
+
+def _check_size(path: Path) -> None:
+    """Raise a ValueError if a weights file would take more memory than any network of ours."""
+    if zipfile.is_zipfile(path):
+        check_keras_file(path)
+    elif h5py.is_hdf5(path):
+        check_weights(path)
 
 
 def copy_weights(source: keras.Model, target: keras.Model) -> None:

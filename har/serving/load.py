@@ -1,10 +1,9 @@
 """Loads logged models: their files only, never the code that they carry."""
 
-import tempfile
 from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
-from io import StringIO
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +15,17 @@ from har.data.manifest import TABLE_FILE, Manifest
 from har.data.splits import Split
 from har.inference.classifier import CLASSIFIER_FOLDER, Classifier, Prediction, load_classifier
 from har.serving.pyfunc import ServedClassifier
-from har.tracking.query import complete_model_uri
+from har.tracking.artifacts import UNREADABLE, open_model
+from har.tracking.query import WHOLE_RUN_ID, complete_model_uri, load_csv
 from har.tracking.records import read_split
 from har.tracking.store import quiet_mlflow
 from har.util.errors import UserError, first_line
+from har.util.files import read_regular_file
+
+MODEL_FILE = "MLmodel"
+CLASSIFIER_PATH = f"artifacts/{CLASSIFIER_FOLDER}"
+# It has the names of the classes; 10,000 long ones have a megabyte.
+MAX_DESCRIPTION_BYTES = 5_000_000
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,13 +54,13 @@ def load_logged_model(uri: str) -> LoggedModel:
     """
     quiet_mlflow()
     uri = complete_model_uri(uri)
-    with tempfile.TemporaryDirectory() as scratch:
+    with ExitStack() as stack:
         try:
-            local = mlflow.artifacts.download_artifacts(uri, dst_path=scratch)
-            description = mlflow.models.Model.load(local)
-        except (MlflowException, OSError) as error:
+            folder = stack.enter_context(open_model(uri, (MODEL_FILE, CLASSIFIER_PATH)))
+            description = _read_description(folder)
+        except UNREADABLE as error:
             raise UserError(f"no model at {uri}: {first_line(error)}") from error
-        classifier = load_classifier(Path(local) / "artifacts" / CLASSIFIER_FOLDER)
+        classifier = load_classifier(folder / CLASSIFIER_PATH)
     return LoggedModel(
         uri=uri,
         identity=str(description.model_uuid),
@@ -63,9 +69,23 @@ def load_logged_model(uri: str) -> LoggedModel:
     )
 
 
-def _find_run(run_id: str | None) -> mlflow.entities.Run | None:
+def _read_description(folder: Path) -> Any:
+    """Read the MLmodel file; of it, only two ids are used."""
+    # checked first, because MLflow reads whatever is there
+    read_regular_file(folder / MODEL_FILE, MAX_DESCRIPTION_BYTES)
     try:
-        return mlflow.get_run(run_id) if run_id else None
+        return mlflow.models.Model.load(str(folder))
+    # YAML's errors, and whatever MLflow raises for values that it does not expect
+    except Exception as error:
+        raise ValueError(f"{MODEL_FILE} is damaged: {first_line(error)}") from error
+
+
+def _find_run(run_id: Any) -> mlflow.entities.Run | None:
+    # MLflow writes no id where a model was logged outside of a run
+    if not isinstance(run_id, str) or not WHOLE_RUN_ID.fullmatch(run_id):
+        return None
+    try:
+        return mlflow.get_run(run_id)
     except MlflowException:
         return None
 
@@ -74,8 +94,14 @@ def check_unseen(logged: LoggedModel, manifest: Manifest) -> None:
     """Raise a UserError if the model was trained on any of the manifest's test images."""
     if logged.run is None:
         return
-    uri = f"runs:/{logged.run.info.run_id}/{TABLE_FILE}"
-    trained = pd.read_csv(StringIO(mlflow.artifacts.load_text(uri)))
+    run_id = logged.run.info.run_id
+    try:
+        trained = load_csv(run_id, TABLE_FILE, ["split", "sha256"])
+    except UNREADABLE as error:
+        raise UserError(
+            f"cannot tell which images {logged.uri} was trained on: run {run_id} has no readable"
+            f" {TABLE_FILE}: {first_line(error)}"
+        ) from error
     seen = set(trained.loc[trained["split"] == "train", "sha256"])
     if known := int(manifest.rows("test")["sha256"].isin(seen).sum()):
         raise UserError(

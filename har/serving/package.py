@@ -1,5 +1,6 @@
 """Logs a trained classifier as a model for `mlflow models serve`."""
 
+import os
 from importlib.metadata import version
 from pathlib import Path
 
@@ -10,6 +11,7 @@ from mlflow.types.schema import Array, ColSpec, DataType, Object, Property, Sche
 import har
 from har.inference.classifier import CLASSIFIER_FOLDER, read_facts
 from har.inference.runtimes import RUNTIMES
+from har.tracking.store import neutral_tags
 
 MODEL_NAME = "model"
 PACKAGE = Path(har.__file__).parent
@@ -36,11 +38,13 @@ def log_classifier(folder: Path) -> str:
     model = mlflow.pyfunc.log_model(
         name=MODEL_NAME,
         python_model=str(PACKAGE / "serving" / "pyfunc.py"),
-        artifacts={CLASSIFIER_FOLDER: str(folder)},
+        # MLflow writes this path into the model: a relative one names no user
+        artifacts={CLASSIFIER_FOLDER: os.path.relpath(folder)},
         code_paths=[str(PACKAGE)],
         signature=SIGNATURE,
         # the versions that evaluated it; the CPU build is enough to serve
         pip_requirements=[f"{name}=={version(name)}" for name in packages],
+        tags=neutral_tags(),
         metadata={"class_names": facts["class_names"], "runtime": facts["runtime"]},
     )
     return str(model.model_id)

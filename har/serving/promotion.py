@@ -36,9 +36,12 @@ from har.tracking.records import Record, read_record
 from har.tracking.store import open_run
 from har.util.errors import UserError, first_line
 from har.util.escaping import for_markdown, for_terminal
-from har.util.files import cache_folder, digest_bytes
+from har.util.files import cache_folder, digest_bytes, expand_home
 from har.util.locks import file_lock
 from har.util.progress import quiet_loading, warn
+
+# Shown for a number that a run lacks.
+NAN = float("nan")
 
 
 def promote(experiment: str | None, rules: Rules, dry_run: bool = False) -> str:
@@ -203,7 +206,7 @@ def _find_evaluations(champion: Champion, test_digest: str) -> list[str]:
         if run.info.status == "FINISHED"
         and (
             run.data.tags.get("trained_by", "") == champion.run_id
-            or run.data.tags["evaluated_model"] in champion.uris
+            or expand_home(run.data.tags["evaluated_model"]) in champion.uris
         )
     ]
 
@@ -288,9 +291,11 @@ def describe_champion() -> str:
     tags, metrics = _read_version(version)
     accuracy, latency = "unknown", "unknown"
     if "accuracy" in metrics:
-        ends = f"{metrics['accuracy_low']:.1%} to {metrics['accuracy_high']:.1%}"
-        accuracy = f"{metrics['accuracy']:.1%} ({ends}), test digest {tags['test_digest']}"
-        slow = metrics["latency_p95_ms"]
+        low, high = (f"{metrics.get(f'accuracy_{end}', NAN):.1%}" for end in ("low", "high"))
+        digest = tags.get("test_digest", "unknown")
+        accuracy = f"{metrics['accuracy']:.1%} ({low} to {high}), test digest {digest}"
+    if "latency_ms" in metrics:
+        slow = metrics.get("latency_p95_ms", NAN)
         latency = f"{metrics['latency_ms']:.1f} ms an image (95th percentile {slow:.1f} ms)"
     facts = {
         "champion": f"{alias_uri(CHAMPION)}, version {version.version}",

@@ -6,7 +6,9 @@ from urllib.parse import urlencode
 from har.data.manifest import Manifest
 from har.data.report import REPORT_FILE
 from har.tracking.tags import count_images
+from har.util.errors import without_password
 from har.util.escaping import for_markdown
+from har.util.files import shorten_home
 
 if TYPE_CHECKING:
     # they load TensorFlow, which the job `prepare` does without
@@ -57,7 +59,7 @@ def describe_training(
 def describe_evaluation(run_id: str, uri: str, evaluation: "Evaluation") -> str:
     """Describe the evaluation of a logged model."""
     return _join_lines(
-        f"{for_markdown(uri)} on the test split",
+        f"{for_markdown(shorten_home(without_password(uri)))} on the test split",
         _format_scores(evaluation),
         _link_evaluation(run_id),
     )

@@ -2,9 +2,10 @@
 
 import json
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
+from typing import Any
 
 import mlflow
 from mlflow.entities import Metric
@@ -16,7 +17,12 @@ from har.evaluation.latency import Latency
 from har.tracking.journal import open_journal
 from har.tracking.preparation import build_dataset, log_manifest
 from har.tracking.store import Run, short_timeouts
-from har.tracking.tags import HISTORY_ARTIFACT, RECIPE_ARTIFACT, training_params
+from har.tracking.tags import (
+    HISTORY_ARTIFACT,
+    RECIPE_ARTIFACT,
+    recipe_fields,
+    training_params,
+)
 from har.training.backup import Backup
 from har.training.diagnostics import DIAGNOSTICS
 from har.training.epoch_report import OnEpoch
@@ -76,10 +82,10 @@ def log_result(run: Run, job: TrainingJob, result: Result) -> None:
         {"train_images": result.train_images, "validation_images": result.validation_images}
     )
     run.log_metrics(metrics)
-    recipes = {"requested": asdict(job.requested), "used": asdict(job.used)}
+    recipes = {"requested": recipe_fields(job.requested), "used": recipe_fields(job.used)}
     mlflow.log_dict({"variant": job.variant, **recipes}, RECIPE_ARTIFACT)
     mlflow.log_text(json.dumps(result.history, indent=1), HISTORY_ARTIFACT)
-    mlflow.log_figure(figures.draw_curves(result.history), "figures/learning_curves.png")
+    run.log_figure(lambda: figures.draw_curves(result.history), "figures/learning_curves.png")
     log_manifest(job.manifest)
 
 
@@ -89,20 +95,21 @@ def log_evaluation(
     """Log test scores, latency, tables and figures; link the scores to the model and the data."""
     dataset = build_dataset(manifest)
     run.log_metrics(evaluation.scores | asdict(latency), model_id=model_id, dataset=dataset)
-    tables = {
-        "per_class": evaluation.per_class,
-        "predictions": evaluation.predictions,
-        "mistakes": evaluation.mistakes,
-        "reliability": evaluation.reliability,
-        "accuracy_by_duplicate": tabulate_by_duplicate(evaluation, manifest),
+    tables: dict[str, Callable[[], Any]] = {
+        "per_class": lambda: evaluation.per_class,
+        "confusion": lambda: evaluation.confusion,
+        "predictions": lambda: evaluation.predictions,
+        "mistakes": lambda: evaluation.mistakes,
+        "reliability": lambda: evaluation.reliability,
+        "accuracy_by_duplicate": lambda: tabulate_by_duplicate(evaluation, manifest),
     }
-    for name, table in tables.items():
-        run.log_table(table, f"evaluation/{name}.csv")
-    drawn = {
-        "confusion_matrix": figures.draw_confusion(evaluation),
-        "class_recall": figures.draw_class_intervals(evaluation),
-        "reliability": figures.draw_reliability(evaluation),
-        "mistakes": figures.draw_mistakes(evaluation, manifest.root),
+    for name, build in tables.items():
+        run.log_table(build, f"evaluation/{name}.csv")
+    drawn: dict[str, Callable[[], Any]] = {
+        "confusion_matrix": lambda: figures.draw_confusion(evaluation),
+        "class_recall": lambda: figures.draw_class_intervals(evaluation),
+        "reliability": lambda: figures.draw_reliability(evaluation),
+        "mistakes": lambda: figures.draw_mistakes(evaluation, manifest.root),
     }
-    for name, figure in drawn.items():
-        mlflow.log_figure(figure, f"figures/{name}.png")
+    for name, draw in drawn.items():
+        run.log_figure(draw, f"figures/{name}.png")

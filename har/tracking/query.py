@@ -5,19 +5,25 @@ import re
 import shlex
 from collections import Counter
 from collections.abc import Mapping
-from io import StringIO
+from io import BytesIO
 from typing import Any
 
 import mlflow
 import pandas as pd
 from mlflow.exceptions import MlflowException
 
+from har.tracking.artifacts import UNREADABLE, read_artifact
 from har.tracking.store import DEFAULT_EXPERIMENT, check_store, explain_store_errors
 from har.tracking.ui import find_sqlite_file
 from har.util.errors import UserError, first_line
 from har.util.escaping import from_csv
 from har.util.progress import say
 
+PREDICTIONS_ARTIFACT = "evaluation/predictions.csv"
+# Larger tables are not ours: 18,000 images of 15 classes have 4 MB.
+MAX_TABLE_BYTES = 500_000_000
+MAX_TABLE_ROWS = 2_000_000
+MAX_CELL = 5_000
 WHOLE_RUN_ID = re.compile("[0-9a-f]{32}")
 # Runs named in the message about an ambiguous prefix.
 MAX_LISTED = 5
@@ -179,9 +185,30 @@ def find_current_experiment() -> str | None:
 def load_predictions(run_id: str) -> pd.DataFrame:
     """Load the columns path, label and predicted of a run's test images."""
     try:
-        text = mlflow.artifacts.load_text(f"runs:/{run_id}/evaluation/predictions.csv")
-        # a label or a file may be called "NA"
-        table = pd.read_csv(StringIO(text), dtype=str, keep_default_na=False)
-        return table[["path", "label", "predicted"]].map(from_csv)
-    except (MlflowException, OSError, ValueError, KeyError) as error:
+        table = load_csv(run_id, PREDICTIONS_ARTIFACT, ["path", "label", "predicted"])
+        if table["path"].duplicated().any():
+            raise ValueError("it names an image twice")
+        return table
+    except UNREADABLE as error:
         raise UserError(f"run {run_id} has no readable predictions: {first_line(error)}") from error
+
+
+def load_csv(run_id: str, artifact: str, columns: list[str]) -> pd.DataFrame:
+    """Load columns of a table that `Run.log_table` logged, as texts; see `har.tracking.artifacts`
+    for what is checked.
+    """
+    data = read_artifact(run_id, artifact, MAX_TABLE_BYTES)
+    table = pd.read_csv(
+        BytesIO(data),
+        usecols=columns,
+        index_col=False,  # else a row that is too long moves its cells
+        dtype=str,
+        keep_default_na=False,  # a label or a file may be called "NA"
+        nrows=MAX_TABLE_ROWS + 1,
+    )
+    if len(table) > MAX_TABLE_ROWS:
+        raise ValueError(f"{artifact} has more than {MAX_TABLE_ROWS:,} rows")
+    for name in columns:
+        if (table[name].str.len() > MAX_CELL).any():
+            raise ValueError(f"{artifact} has a {name} of more than {MAX_CELL:,} characters")
+    return table[columns].map(from_csv)

@@ -4,23 +4,41 @@ from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any, TypeVar
+from typing import Any, TypeVar, get_args
 
 import mlflow
 import pandas as pd
-from mlflow.exceptions import MlflowException
 
-from har.data.manifest import SUMMARY_FILE, TABLE_FILE, Manifest, read_manifest
-from har.data.splits import BEFORE_OPTIONS, Split
+from har.data.manifest import (
+    MAX_SUMMARY_BYTES,
+    MAX_TABLE_BYTES,
+    SUMMARY_FILE,
+    TABLE_FILE,
+    Manifest,
+    read_manifest,
+)
+from har.data.splits import BEFORE_OPTIONS, DrawnBy, Duplicates, LabelSpelling, Split
 from har.evaluation.metrics import TEST_METRICS
 from har.recipe import VARIANTS
+from har.tracking.artifacts import UNREADABLE, read_artifact, read_json_artifact
 from har.tracking.query import load_predictions
 from har.tracking.tags import HISTORY_ARTIFACT, NOTEBOOK, RECIPE_ARTIFACT, SOURCE_TAG, read_tags
 from har.util.errors import UserError, first_line
+from har.util.files import expand_home
+from har.util.json_text import check_number, is_plain
 from har.util.progress import progress, warn
 
 # All of these are equal in twins: the recipe's digest says nothing of the hardware.
 DIGESTS = ("recipe_digest", "dataset_digest", "test_digest")
+# MLflow's own limits are 500 characters for a name and 8,000 for a tag, but a store may hold more.
+MAX_TEXT = 1_000
+# No second, byte, image or epoch of a training is counted as more than this.
+MAX_NUMBER, MAX_EPOCHS = 1e12, 100_000
+SPLIT_VALUES = {
+    "duplicates": get_args(Duplicates),
+    "label_spelling": get_args(LabelSpelling),
+    "drawn_by": get_args(DrawnBy),
+}
 Found = TypeVar("Found")
 
 
@@ -34,8 +52,7 @@ class Record:
     the value of --runtime. Only promotion fills `model_uri`.
 
     `load_details` fills the rest: `recipe`, every field as used; `history`, the metrics of each
-    epoch; `predictions`, path, label and predicted of each test image; `root`, the folder that
-    `path` starts from.
+    epoch; `predictions`, path, label and predicted of each test image.
     """
 
     run_id: str
@@ -66,7 +83,6 @@ class Record:
     recipe: dict[str, Any] = field(default_factory=dict)
     history: list[dict[str, float]] = field(default_factory=list)
     predictions: pd.DataFrame | None = None
-    root: str | None = None
 
     @property
     def accuracy(self) -> float | None:
@@ -86,18 +102,26 @@ class Record:
 
 
 def read_record(run: mlflow.entities.Run) -> Record:
-    """Read the tags, parameters and metrics of a training's run."""
-    tags, params, metrics = read_tags(run), run.data.params, run.data.metrics
+    """Read the tags, parameters and metrics of a training's run; numbers that cannot be are left
+    out.
+
+    Raises:
+        KeyError: a tag is missing.
+        ValueError: a parameter is none of ours.
+    """
+    tags = {name: value[:MAX_TEXT] for name, value in read_tags(run).items()}
+    params = run.data.params
+    metrics = {name: value for name, value in run.data.metrics.items() if _is_possible(name, value)}
     feature_cache = tags.get("feature_cache", "none")
     return Record(
         run_id=run.info.run_id,
-        name=run.info.run_name,
+        name=str(run.info.run_name)[:MAX_TEXT],
         variant=tags["variant"],
         differs_from_variant=tags["differs_from_variant"],
         hardware=tags["hardware"],
         published=tags.get(SOURCE_TAG) == NOTEBOOK,
         cache_hit=feature_cache == "hit",
-        started=run.info.start_time,
+        started=run.info.start_time or 0,
         digests=tuple(tags.get(name, "") for name in DIGESTS),
         **{
             name: params.get(f"used.{name}", params.get(name, ""))
@@ -119,35 +143,73 @@ def read_record(run: mlflow.entities.Run) -> Record:
     )
 
 
+def _is_possible(name: str, value: float) -> bool:
+    share = name.removeprefix("best_val_").startswith(("accuracy", "top_", "macro_f1"))
+    return 0 <= value <= (1 if share else MAX_NUMBER)
+
+
 def read_split(run: mlflow.entities.Run) -> Split:
     """Read how a training run held its test images out."""
     params = {**BEFORE_OPTIONS, **run.data.params}
     # parameters are text
     kinds = {name: type(value) for name, value in vars(Split()).items()}
-    return Split(**{name: kind(params[name]) for name, kind in kinds.items() if name in params})
+    try:
+        values = {name: kind(params[name]) for name, kind in kinds.items() if name in params}
+        split = Split(**values)
+        check_number(split.test_fraction, "test_fraction", 0, 1)
+        for name, allowed in SPLIT_VALUES.items():
+            if (value := getattr(split, name)) not in allowed:
+                raise ValueError(f"{name} is {value!r}, none of {', '.join(allowed)}")
+        return replace(split, test_file=expand_home(split.test_file))
+    except ValueError as error:
+        raise UserError(
+            f"run {run.info.run_id} has no readable options of its split: {first_line(error)}"
+        ) from error
 
 
 def load_details(record: Record) -> Record:
     """Load a record's recipe, history and predictions; warn about what cannot be read."""
     if record.published:
         return replace(record, recipe=asdict(VARIANTS[record.variant]))
-    uri, load = f"runs:/{record.run_id}", mlflow.artifacts.load_dict
-    described: dict[str, Any] = _load_or_warn(lambda: load(f"{uri}/dataset.json"), {})
     return replace(
         record,
-        recipe=_load_or_warn(lambda: load(f"{uri}/{RECIPE_ARTIFACT}")["used"], {}),
-        history=_load_or_warn(lambda: load(f"{uri}/{HISTORY_ARTIFACT}"), []),
+        recipe=_load_or_warn(lambda: _load_recipe(record.run_id), {}),
+        history=_load_or_warn(lambda: _load_history(record.run_id), []),
         predictions=_load_or_warn(lambda: load_predictions(record.run_id), None)
         if record.accuracy is not None
         else None,
-        root=described.get("root"),
     )
+
+
+def _load_recipe(run_id: str) -> dict[str, Any]:
+    recipe: dict[str, Any] = read_json_artifact(run_id, RECIPE_ARTIFACT)["used"]
+    if not isinstance(recipe, dict) or not all(map(is_plain, recipe.values())):
+        raise ValueError(f"{RECIPE_ARTIFACT} of run {run_id} is no recipe")
+    if isinstance(weights := recipe.get("weights"), str):
+        recipe["weights"] = expand_home(weights)
+    check_number(recipe.get("batch_size", 1), f"batch_size of run {run_id}", 1, MAX_NUMBER)
+    return recipe
+
+
+def _load_history(run_id: str) -> list[dict[str, float]]:
+    history: list[dict[str, float]] = read_json_artifact(run_id, HISTORY_ARTIFACT)
+    if not isinstance(history, list) or len(history) > MAX_EPOCHS:
+        raise ValueError(f"{HISTORY_ARTIFACT} of run {run_id} is no list of epochs")
+    for epoch in history:
+        for name, value in epoch.items():
+            # a loss may be NaN or infinite
+            if not name.endswith("loss"):
+                most = 1 if "accuracy" in name else MAX_NUMBER
+                check_number(value, f"{HISTORY_ARTIFACT} of run {run_id}: {name}", 0, most)
+    if len({frozenset(epoch) for epoch in history}) > 1:
+        raise ValueError(f"{HISTORY_ARTIFACT} of run {run_id}: its epochs differ in their names")
+    return history
 
 
 def _load_or_warn(load: Callable[[], Found], otherwise: Found) -> Found:
     try:
         return load()
-    except (MlflowException, OSError, ValueError, KeyError, UserError) as error:
+    except UNREADABLE as error:
         warn(f"left out: {first_line(error)}")
         return otherwise
 
@@ -161,6 +223,8 @@ def load_records(runs: Iterable[mlflow.entities.Run]) -> list[Record]:
                 found.append(load_details(read_record(run)))
             except KeyError as error:
                 warn(f"left out: run {run.info.run_id} has no {first_line(error)}")
+            except (ValueError, TypeError) as error:
+                warn(f"left out: run {run.info.run_id}: {first_line(error)}")
             advance(1)
     return found
 
@@ -169,8 +233,8 @@ def load_recorded_training(run_id: str) -> Record:
     """Load the record of a training that is to be repeated, with its recipe."""
     try:
         record = read_record(mlflow.get_run(run_id))
-        recipe = mlflow.artifacts.load_dict(f"runs:/{run_id}/{RECIPE_ARTIFACT}")["used"]
-    except (MlflowException, OSError, KeyError, TypeError) as error:
+        recipe = _load_recipe(run_id)
+    except UNREADABLE as error:
         raise UserError(f"run {run_id} cannot be repeated: {first_line(error)}") from error
     return replace(record, recipe=recipe)
 
@@ -181,13 +245,15 @@ def load_recorded_manifest(run_id: str, image_root: Path | None) -> Manifest:
     `image_root` is the images' new folder, if they were moved. A UserError says which image is gone
     or has changed.
     """
+    files = {TABLE_FILE: MAX_TABLE_BYTES, SUMMARY_FILE: MAX_SUMMARY_BYTES}
     with TemporaryDirectory() as scratch:
         try:
-            for name in (TABLE_FILE, SUMMARY_FILE):
-                mlflow.artifacts.download_artifacts(f"runs:/{run_id}/{name}", dst_path=scratch)
-        except (MlflowException, OSError) as error:
+            for name, limit in files.items():
+                (Path(scratch) / name).write_bytes(read_artifact(run_id, name, limit))
+        except UNREADABLE as error:
             raise UserError(
-                f"run {run_id} does not say which images it was trained on: give them as --data DIR"
+                f"run {run_id} does not say which images it was trained on"
+                f" ({first_line(error)}): give them as --data DIR"
             ) from error
         return read_manifest(Path(scratch), image_root)
 

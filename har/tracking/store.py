@@ -8,13 +8,14 @@ import logging
 import os
 import re
 import shlex
+import tempfile
 import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 from uuid import uuid4
 
 import mlflow
@@ -22,7 +23,12 @@ import requests
 from mlflow.environment_variables import MLFLOW_ALLOW_FILE_STORE
 from mlflow.exceptions import MlflowException
 from mlflow.utils.file_utils import local_file_uri_to_path
-from mlflow.utils.mlflow_tags import MLFLOW_RUN_NAME, MLFLOW_RUN_NOTE
+from mlflow.utils.mlflow_tags import (
+    MLFLOW_RUN_NAME,
+    MLFLOW_RUN_NOTE,
+    MLFLOW_SOURCE_NAME,
+    MLFLOW_USER,
+)
 from mlflow.utils.name_utils import _GENERATOR_NOUNS, _GENERATOR_PREDICATES
 from mlflow.utils.uri import get_uri_scheme
 from sqlalchemy.exc import SQLAlchemyError
@@ -33,8 +39,10 @@ from har.util.escaping import for_terminal, format_csv
 from har.util.files import cache_folder
 from har.util.locks import file_lock
 from har.util.process import format_program
+from har.util.progress import warn
 from har.util.signals import defer_interrupts, open_work
 
+Built = TypeVar("Built")
 DEFAULT_EXPERIMENT = "har"
 # What --offline uses.
 OFFLINE_STORE = "sqlite:///mlflow.db"
@@ -75,9 +83,22 @@ class Run:
         """Log the images as the run's input; other runs may log the same ones now."""
         retry_once(lambda: mlflow.log_input(dataset, context))
 
-    def log_table(self, table: Any, artifact: str) -> None:
-        """Log a table as a CSV artifact."""
-        mlflow.log_text(format_csv(table), artifact)
+    def log_table(self, build: Callable[[], Any], artifact: str) -> None:
+        """Build a table and log it as a CSV artifact; warn if it cannot be built."""
+        if (text := _try_to_build(lambda: format_csv(build()), artifact)) is not None:
+            mlflow.log_text(text, artifact)
+
+    def log_figure(self, draw: Callable[[], Any], artifact: str) -> None:
+        """Draw a figure and log it as a PNG artifact; warn if it cannot be drawn."""
+        with tempfile.TemporaryDirectory() as scratch:
+            file = Path(scratch) / Path(artifact).name
+
+            def save() -> Path:
+                draw().savefig(file)
+                return file
+
+            if _try_to_build(save, artifact):
+                mlflow.log_artifact(str(file), str(Path(artifact).parent))
 
     def describe(self, text: str) -> None:
         """Set the Markdown text above the run in the MLflow UI."""
@@ -87,6 +108,17 @@ class Run:
         """End the run as FINISHED."""
         _end_run("FINISHED")
         self.finished = True
+
+
+def _try_to_build(build: Callable[[], Built], artifact: str) -> Built | None:
+    """Return what `build` builds. A run is worth more than one of its pictures or tables: whatever
+    goes wrong is a warning, too little memory included.
+    """
+    try:
+        return build()
+    except Exception as error:
+        warn(f"left out: {artifact}: {first_line(error)}")
+        return None
 
 
 @contextmanager
@@ -106,7 +138,10 @@ def _open_run(experiment: str, tags: Mapping[str, str], run_id: str | None) -> I
         # under `mlflow run` the experiment is chosen already, and choosing again is an error
         if "MLFLOW_RUN_ID" not in os.environ and run_id is None:
             mlflow.set_experiment(experiment)
-        found = mlflow.start_run(run_id, log_system_metrics=True)
+        # MLflow adds its own tags only to a run that this process opens
+        opens = run_id is None and "MLFLOW_RUN_ID" not in os.environ
+        own = neutral_tags() if opens else None
+        found = mlflow.start_run(run_id, log_system_metrics=True, tags=own)
     run = Run(id=found.info.run_id)
     try:
         with short_timeouts(), _store_lock():
@@ -123,6 +158,15 @@ def _open_run(experiment: str, tags: Mapping[str, str], run_id: str | None) -> I
         raise
     if not run.finished:
         run.finish()
+
+
+def neutral_tags() -> dict[str, str]:
+    """Return MLflow's tags for who runs what, without the login name and the program's path.
+
+    The name of a user of the tracking server is known there, and stays.
+    """
+    user = os.environ.get("MLFLOW_TRACKING_USERNAME") or "unknown"
+    return {MLFLOW_USER: user, MLFLOW_SOURCE_NAME: "har"}
 
 
 def _keep_given_name(tags: dict[str, str], name: str | None) -> dict[str, str]:

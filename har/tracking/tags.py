@@ -8,6 +8,8 @@ from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID, MLFLOW_RUN_NAME
 
 from har.data.manifest import Manifest
 from har.recipe import Recipe, field_values
+from har.util.errors import without_password
+from har.util.files import shorten_home
 
 if TYPE_CHECKING:
     # loads TensorFlow, which the job `prepare` does without
@@ -51,15 +53,27 @@ def training_params(job: "TrainingJob") -> dict[str, Any]:
         "cpu": hardware.cpu,
         "cpu_count": hardware.cpu_count,
         "memory_gb": hardware.memory_gb,
-        **asdict(job.manifest.summary.split),
+        **split_params(job.manifest),
     }
 
 
 def recipe_params(recipe: Recipe) -> dict[str, Any]:
     """Return a recipe's fields: PLAIN_FIELDS by their names, the others as `recipe.*`."""
-    asked = {each.name: value for each, value in field_values(recipe)}
+    asked = recipe_fields(recipe)
     plain = {name: asked.pop(name) for name in PLAIN_FIELDS}
     return {**plain, **{f"recipe.{name}": value for name, value in asked.items()}}
+
+
+def recipe_fields(recipe: Recipe) -> dict[str, Any]:
+    """Return a recipe's fields by name; a path below the home folder begins with `~`."""
+    fields = {each.name: value for each, value in field_values(recipe)}
+    return {**fields, "weights": shorten_home(recipe.weights)}
+
+
+def split_params(manifest: Manifest) -> dict[str, Any]:
+    """Return the options of the split; a path below the home folder begins with `~`."""
+    options = asdict(manifest.summary.split)
+    return {**options, "test_file": shorten_home(options["test_file"])}
 
 
 def _data_tags(manifest: Manifest) -> dict[str, str]:
@@ -127,8 +141,9 @@ def evaluation_tags(
     """Return the tags of a run that evaluates a model; `trained_by` is None if its training run is
     not in this store.
     """
-    name = trained_by.info.run_name if trained_by else uri
-    tags = {**job_tags("evaluate", name, manifest), "evaluated_model": uri}
+    shown = shorten_home(without_password(uri))
+    name = trained_by.info.run_name if trained_by else shown
+    tags = {**job_tags("evaluate", name, manifest), "evaluated_model": shown}
     if trained_by:
         there = read_tags(trained_by)
         tags["trained_by"] = trained_by.info.run_id

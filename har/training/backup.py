@@ -16,7 +16,8 @@ from typing import Any
 import numpy as np
 
 from har.data.manifest import read_manifest, write_manifest
-from har.recipe import Recipe, describe_changes
+from har.inference.runtimes import AUTO, RUNTIMES
+from har.recipe import VARIANTS, Recipe, describe_changes
 from har.training.arrays import load_arrays
 from har.training.backup_folders import (
     JOB_FILE,
@@ -26,9 +27,10 @@ from har.training.backup_folders import (
     training_lock,
 )
 from har.training.job import TrainingJob, build_job
-from har.training.state import State
+from har.training.state import State, check_state
 from har.util.errors import UserError, first_line
-from har.util.files import replace_file, replace_text
+from har.util.files import read_regular_file, replace_file, replace_text
+from har.util.json_text import check_number, parse_json
 from har.util.progress import say, warn
 from har.util.units import format_bytes
 
@@ -39,6 +41,9 @@ SAVED_FIELDS = (
 )  # fmt: skip
 # Backups take at most this share of a training's time. A first one earlier than this many seconds
 # would cost more than training again.
+# A job has some kilobytes.
+MAX_JOB_BYTES = 1_000_000
+MAX_SECONDS = 1e10
 MAX_TIME_SHARE = 0.02
 FIRST_AFTER_S = 5.0
 
@@ -99,7 +104,7 @@ def open_backup(run_id: str, job: TrainingJob, started: float) -> Iterator[Backu
     folder = backup_folder(run_id)
     with training_lock(run_id):
         folder.mkdir(exist_ok=True)
-        state, wall_s = read_state(folder)
+        state, wall_s = _read_state_of(job.used, folder)
         write_manifest(job.manifest, folder / DATA_FOLDER)
         saved = {name: getattr(job, name) for name in SAVED_FIELDS}
         try:
@@ -143,7 +148,7 @@ def load_job(run_id: str, image_root: Path | None = None) -> TrainingJob:
 def is_trained(run_id: str) -> bool:
     """Return whether all epochs of an unfinished run are done, so that only recording is left."""
     recipe = _read_job_file(run_id)["used"]
-    state, _ = read_state(backup_folder(run_id))
+    state, _ = _read_state_of(recipe, backup_folder(run_id))
     return state is not None and state.first_epoch(recipe) == recipe.epochs
 
 
@@ -152,11 +157,17 @@ def _read_job_file(run_id: str) -> dict[str, Any]:
     check_backup(run_id)
     file = backup_folder(run_id) / JOB_FILE
     try:
-        text: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+        text: dict[str, Any] = parse_json(read_regular_file(file, MAX_JOB_BYTES))
         text |= {name: Recipe(**text[name]) for name in ("requested", "used")}
         text["overridden"] = tuple(text["typed" if "typed" in text else "overridden"])
+        known = {"variant": VARIANTS, "runtime": (AUTO, *RUNTIMES)}
+        for name, values in known.items():
+            if text[name] not in values:
+                raise ValueError(f"{name} is {text[name]!r}, none of {', '.join(values)}")
+        if text["feature_runtime"] not in (None, *RUNTIMES):
+            raise ValueError(f"feature_runtime is {text['feature_runtime']!r}")
         return {name: text[name] for name in SAVED_FIELDS}
-    except (OSError, ValueError, TypeError, KeyError) as error:
+    except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
         raise UserError(f"{file} cannot be read: {first_line(error)}") from error
 
 
@@ -169,6 +180,18 @@ def write_state(folder: Path, state: State, wall_s: float) -> int:
         return file.tell()
 
 
+def _read_state_of(recipe: Recipe, folder: Path) -> tuple[State | None, float]:
+    """Read the state as `read_state`, and check that it is one of a training of `recipe`."""
+    state, wall_s = read_state(folder)
+    too_many = state is not None and len(state.history) > recipe.epochs
+    if too_many or (state and recipe.patience and not state.stopping):
+        raise UserError(
+            f"{folder / STATE_FILE} is of another training: delete it to train this run from its"
+            " first epoch"
+        )
+    return state, wall_s
+
+
 def read_state(folder: Path) -> tuple[State | None, float]:
     """Read the state and the seconds of wall time up to it; None and 0 where there is none."""
     file = folder / STATE_FILE
@@ -176,10 +199,12 @@ def read_state(folder: Path) -> tuple[State | None, float]:
         return None, 0.0
     try:
         arrays = load_arrays(file)
-        about = json.loads(arrays.pop("about").tobytes())
-        wall_s = float(about.pop("wall_s"))
-        return State(**about, arrays=arrays), wall_s
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        about = parse_json(arrays.pop("about").tobytes())
+        wall_s = check_number(about.pop("wall_s"), "wall_s", 0, MAX_SECONDS)
+        state = State(**about, arrays=arrays)
+        check_state(state)
+        return state, wall_s
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(
             f"{file} is damaged: {first_line(error)}; delete it to train this run from its first"
             " epoch"

@@ -14,7 +14,7 @@ import shutil
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -22,9 +22,16 @@ import numpy as np
 import numpy.typing as npt
 
 from har.training.arrays import load_arrays
-from har.util.errors import UserError
+from har.util.errors import UserError, first_line
 from har.util.escaping import for_terminal
-from har.util.files import cache_folder, digest_file, replace_file, replace_text
+from har.util.files import (
+    cache_folder,
+    digest_file,
+    read_regular_file,
+    replace_file,
+    replace_text,
+)
+from har.util.json_text import check_number, is_plain, parse_json
 from har.util.locks import file_lock
 from har.util.progress import say
 from har.util.units import format_bytes
@@ -37,6 +44,10 @@ ABOUT_FILE = "about.json"
 OLD_ARRAY_FILE = "features.npy"
 # Raise it when the same key would mean other numbers.
 VERSION = 2
+# What a description may say: more than any entry needs, and little enough to be shown.
+MAX_ABOUT_BYTES = 100_000
+MAX_DIMENSIONS, MAX_SIDE, MAX_DIGITS = 5, 10**9, 9
+MAX_SECONDS = 1e9
 DEFAULT_LIMIT_GB = 20.0
 OTHER_FOLDER = "set HAR_CACHE to another folder"
 
@@ -103,9 +114,16 @@ class Entry:
             features, seconds = found["features"], float(found["seconds"])
         except FileNotFoundError:
             return None
-        except (ValueError, KeyError, TypeError):
+        except (ValueError, KeyError, TypeError, OverflowError):
             features, seconds = np.empty(0), 0.0
-        if features.shape != (len(self.rows(shard)), *self.shape[1:]):
+        whole = (
+            features.shape == (len(self.rows(shard)), *self.shape[1:])
+            and features.dtype.kind == "f"
+            # `write` refuses such numbers
+            and np.isfinite(features).all()
+            and 0 <= seconds <= MAX_SECONDS
+        )
+        if not whole:
             say(f"damaged, computed again: {path}")
             return None
         return features.astype(np.float32, copy=False), seconds
@@ -125,7 +143,9 @@ class Entry:
     @property
     def num_rows(self) -> int:
         """The rows that are on disk, by the names of the files alone."""
-        present = [n for n in range(self.num_shards) if self._path(n).exists()]
+        # by the files and not by the shards: the shape of a damaged entry may announce any number
+        names = [each.stem for each in self.folder.glob("*.npz")]
+        present = [int(name) for name in names if name.isdecimal() and len(name) <= MAX_DIGITS]
         old = self.shape[0] if (self.folder / OLD_ARRAY_FILE).exists() else 0
         return max(old, sum(len(self.rows(shard)) for shard in present))
 
@@ -176,13 +196,23 @@ def _split_old_array(entry: Entry) -> None:
     path, about = entry.folder / OLD_ARRAY_FILE, _read_about(entry.folder) or {}
     if not path.exists():
         return
-    if about.get("key") == entry.key and about.get("sha256") == digest_file(path):
-        array = np.load(path, mmap_mode="r", allow_pickle=False)
-        for shard in range(entry.num_shards if array.shape == entry.shape else 0):
-            rows = entry.rows(shard)
-            seconds = about.get("seconds", 0.0) * len(rows) / len(array)
-            entry.write(shard, array[rows.start : rows.stop], seconds)
+    if about.get("key") == entry.key:
+        try:
+            digest = digest_file(path)
+            seconds = check_number(about.get("seconds", 0.0), "seconds", 0, MAX_SECONDS)
+            if about.get("sha256") == digest:
+                _write_shards(entry, np.load(path, mmap_mode="r", allow_pickle=False), seconds)
+        # what is damaged is computed again
+        except (OSError, ValueError, TypeError) as error:
+            say(f"damaged, computed again: {path}: {first_line(error)}")
     path.unlink()
+
+
+def _write_shards(entry: Entry, array: Any, seconds: float) -> None:
+    for shard in range(entry.num_shards if array.shape == entry.shape else 0):
+        rows = entry.rows(shard)
+        part = np.asarray(array[rows.start : rows.stop])
+        entry.write(shard, part, seconds * len(rows) / len(array))
 
 
 @contextmanager
@@ -197,10 +227,23 @@ def _explain_cache_errors() -> Iterator[None]:
 
 def _read_about(folder: Path) -> dict[str, Any] | None:
     try:
-        found = json.loads((folder / ABOUT_FILE).read_text(encoding="utf-8"))
+        found = parse_json(read_regular_file(folder / ABOUT_FILE, MAX_ABOUT_BYTES))
     except (OSError, ValueError):
         return None
     return found if isinstance(found, dict) else None
+
+
+def _read_entry(folder: Path) -> Entry | None:
+    """The entry in a folder; None if there is none, or its description is damaged."""
+    about = _read_about(folder) or {}
+    key, shape = about.get("key"), about.get("shape")
+    if not isinstance(key, dict) or not all(map(is_plain, key.values())):
+        return None
+    if not isinstance(shape, list) or not shape or len(shape) > MAX_DIMENSIONS:
+        return None
+    if not all(isinstance(side, int) and 0 <= side <= MAX_SIDE for side in shape):
+        return None
+    return Entry(folder=folder, key=key, shape=tuple(shape))
 
 
 def _limit_bytes() -> int:
@@ -247,11 +290,7 @@ def list_entries() -> list[Entry]:
     """List every entry, the last used first; folders without a valid about.json are no entries."""
     with _explain_cache_errors():
         folders = [each for each in features_folder().glob("*") if each.is_dir()]
-    entries = [
-        Entry(folder=each, key=about["key"], shape=tuple(about["shape"]))
-        for each in folders
-        if (about := _read_about(each)) and {"key", "shape"} <= set(about)
-    ]
+    entries = [entry for each in folders if (entry := _read_entry(each))]
     return sorted(entries, key=lambda each: -each.last_used)
 
 
@@ -281,10 +320,11 @@ def describe_cache() -> str:
 
 
 def _describe_entry(entry: Entry) -> str:
-    key, (rows, *shape) = entry.key, entry.shape
+    rows, *shape = entry.shape
+    key = dict.fromkeys((each.name for each in fields(Key)), "?") | entry.key
     state = "complete" if entry.num_rows == rows else f"{entry.num_rows:,} done"
-    view = f" view {key['view']}" if key["augmentation"] != "none" else ""
-    layer = f" {key['layer']}" if key.get("layer") else ""
+    view = f" view {key['view']}" if key["augmentation"] not in ("none", "?") else ""
+    layer = f" {key['layer']}" if entry.key.get("layer") else ""
     used = time.strftime("%Y-%m-%d %H:%M", time.localtime(entry.last_used))
     return (
         f"{entry.folder.name[:12]}  {used}  {format_bytes(entry.num_bytes):>9}  {rows:,} x"

@@ -15,6 +15,7 @@ from har.models.devices import (
     format_hardware,
 )
 from har.recipe import VARIANTS, Recipe, changes, describe_changes, digest_recipe
+from har.util.files import shorten_home
 from har.util.progress import warn
 
 
@@ -53,7 +54,9 @@ class TrainingJob:
         """The user's values that are not the variant's, as `field=value, ...`, or `none`."""
         asked = changes(VARIANTS[self.variant], self.requested)
         set_by_user = [
-            f"{name}={new}" for name, (_, new) in asked.items() if name in self.overridden
+            f"{name}={shorten_home(str(new))}"
+            for name, (_, new) in asked.items()
+            if name in self.overridden
         ]
         return ", ".join(set_by_user) or "none"
 

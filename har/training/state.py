@@ -1,5 +1,7 @@
 """The state of a training after an epoch: captured from Keras, and restored to resume from it."""
 
+import math
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -10,7 +12,10 @@ import numpy.typing as npt
 from har.recipe import Recipe
 from har.training.arrays import Arrays
 from har.util.errors import UserError
+from har.util.json_text import check_number
 
+# The kinds of arrays that a state has: a model's, its optimizer's, and the best epoch's.
+GROUPS = ("learner", "optimizer", "best")
 # What Keras' early stopping remembers, beside the best weights.
 STOPPING_FIELDS = ("wait", "best", "best_epoch")
 
@@ -32,6 +37,26 @@ class State:
         """The next epoch, counted from 0; `recipe.epochs` if early stopping ended the training."""
         stopped = recipe.patience and self.stopping["wait"] >= recipe.patience
         return recipe.epochs if stopped else len(self.history)
+
+
+def check_state(state: State) -> None:
+    """Raise a ValueError or a TypeError unless a state that was read could have been captured."""
+    check_number(state.train_time_s, "train_time_s", 0, math.inf)
+    if not state.history or not isinstance(state.history, list):
+        raise ValueError("its history is no list of epochs")
+    names = frozenset(state.history[0])
+    for epoch in state.history:
+        # a loss may be NaN or infinite
+        if frozenset(epoch) != names or not {type(each) for each in epoch.values()} <= {int, float}:
+            raise ValueError("its history is no list of epochs with the same numbers")
+    if state.stopping and set(state.stopping) != set(STOPPING_FIELDS):
+        raise ValueError(f"it lacks one of {', '.join(STOPPING_FIELDS)}")
+    for name, value in state.stopping.items():
+        check_number(value, name, -math.inf, math.inf)
+    counts = Counter(name.partition("/")[0] for name in state.arrays)
+    known = {f"{group}/{number}" for group in GROUPS for number in range(counts[group])}
+    if set(state.arrays) != known:
+        raise ValueError("its arrays are not those of a model and its optimizer")
 
 
 class Stopping(keras.callbacks.EarlyStopping):
@@ -58,7 +83,11 @@ class Stopping(keras.callbacks.EarlyStopping):
             setattr(self, name, self.resume_from.stopping[name])
         if best := _group_values("best", self.resume_from.arrays):
             self.best_weights = self.model.get_weights()
-            for place, value in zip(_find_changing_places(self.model), best, strict=True):
+            places = _find_changing_places(self.model)
+            shapes = [self.best_weights[place].shape for place in places]
+            if shapes != [value.shape for value in best]:
+                raise UserError("the backup's best weights are of another model")
+            for place, value in zip(places, best, strict=True):
                 self.best_weights[place] = value
 
 

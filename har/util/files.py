@@ -1,10 +1,12 @@
 """Atomic, durable file writes; digests of files; the cache folder."""
 
+import errno
 import hashlib
 import os
 import stat
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from io import BufferedReader
 from pathlib import Path
 from typing import IO
 from uuid import uuid4
@@ -67,9 +69,12 @@ def sync_folder(folder: Path) -> None:
 
 
 def digest_file(path: Path) -> str:
-    """Return the SHA-256 of a file, 64 hexadecimal digits."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    """Return the SHA-256 of a regular file, 64 hexadecimal digits; any other is an OSError."""
+    try:
+        with open_regular_file(path) as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except ValueError as error:
+        raise OSError(errno.EINVAL, str(error), str(path)) from error
 
 
 def digest_bytes(data: bytes) -> str:
@@ -92,23 +97,45 @@ def storable(name: str) -> str:
     return name.encode("utf-8", "backslashreplace").decode("utf-8")
 
 
-def read_regular_file(path: Path, limit: int) -> bytes:
-    """Read a file of at most `limit` bytes, and nothing but a regular one.
-
-    A device or a pipe could block or never end.
+@contextmanager
+def open_regular_file(path: Path) -> Iterator[BufferedReader]:
+    """Open a file for reading, and nothing but a regular one: a device or a pipe could block or
+    never end.
 
     Raises:
         OSError: the file cannot be opened.
-        ValueError: it is no regular file, or larger.
+        ValueError: it is no regular file.
     """
     # O_NONBLOCK: opening a pipe waits for a writer otherwise
     descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0))
     with open(descriptor, "rb") as file:
-        found = os.fstat(descriptor)
-        if not stat.S_ISREG(found.st_mode):
+        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
             raise ValueError("not a file")
+        yield file
+
+
+def read_regular_file(path: Path, limit: int) -> bytes:
+    """Read a regular file of at most `limit` bytes; a larger one is a ValueError."""
+    with open_regular_file(path) as file:
+        size = os.fstat(file.fileno()).st_size
         # read more than announced: the file may grow meanwhile
-        data = file.read(limit + 1) if found.st_size <= limit else b""
-    if found.st_size > limit or len(data) > limit:
+        data = file.read(limit + 1) if size <= limit else b""
+    if size > limit or len(data) > limit:
         raise ValueError(f"more than {limit:,} bytes")
     return data
+
+
+def shorten_home(path: str) -> str:
+    """Replace the user's home folder at the beginning of an absolute path by `~`.
+
+    What is recorded for others then does not name the user. `expand_home` restores the path.
+    """
+    home = os.path.expanduser("~")
+    if home in ("~", os.sep) or not Path(path).is_relative_to(home):
+        return path
+    return str(Path("~", os.path.relpath(path, home)))
+
+
+def expand_home(path: str) -> str:
+    """Replace a `~` at the beginning of a path by the user's home folder."""
+    return os.path.expanduser(path) if path == "~" or path.startswith("~/") else path

@@ -12,6 +12,7 @@ from contextlib import contextmanager, suppress
 
 import click
 
+from har.util.errors import without_password
 from har.util.escaping import for_terminal
 
 PLAIN_LINE_EVERY_S = 10.0
@@ -50,13 +51,13 @@ def say(*lines: str) -> None:
     r"""Print lines to stderr; stdout is for results. A line break inside a line becomes `\n`."""
     # a full disk behind a redirected stderr must not stop the work
     with suppress(OSError):
-        click.echo("\n".join(map(for_terminal, lines)), err=True)
+        click.echo("\n".join(for_terminal(without_password(each)) for each in lines), err=True)
 
 
 def warn(message: str) -> None:
     """Print a warning to stderr: the command continues, but not exactly as requested."""
     with suppress(OSError):
-        click.secho(f"warning: {for_terminal(message)}", err=True, fg="yellow")
+        click.secho(f"warning: {for_terminal(without_password(message))}", err=True, fg="yellow")
 
 
 def show(text: object) -> None:

@@ -1,12 +1,21 @@
 """The comparison's page, from hostile and missing data."""
 
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
+import pandas as pd
 import pytest
 
-from har.compare.report import build_comparison, picture_uri, write_comparison
+from har.compare import report
+from har.compare.pictures import RecordedImages
+from har.compare.report import Comparison, write_comparison
+from har.tracking.records import Record
 from tests.compare.conftest import HOSTILE, PUBLISHED, record
+
+
+def build_comparison(records: Sequence[Record]) -> Comparison:
+    return report.build_comparison(records, lambda run_id: RecordedImages(root=None))
 
 
 def test_hostile_names_are_shown_as_they_stand() -> None:
@@ -14,15 +23,6 @@ def test_hostile_names_are_shown_as_they_stand() -> None:
         [record("a", 30, name=HOSTILE, differs_from_variant=HOSTILE), record("b"), PUBLISHED]
     ).page
     assert "<script" not in page and "&lt;script&gt;" in page
-
-
-def test_pictures_come_from_the_data_alone(raw: Path) -> None:
-    inside = picture_uri(str(raw), "train/Image_1.jpg")
-    assert inside.startswith("data:image/jpeg;base64,")
-    root = str(raw / "elsewhere")
-    for path in ("../train/Image_1.jpg", str(raw / "train/Image_1.jpg"), "train/Image_1.jpg"):
-        assert picture_uri(root, path) == ""
-    assert picture_uri(None, "train/Image_1.jpg") == ""
 
 
 def test_every_id_interval_and_p_value_is_text(tmp_path: Path) -> None:
@@ -60,3 +60,33 @@ def test_two_runs_without_a_common_image() -> None:
     elsewhere = other.predictions.assign(path="elsewhere/" + other.predictions["path"])
     page = build_comparison([one, replace(other, predictions=elsewhere)]).page
     assert "No two runs have predictions for the same images" in page and "There are none." in page
+
+
+def test_many_classes_make_no_larger_page() -> None:
+    def of_classes(run_id: str, count: int, shift: int) -> Record:
+        labels = [f"class_{number:04}" for number in range(count)]
+        table = pd.DataFrame({"path": labels, "label": labels, "predicted": labels})
+        table["predicted"] = table["predicted"].shift(shift, fill_value=labels[0])
+        return replace(record(run_id), predictions=table)
+
+    sizes = {}
+    for count in (report.MOST_ROWS // 2, 20_000):
+        found = build_comparison([of_classes("one", count, 1), of_classes("two", count, 0)])
+        assert len(found.tables["recalls"]) == 2 * count
+        sizes[count] = len(found.page), max(map(len, found.figures.values()))
+    (small, small_figure), (large, large_figure) = sizes.values()
+    assert large < 1.2 * small and large_figure < 1.2 * small_figure
+    assert "The first 1000 of 40000 rows" in found.page
+
+
+def test_a_figure_that_cannot_be_drawn_is_left_out(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fail(*_: object) -> None:
+        raise MemoryError
+
+    for name in ("draw_scatter", "draw_curves", "draw_recalls", "draw_confusions"):
+        monkeypatch.setattr(report, name, fail)
+    found = build_comparison([record("one"), record("two")])
+    assert found.figures == {} and "could not be drawn" in found.page
+    assert capsys.readouterr().err.count("left out: the figure") == 4

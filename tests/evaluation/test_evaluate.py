@@ -7,10 +7,12 @@ import numpy as np
 import pytest
 
 from har.data.manifest import Manifest
+from har.evaluation import evaluate as evaluate_module
 from har.evaluation.evaluate import (
     Evaluation,
     evaluate,
     evaluate_features,
+    format_classes,
     load_test_rows,
     read_batches,
 )
@@ -126,3 +128,40 @@ def test_rows_are_read_in_order_and_decoded_as_in_training(
     assert np.concatenate([indices for _, indices in batches]).tolist() == list(range(len(rows)))
     expected = [classifier.decode((manifest.root / path).read_bytes()) for path in rows["path"]]
     np.testing.assert_array_equal(np.concatenate([images for images, _ in batches]), expected)
+
+
+@pytest.mark.parametrize("classes", [2, 15, 400])
+def test_tables_of_many_classes(classes: int) -> None:
+    ids = np.arange(classes)
+    evaluation = Evaluation(
+        class_names=tuple(f"class {number}" for number in ids),
+        paths=[f"{number}.jpg" for number in ids],
+        label_ids=ids,
+        probabilities=np.roll(np.eye(classes, dtype=np.float32), 1, axis=1),
+    )
+    found = evaluation.confusion
+    assert list(found) == ["true", "predicted", "count"] and len(found) == classes
+    assert found["count"].sum() == classes and not (found["true"] == found["predicted"]).any()
+    lines = format_classes(evaluation.per_class).splitlines()
+    assert len(lines) == (classes + 1 if classes <= 50 else 52)
+    assert ("50 of 400 classes" in lines[-1]) is (classes == 400)
+
+
+def test_probabilities_of_too_many_classes_are_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    evaluation = Evaluation(
+        class_names=("a", "b"),
+        paths=["x", "y"],
+        label_ids=np.array([0, 1]),
+        probabilities=np.eye(2, dtype=np.float32),
+    )
+    plain = ["path", "label", "predicted", "probability"]
+    assert list(evaluation.predictions) == [*plain, "p_a", "p_b"]
+    monkeypatch.setattr(evaluate_module, "MOST_PROBABILITIES", 3)
+    assert list(evaluation.predictions) == plain
+
+
+def test_a_message_lists_few_labels(classifier: Classifier, manifest: Manifest) -> None:
+    many = tuple(f"class {number}" for number in range(1000))
+    with pytest.raises(UserError, match="and 980 more") as caught:
+        load_test_rows(replace(classifier, class_names=many), manifest)
+    assert len(str(caught.value)) < 1000

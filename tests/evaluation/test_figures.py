@@ -146,3 +146,19 @@ def test_gallery_says_that_there_are_no_mistakes(tmp_path: Path) -> None:
     figure = draw_mistakes(evaluation, tmp_path)
     assert [text.get_text() for text in figure.texts] == ["no mistakes: all 2 test images correct"]
     assert pixels(figure, tmp_path / "none.png") > 1000
+
+
+@pytest.mark.parametrize("count", [31, 400, 5000])
+@pytest.mark.parametrize("draw", [draw_confusion, draw_class_intervals])
+def test_many_classes_make_no_larger_picture(draw, count: int, tmp_path: Path) -> None:
+    whole = draw(some_evaluation(classes(30), images=300))
+    figure = draw(some_evaluation(classes(count), images=300))
+    assert max(figure.get_size_inches() / whole.get_size_inches()) <= 1
+    figure.savefig(tmp_path / "figure.png")
+    shown = [axes.get_xlabel() for axes in figure.axes] + [figure.get_suptitle()]
+    known = (
+        count
+        if draw is draw_confusion
+        else len(set(some_evaluation(classes(count), 300).label_ids))
+    )
+    assert (f"30 of {known:,} classes" in " ".join(shown)) is (known > 30)

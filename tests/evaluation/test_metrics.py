@@ -171,6 +171,29 @@ def test_score_agrees_with_its_parts() -> None:
     assert scores["macro_f1"] == pytest.approx((0.5 + 0 + 1 + 0) / 4)
 
 
-def test_confusion_rows_are_true_classes() -> None:
+def test_confusion_counts_pairs_of_true_and_predicted() -> None:
     counts = metrics.confusion(PROBABILITIES, LABELS)
-    assert counts.tolist() == [[1, 0, 0, 1], [0, 0, 0, 0], [0, 0, 1, 0], [1, 0, 0, 0]]
+    assert counts.tolist() == [[0, 0, 1], [0, 3, 1], [2, 2, 1], [3, 0, 1]]
+
+
+@pytest.mark.parametrize(
+    ("pairs", "most", "ids"),
+    [
+        ([[0, 0, 9], [3, 4, 2], [1, 4, 5]], 2, [1, 4]),  # 9 images that are right do not count
+        ([[0, 0, 9], [3, 4, 2], [1, 4, 5]], 3, [1, 3, 4]),
+        ([[0, 0, 9], [3, 4, 2], [1, 4, 5]], 4, [0, 1, 3, 4]),
+        ([[0, 0, 9]], 3, [0, 1, 2]),
+        ([[0, 0, 9], [3, 4, 2], [1, 4, 5]], 30, [0, 1, 2, 3, 4]),
+    ],
+)
+def test_the_most_confused_classes(pairs: list[list[int]], most: int, ids: list[int]) -> None:
+    assert metrics.most_confused(np.array(pairs), 5, most).tolist() == ids
+
+
+def test_a_hundred_thousand_classes_take_no_square_of_memory() -> None:
+    """A matrix of them would have 80 GB."""
+    ids, classes = np.arange(20), 100_000
+    probabilities = np.zeros((20, classes), np.float32)
+    probabilities[ids, ids + 1] = 1.0
+    assert len(metrics.confusion(probabilities, ids)) == 20
+    assert metrics.score(probabilities, ids)["accuracy"] == 0

@@ -142,7 +142,7 @@ def test_a_full_disk_ends_no_training(
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(files.os, "fsync", full)
-    kept.save(replace(STATE, history=[]))
+    kept.save(replace(STATE, history=2 * STATE.history))
     assert "No space left" in capsys.readouterr().err
     found, _ = read_state(tmp_path)
     assert found is not None and found.history == STATE.history
