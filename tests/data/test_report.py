@@ -118,3 +118,8 @@ def test_long_lists_are_cut(manifest: Manifest) -> None:
     assert page.count("dataset.json lists 1,300 more.") == 2
     assert page.count("empty: 0 bytes") == page.count("<li>stray") == MAX_NAMES
     assert "A note." in page and "<li>black.jpg</li>" in page
+
+
+def test_a_page_without_a_test_split(raw: Path) -> None:
+    found = prepare(folder_source(raw, "a test"), raw.parent / "out", Split(test_fraction=0))
+    assert "0% of the images of each class" in render_report(found)
