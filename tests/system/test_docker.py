@@ -40,6 +40,7 @@ from har.inference.runtimes import RUNTIMES
 from har.models import backbones
 from har.models.backbones import Backbone
 from har.models.build import build_model
+from har.serving.client import ask_server
 from har.serving.package import SERVING_PACKAGES, log_classifier
 from tests.conftest import CLASSES, PATH, build_tiny, free_port, serving, tiny_recipe, write_images
 
@@ -694,6 +695,16 @@ def test_answers_are_equal_through_the_proxy(stock: tuple[str, Served], before_s
         served.check(send(each, body=served.body()))
         assert send(each, "/version").text == mlflow.__version__
         assert send(each, "/health").status == send(each, "/ping").status == 200
+
+
+@pytest.mark.slow
+@needs_nginx
+def test_the_client_gets_large_photos_through_the_proxy(before_stock: str) -> None:
+    largest = encode(pillow.new("RGB", (2_880, 2_880), (9, 9, 9)), "BMP")
+    photos = [encode(pillow.new("RGB", (1_000, 930), (i, 0, 0)), "BMP") for i in range(20)]
+    assert 24_800_000 < len(largest) < 25_000_000 and len(photos[0]) > 2_700_000
+    rows = list(ask_server(before_stock.removeprefix("http://"), [*photos, largest, b"junk"]))
+    assert [row["error"] is None for row in rows] == [True] * 21 + [False]
 
 
 def one_column(data: str) -> str:
