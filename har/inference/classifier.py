@@ -9,14 +9,15 @@ import functools
 import json
 import time
 from collections.abc import Callable, Sequence
-from concurrent.futures import Future
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, TypedDict
 
 import numpy as np
 import numpy.typing as npt
 
+from har.data.encoded import EncodedImage
 from har.data.images import RESIZERS, ImageError, Pixels, decode, decode_small, open_image
 from har.data.limits import TRAINING_LIMITS, UNLIMITED, Limits, RequestLimits
 from har.inference.runtimes import BATCH_SIZE, MODEL_FILE, RUNTIMES, Forward, Parts
@@ -81,6 +82,15 @@ def _expect_bytes(data: Any) -> bytes:
     return data
 
 
+def _guess_cost(data: Any) -> float:
+    """Guess what reading a header costs, in decoded pixels."""
+    return 20_000 + (len(data) if isinstance(data, str | bytes) else 0)
+
+
+def _known_cost(image: EncodedImage | str) -> float:
+    return 0 if isinstance(image, str) else image.pixels + len(image.data)
+
+
 class _Call:
     """What one call of `classify` may still cost, and its place among other calls."""
 
@@ -95,13 +105,25 @@ class _Call:
                 " send it again, with fewer others"
             )
 
-    def spend(self, pixels: int) -> None:
-        if self.pixels + pixels > self.limits.pixels:
-            raise ImageError(
+    def spend(self, image: EncodedImage | str) -> EncodedImage | str:
+        """Count an image's pixels; return an error's text if they are too many."""
+        if isinstance(image, str):
+            return image
+        if self.pixels + image.pixels > self.limits.pixels:
+            return (
                 f"the images of one request may have {self.limits.pixels:,} pixels together: send"
                 " this one in another"
             )
-        self.pixels += pixels
+        self.pixels += image.pixels
+        return image
+
+    def map_in_turn(
+        self, work: Callable[[Any], Any], items: Sequence[Any], cost: Callable[[Any], float]
+    ) -> list[Any]:
+        futures = [
+            decoders().submit(self.decoding, cost(each), partial(work, each)) for each in items
+        ]
+        return [each.result() for each in futures]
 
     def forward(self, run: Callable[[], Any], images: Sequence[Pixels]) -> Any:
         return _forwards().submit(self.computing, len(images), run).result() if images else ()
@@ -148,7 +170,10 @@ class Classifier:
     def _classify_batch(
         self, files: Sequence[Any], read: Callable[[Any], bytes], call: "_Call"
     ) -> list[Prediction]:
-        found = [each.result() for each in [self._start(data, read, call) for data in files]]
+        # a thread of a server only waits: dozens of them would share the time of Python's lock
+        opened = call.map_in_turn(lambda data: self._open(data, read, call), files, _guess_cost)
+        opened = [call.spend(each) for each in opened]
+        found = call.map_in_turn(lambda image: self._decode(image, call), opened, _known_cost)
         images = [each for each in found if not isinstance(each, str)]
         rows = iter(call.forward(lambda: self.forward(np.stack(images)), images))
         return [
@@ -156,27 +181,22 @@ class Classifier:
             for each in found
         ]
 
-    def _start(
-        self, data: Any, read: Callable[[Any], bytes], call: "_Call"
-    ) -> "Future[Pixels | str]":
-        """Start to decode an image; its result is an error's text if that is impossible."""
+    def _open(self, data: Any, read: Callable[[Any], bytes], call: "_Call") -> EncodedImage | str:
+        """Read a header; return an error's text if that is impossible."""
         try:
             call.check_time()
-            image = open_image(read(data), self.limits)
-            call.spend(image.pixels)
+            return open_image(read(data), self.limits)
         except ImageError as error:
-            failed: Future[Pixels | str] = Future()
-            failed.set_result(str(error))
-            return failed
+            return str(error)
 
-        def decode_or_explain() -> Pixels | str:
-            try:
-                call.check_time()
-                return decode_small(image, self.recipe.resize, self.recipe.image_size)
-            except ImageError as error:
-                return str(error)
-
-        return decoders().submit(call.decoding, image.pixels + len(image.data), decode_or_explain)
+    def _decode(self, image: EncodedImage | str, call: "_Call") -> Pixels | str:
+        if isinstance(image, str):
+            return image
+        try:
+            call.check_time()
+            return decode_small(image, self.recipe.resize, self.recipe.image_size)
+        except ImageError as error:
+            return str(error)
 
     def decode(self, data: bytes) -> Pixels:
         """Decode an image as in training; raise an ImageError if that is impossible."""
