@@ -1,11 +1,16 @@
 """The classifier on disk and in memory: same answers, a bad file spoils only its own row."""
 
+import io
 import json
+import os
 import threading
+import zipfile
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import h5py
 import numpy as np
 import pytest
 
@@ -21,9 +26,12 @@ from har.inference.classifier import (
     save_classifier,
 )
 from har.inference.runtimes import MODEL_FILE, OPENVINO_FILE, RUNTIMES
+from har.models import keras_file
 from har.models.build import build_model
+from har.models.keras_file import check_keras_file
 from har.recipe import Recipe
 from har.util.errors import UserError
+from har.util.files import digest_file
 from tests.conftest import tiny_recipe
 
 
@@ -172,3 +180,106 @@ def test_changed_files_are_not_loaded(runtime: str, tiny_backbone: None, tmp_pat
         with pytest.raises(UserError, match=f"{name} is not the file that was saved"):
             load_classifier(tmp_path)
         (tmp_path / name).write_bytes(whole)
+
+
+# What a classifier.json that is not ours may say beside what it should.
+FACTS: dict[str, Any] = {
+    "deep": "[" * 100_000,
+    "a list": "[]",
+    "5,000 digits": "9" * 5000,
+    "large": " " * 30_000_000,
+    "a device": {"sha256": {"/dev/zero": "0"}},
+    "a path": {"sha256": {"../secret": "0"}},
+    "an inner path": {"sha256": {"a/b": "0"}},
+    "the folder": {"sha256": {".": "0"}},
+    "a zero byte": {"sha256": {"a\0b": "0"}},
+    "no name": {"sha256": {"": "0"}},
+    "no digests": {"sha256": {}},
+    "digests of a list": {"sha256": ["model.keras"]},
+    "no classes": {"class_names": []},
+    "classes of numbers": {"class_names": [1, 2, 3]},
+    "a text of classes": {"class_names": "abc"},
+    "another runtime": {"runtime": "magic"},
+    "a runtime without its files": {"runtime": "openvino"},
+    "a recipe of text": {"recipe": "v3"},
+}
+
+
+@pytest.mark.parametrize("name", FACTS)
+def test_hostile_facts_are_one_line(name: str, folder: Path) -> None:
+    file, changed = folder / FACTS_FILE, FACTS[name]
+    facts = json.loads(file.read_text())
+    file.write_text(changed if isinstance(changed, str) else json.dumps(facts | changed))
+    with pytest.raises(UserError, match="holds no classifier") as caught:
+        load_classifier(folder)
+    assert len(str(caught.value).splitlines()) == 1 and len(str(caught.value)) < 500
+
+
+def _link(target: str) -> Callable[[Path], object]:
+    return lambda file: (file.unlink(), file.symlink_to(target))
+
+
+@pytest.mark.parametrize("of", [FACTS_FILE, MODEL_FILE])
+@pytest.mark.parametrize(
+    "replace_it",
+    [
+        Path.unlink,
+        _link("/dev/zero"),
+        _link("/etc/hostname"),
+        lambda file: (file.unlink(), os.mkfifo(file)),
+        lambda file: (file.unlink(), file.mkdir()),
+        lambda file: os.truncate(file, 10**13),
+    ],
+    ids=["gone", "device", "link", "pipe", "folder", "terabytes"],
+)
+def test_files_that_are_none_are_one_line(
+    of: str, replace_it: Callable[[Path], object], folder: Path
+) -> None:
+    replace_it(folder / of)
+    with pytest.raises(UserError, match="holds no classifier"):
+        load_classifier(folder)
+
+
+def weights_of(**datasets: tuple[int, ...]) -> bytes:
+    file = io.BytesIO()
+    with h5py.File(file, "w") as opened:
+        for name, shape in datasets.items():
+            # chunks that nobody wrote take no place
+            opened.create_dataset(name, shape, "f4", chunks=(1,) * len(shape))
+    return file.getvalue()
+
+
+def dense(units: int) -> str:
+    return json.dumps({"class_name": "Dense", "config": {"units": units}})
+
+
+KERAS_FILES: dict[str, dict[str, str | bytes]] = {
+    "no network": {"metadata.json": "{}"},
+    "a deep network": {"config.json": "[" * 100_000},
+    "a layer of a billion": {"config.json": dense(10**9)},
+    "layers of 4 TB": {"config.json": f"[{dense(90_000)}, {dense(90_000)}]"},
+    "weights of 4 TB": {"config.json": "{}", "model.weights.h5": weights_of(a=(10**6, 10**6))},
+    "weights beyond 64 bits": {
+        "config.json": "{}", "model.weights.h5": weights_of(a=(2**32, 2**32)),
+    },
+    "damaged weights": {"config.json": "{}", "model.weights.h5": b"\x89HDF"},
+    "a bomb": {"config.json": "{}", "model.weights.h5": bytes(20_000_000)},
+    "many parts": {str(number): "" for number in range(1000)},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", KERAS_FILES)
+def test_a_hostile_network_is_not_loaded(
+    name: str, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(keras_file, "MAX_WEIGHT_BYTES", 10_000_000)
+    with zipfile.ZipFile(folder / MODEL_FILE, "w", zipfile.ZIP_DEFLATED) as archive:
+        for part, data in KERAS_FILES[name].items():
+            archive.writestr(part, data)
+    facts = json.loads((folder / FACTS_FILE).read_text())
+    facts["sha256"] = {MODEL_FILE: digest_file(folder / MODEL_FILE)}
+    (folder / FACTS_FILE).write_text(json.dumps(facts))
+    with pytest.raises(UserError, match="holds no classifier"):
+        load_classifier(folder)
+    with pytest.raises((ValueError, KeyError, OSError)):
+        check_keras_file(folder / MODEL_FILE)

@@ -2,6 +2,7 @@
 
 import json
 import re
+from collections.abc import Callable
 from contextlib import redirect_stderr
 from dataclasses import asdict, replace
 from io import StringIO
@@ -14,15 +15,19 @@ import pandas as pd
 import pytest
 from mlflow import MlflowClient
 
-from har.data.manifest import Manifest
+from har.data.manifest import Manifest, read_manifest
+from har.data.prepare import prepare
+from har.data.sources import folder_source
+from har.data.splits import Split
 from har.evaluation.evaluate import evaluate, evaluate_features, tabulate_by_duplicate
 from har.recipe import Recipe, digest_recipe
 from har.serving.load import load_logged_model
+from har.tracking import log
 from har.tracking.records import Record
-from har.tracking.store import open_run
+from har.tracking.store import neutral_tags, open_run
 from har.tracking.ui import VIEW
 from har.util.errors import UserError
-from tests.conftest import tiny_backbones, tiny_recipe
+from tests.conftest import tiny_backbones, tiny_recipe, write_images
 from tests.jobs.conftest import FINISHED, run_tiny
 
 EPOCH_METRICS = {
@@ -226,3 +231,80 @@ def test_interrupted_runs_keep_what_was_logged(
     found = mlflow.get_run(run.id)
     assert found.info.status == status and found.data.metrics["val_accuracy"] == 0.5
     assert mlflow.active_run() is None
+
+
+def test_a_run_outlives_its_pictures_and_tables(
+    manifest: Manifest,
+    store: str,
+    tiny_backbone: None,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    def fail(error: Exception) -> Callable[..., None]:
+        def raise_it(*_: object) -> None:
+            raise error
+
+        return raise_it
+
+    monkeypatch.setattr(log.figures, "draw_confusion", fail(MemoryError()))
+    monkeypatch.setattr(log.figures, "draw_mistakes", fail(RuntimeError("odd\ntext")))
+    monkeypatch.setattr(log.figures, "draw_curves", fail(ValueError("Image size too large")))
+    monkeypatch.setattr(log, "tabulate_by_duplicate", fail(RecursionError("deep")))
+    run_id = run_tiny(tiny_recipe("v3"), manifest).run_id
+    assert mlflow.get_run(run_id).info.status == "FINISHED"
+    said = capsys.readouterr().err
+    for line in (
+        "left out: figures/confusion_matrix.png: MemoryError",
+        "left out: figures/mistakes.png: odd",
+        "left out: figures/learning_curves.png: Image size too large",
+        "left out: evaluation/accuracy_by_duplicate.csv: deep",
+    ):
+        assert f"warning: {line}\n" in said
+    client = MlflowClient()
+    drawn = {each.path for each in client.list_artifacts(run_id, "figures")}
+    assert drawn == {"figures/class_recall.png", "figures/reliability.png"}
+    tables = {each.path for each in client.list_artifacts(run_id, "evaluation")}
+    assert {"evaluation/confusion.csv", "evaluation/predictions.csv"} <= tables
+
+
+def test_a_run_names_no_home_folder_and_no_login(
+    tmp_path: Path, store: str, tiny_backbone: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    home = tmp_path / "alice"
+    raw = write_images(home / "photos")
+    monkeypatch.setenv("HOME", str(home))
+    for name in ("LOGNAME", "USER"):
+        monkeypatch.setenv(name, "alice")
+    found = prepare(folder_source(raw, why="a test"), home / "prepared", Split(test_fraction=0.25))
+    run = mlflow.get_run(run_tiny(tiny_recipe("v3"), found).run_id)
+    assert run.data.tags["mlflow.user"] == "unknown"
+    (source,) = {each.dataset.source for each in run.inputs.dataset_inputs}
+    assert json.loads(source)["uri"] == "~/photos"
+    (model,) = mlflow.search_logged_models(
+        [run.info.experiment_id],
+        filter_string=f"source_run_id = '{run.info.run_id}'",
+        output_format="list",
+    )
+    texts = [json.dumps([run.data.tags, run.data.params, model.tags])]
+    get = mlflow.artifacts.download_artifacts
+    folders = [
+        Path(get(run_id=run.info.run_id, dst_path=str(tmp_path / "run"))),
+        Path(get(f"models:/{model.model_id}", dst_path=str(tmp_path / "model"))),
+    ]
+    for folder in folders:
+        texts += [
+            file.read_text(encoding="utf-8", errors="replace")
+            for file in folder.rglob("*")
+            if file.is_file() and file.suffix not in (".png", ".keras", ".pyc")
+        ]
+    # MLflow itself writes the place of a local store
+    lines = [line for text in texts for line in text.splitlines() if "artifact_path" not in line]
+    assert [line for line in lines if str(home) in line] == []
+    # the folder of a run is as good as a prepared one
+    assert read_manifest(folders[0]).root == raw
+
+
+def test_a_run_on_a_server_names_the_servers_user(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert neutral_tags()["mlflow.user"] == "unknown"
+    monkeypatch.setenv("MLFLOW_TRACKING_USERNAME", "team")
+    assert neutral_tags()["mlflow.user"] == "team"

@@ -78,6 +78,85 @@ def test_a_damaged_state_is_refused(damage: Any, tmp_path: Path) -> None:
         read_state(tmp_path)
 
 
+ABOUT = {
+    "history": STATE.history, "train_time_s": 9.0, "stopping": STATE.stopping, "wall_s": 1.0,
+}  # fmt: skip
+# What another program may write instead, or a damaged disk.
+ABOUTS = {
+    "deep": b"[" * 100_000,
+    "a list": b"[1]",
+    "no UTF-8": b"\xff\xff",
+    "a field more": {**ABOUT, "more": 1},
+    "a field less": {"wall_s": 1.0},
+    "a count": {**ABOUT, "history": 10**9},
+    "no epoch": {**ABOUT, "history": []},
+    "an epoch of text": {**ABOUT, "history": [{"train_loss": "low"}]},
+    "an epoch of lists": {**ABOUT, "history": [[1]]},
+    "ragged": {**ABOUT, "history": [{"train_loss": 1.0}, {"val_loss": 1.0}]},
+    "endless": {**ABOUT, "wall_s": float("inf")},
+    "before": {**ABOUT, "train_time_s": -1.0},
+    "NaN": {**ABOUT, "wall_s": float("nan")},
+    "other stopping": {**ABOUT, "stopping": {"wait": 1}},
+    "stopping of text": {**ABOUT, "stopping": {**STATE.stopping, "wait": "long"}},
+}
+
+
+@pytest.mark.parametrize("name", ABOUTS)
+def test_a_state_that_nobody_captured_is_refused(name: str, tmp_path: Path) -> None:
+    about = ABOUTS[name]
+    text = about if isinstance(about, bytes) else json.dumps(about).encode()
+    np.savez(tmp_path / STATE_FILE, about=np.frombuffer(text, np.uint8), **STATE.arrays)
+    with pytest.raises(UserError, match=r"state.npz is damaged: .*delete it"):
+        read_state(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "names", [("learner/1",), ("learner/0", "x"), ("other/0",), ("learner/x",)]
+)
+def test_arrays_of_no_model_are_refused(names: tuple[str, ...], tmp_path: Path) -> None:
+    arrays = dict.fromkeys(names, np.zeros(1))
+    write_state(tmp_path, replace(STATE, arrays=arrays), 1.0)
+    with pytest.raises(UserError, match="is damaged: its arrays"):
+        read_state(tmp_path)
+
+
+JOBS = {
+    "deep": "[" * 100_000,
+    "a list": "[]",
+    "empty": "",
+    "another variant": {"variant": "v99"},
+    "a variant of lists": {"variant": ["v3"]},
+    "another runtime": {"runtime": "magic"},
+    "another runtime of features": {"feature_runtime": "magic"},
+    "a billion epochs": {"used": {"epochs": 10**9}},
+    "a recipe of text": {"used": "v3"},
+    "a recipe of other fields": {"used": {"colour": "red"}},
+    "a count": {"overridden": 10**9},
+    "large": " " * 10**7,
+}
+
+
+@pytest.mark.parametrize("name", JOBS)
+def test_a_job_that_nobody_saved_is_refused(name: str, job: TrainingJob) -> None:
+    with pytest.raises(KeyboardInterrupt), open_backup("one", job, 0.0):
+        raise KeyboardInterrupt
+    file, changed = backup_folder("one") / JOB_FILE, JOBS[name]
+    saved = json.loads(file.read_text())
+    file.write_text(changed if isinstance(changed, str) else json.dumps(saved | changed))
+    for read in (load_job, is_trained):
+        with pytest.raises(UserError, match=r"job.json cannot be read: .") as caught:
+            read("one")
+        assert len(str(caught.value)) < 600
+
+
+def test_a_state_of_another_training_is_refused(job: TrainingJob) -> None:
+    with pytest.raises(KeyboardInterrupt), open_backup("one", job, 0.0) as kept:
+        write_state(kept.folder, replace(STATE, history=100 * STATE.history), 1.0)
+        raise KeyboardInterrupt
+    with pytest.raises(UserError, match="is of another training"):
+        is_trained("one")
+
+
 def same(one: TrainingJob, other: TrainingJob) -> bool:
     digests = {each.manifest.dataset_digest for each in (one, other)}
     return len(digests) == 1 and replace(one, manifest=other.manifest) == other

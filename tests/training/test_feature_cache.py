@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 import threading
 import time
 from collections.abc import Callable
@@ -132,6 +133,15 @@ DAMAGES: dict[str, Callable[[Path], object]] = {
         path, features=np.array([{}], dtype=object), seconds=1.0, allow_pickle=True
     ),
     "a text": lambda path: path.write_text("no zip"),
+    "not finite": lambda path: np.savez(path, features=np.full((4, 4), np.nan), seconds=1.0),
+    "of texts": lambda path: np.savez(path, features=np.full((4, 4), "1"), seconds=1.0),
+    "of complex numbers": lambda path: np.savez(path, features=1j * np.ones((4, 4)), seconds=1.0),
+    "endless seconds": lambda path: np.savez(path, features=WHOLE[4:8], seconds=np.inf),
+    "seconds before": lambda path: np.savez(path, features=WHOLE[4:8], seconds=-1.0),
+    "seconds of text": lambda path: np.savez(path, features=WHOLE[4:8], seconds="now"),
+    "compressed": lambda path: np.savez_compressed(path, features=WHOLE[4:8], seconds=1.0),
+    "a pipe": lambda path: (path.unlink(), os.mkfifo(path)),
+    "a device": lambda path: (path.unlink(), path.symlink_to("/dev/zero")),
 }
 
 
@@ -157,6 +167,44 @@ def test_a_damaged_description_is_written_again() -> None:
     assert fill() == [] and len(list_entries()) == 1
 
 
+# Descriptions that are not ours, and how many entries `har cache` lists.
+ABOUTS = {
+    "deep": ("[" * 100_000, 0),
+    "a deep key": ('{"shape": [1], "key": ' + "[" * 50_000, 0),
+    "a million of millions": ('{"key": {}, "shape": [1000000000, 1000000000]}', 1),
+    "more rows than anything has": ('{"key": {}, "shape": [1000000000000000000, 4]}', 0),
+    "negative": ('{"key": {}, "shape": [-5]}', 0),
+    "no shape": ('{"key": {}, "shape": []}', 0),
+    "a shape of texts": ('{"key": {}, "shape": ["9"]}', 0),
+    "a number": ('{"key": {}, "shape": 9}', 0),
+    "a key of lists": ('{"key": {"view": [1]}, "shape": [9]}', 0),
+    "a key of text": ('{"key": "key", "shape": [9]}', 0),
+    "a long text": ('{"key": {"backbone": "' + "x" * 10**6 + '"}, "shape": [9]}', 0),
+    "5,000 digits": ('{"key": {}, "shape": [' + "9" * 5000 + "]}", 0),
+}
+
+
+@pytest.mark.parametrize("name", ABOUTS)
+def test_a_hostile_description(name: str) -> None:
+    text, entries = ABOUTS[name]
+    fill()
+    (folder_of() / ABOUT_FILE).write_text(text)
+    assert len(describe_cache().splitlines()) == 1 + entries
+    assert fill() == [] and len(list_entries()) == 1
+
+
+@pytest.mark.parametrize("target", ["pipe", "/dev/zero", "/dev/full"])
+def test_a_description_that_is_no_file(target: str) -> None:
+    fill()
+    (folder_of() / ABOUT_FILE).unlink()
+    if target == "pipe":
+        os.mkfifo(folder_of() / ABOUT_FILE)
+    else:
+        (folder_of() / ABOUT_FILE).symlink_to(target)
+    assert "0 entries" in describe_cache()
+    assert fill() == [] and len(list_entries()) == 1
+
+
 def write_old(**changes: object) -> None:
     """An entry as older versions wrote it: one array, and its digest in about.json."""
     folder_of().mkdir(parents=True)
@@ -178,7 +226,9 @@ def test_an_entry_of_an_older_version_is_used() -> None:
 
 
 @pytest.mark.parametrize(
-    "changes", [{"sha256": "0" * 64}, {"sha256": None}, {"key": {}}], ids=["digest", "cut", "key"]
+    "changes",
+    [{"sha256": "0" * 64}, {"sha256": None}, {"key": {}}, {"seconds": "five"}, {"seconds": -1}],
+    ids=str,
 )
 def test_an_invalid_entry_of_an_older_version_is_computed_again(changes: dict) -> None:
     write_old(**changes)

@@ -29,3 +29,30 @@ def test_what_fails_leaves_what_was_there(
     with pytest.raises(OSError, match="No space left"):
         replace_text(tmp_path / "file", "after")
     assert [each.read_text() for each in tmp_path.iterdir()] == ["before"]
+
+
+@pytest.mark.parametrize(
+    ("path", "short"),
+    [
+        ("HOME/photos/a b", "~/photos/a b"),
+        ("HOME", "~"),
+        ("HOMEsick/photos", "HOMEsick/photos"),
+        ("/data/photos", "/data/photos"),
+        ("imagenet", "imagenet"),
+        ("none", "none"),
+    ],
+)
+def test_the_home_folder_is_not_named(
+    path: str, short: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    path, short = (each.replace("HOME", str(tmp_path)) for each in (path, short))
+    assert files.shorten_home(path) == short
+    assert files.expand_home(short) == path
+    monkeypatch.setenv("HOME", "/")
+    assert files.shorten_home("/data") == "/data"
+
+
+@pytest.mark.parametrize("path", ["~root/x", "a~", "~x", "./~/x"])
+def test_only_the_own_home_is_expanded(path: str) -> None:
+    assert files.expand_home(path) == path
