@@ -61,11 +61,17 @@ class Fake(BaseHTTPRequestHandler):
         """Say nothing."""
 
 
+class QuietServer(ThreadingHTTPServer):
+    daemon_threads = True
+
+    def handle_error(self, *_: object) -> None:
+        """Say nothing: the client may have hung up."""
+
+
 @pytest.fixture
 def fake() -> Iterator[tuple[type[Fake], str]]:
     kind = type("OneFake", (Fake,), {"asked": []})
-    server = ThreadingHTTPServer(("127.0.0.1", 0), kind)
-    server.daemon_threads = True
+    server = QuietServer(("127.0.0.1", 0), kind)
     threading.Thread(target=server.serve_forever, daemon=True).start()
     yield kind, f"127.0.0.1:{server.server_port}"
     server.shutdown()

@@ -301,7 +301,7 @@ def test_the_server_is_warm_when_it_is_ready(
 
 
 DECODING = ("images", "encoded", "kinds", "limits", "jpeg", "chunks", "bitmaps", "pixels")
-UTIL = {"util.errors", "util.escaping", "util.files", "util.hardware"}
+UTIL = {f"util.{name}" for name in ("errors", "escaping", "files", "hardware", "json_text")}
 
 
 def har_imports(module: str, seen: dict[str, set[str]]) -> dict[str, set[str]]:
@@ -331,7 +331,7 @@ def test_serving_needs_only_the_packages_it_pins() -> None:
     inner = {f"inference.{name}" for name in ("classifier", "runtimes", "freezing", "turns")}
     inner |= {f"data.{name}" for name in DECODING}
     inner |= {f"serving.{name}" for name in ("pyfunc", "cells", "bodies")}
-    assert set(found) == inner | {"recipe", *UTIL}
+    assert set(found) == inner | {"recipe", "models.keras_file", *UTIL}
     packages = {name.split(".")[0] for names in found.values() for name in names}
     pinned = {name.replace("pillow", "PIL") for name in SERVING_PACKAGES}
     pinned |= {name for runtime in RUNTIMES.values() for name in runtime.packages}
