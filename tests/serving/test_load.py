@@ -1,5 +1,7 @@
 """Models read back from the store, and those that are never loaded."""
 
+import os
+from collections.abc import Callable
 from pathlib import Path
 
 import mlflow
@@ -70,3 +72,31 @@ def test_our_commands_never_run_the_code_of_a_model(store: str, tmp_path: Path, 
     ):
         assert cli(*words).exit_code == 2
     assert not witness.exists()
+
+
+def _replace(file: Path, how: Callable[[Path], object]) -> None:
+    file.unlink()
+    how(file)
+
+
+DESCRIPTIONS: dict[str, Callable[[Path], object]] = {
+    "gone": lambda file: None,
+    "a pipe": os.mkfifo,
+    "a device": lambda file: file.symlink_to("/dev/zero"),
+    "a folder": Path.mkdir,
+    "ten terabytes": lambda file: (file.touch(), os.truncate(file, 10**13)),
+    "deep": lambda file: file.write_text("a: " + "[" * 5_000),
+    "a list": lambda file: file.write_text("[1]"),
+    "empty": lambda file: file.write_text(""),
+    "a Python object": lambda file: file.write_text("!!python/object/apply:os.getcwd []"),
+    "no YAML": lambda file: file.write_bytes(b"\xff\x00"),
+}
+
+
+@pytest.mark.parametrize("name", DESCRIPTIONS)
+def test_a_hostile_description_is_one_line(name: str, store: str, tmp_path: Path) -> None:
+    mlflow.pyfunc.save_model(tmp_path / "model", python_model=Pickled(), pip_requirements=[])
+    _replace(tmp_path / "model" / "MLmodel", DESCRIPTIONS[name])
+    with pytest.raises(UserError, match="no model at") as caught:
+        load_logged_model(str(tmp_path / "model"))
+    assert len(str(caught.value).splitlines()) == 1 and len(str(caught.value)) < 500
