@@ -138,7 +138,12 @@ def run_all(cli: Any, hostile: Path, out: Path, runs: list[str]) -> Iterator[tup
 
 
 def test_every_command_prints_harmlessly(
-    trained: list[str], hostile: Path, store: str, cli: Any, tmp_path: Path
+    trained: list[str],
+    hostile: Path,
+    store: str,
+    cli: Any,
+    tmp_path: Path,
+    guessing_is_enough: None,
 ) -> None:
     printed = {}
     for command, result in run_all(cli, hostile, tmp_path, trained):
@@ -247,7 +252,7 @@ def test_the_answers_of_a_server_are_shown_harmlessly(raw: Path, cli: Any) -> No
         server.shutdown()
     assert result.exit_code == 0, result.output
     check_terminal(result.output)
-    assert len(result.stdout.splitlines()) == 2 and "sitting\\nFAKE" in result.stdout
+    assert len(result.stdout.splitlines()) == 2 and "sitting FAKE" in result.stdout
 
 
 HOSTILE_WORD = "x\nFAKE: \x1b[31m\u202e\x07\udcff"

@@ -16,7 +16,7 @@ import pytest
 
 from har.training import backup
 from har.training.backup import STATE_FILE, load_job, open_backup
-from har.training.backup_folders import JOB_FILE, backup_folder
+from har.training.backup_folders import JOB_FILE, backup_folder, list_backups
 from har.util.locks import file_lock
 from tests.conftest import CLASSES, write_images
 
@@ -209,12 +209,14 @@ def test_other_weights_are_not_gone_on_with(
     assert f"run {run_id} has epochs left: har train --resume {run_id}" in cli("sync").stderr
 
 
-def test_a_mistake_leaves_no_backup(data: Path, store: str, cli) -> None:
+def test_a_mistake_leaves_no_run_and_no_backup(data: Path, store: str, cli) -> None:
+    before = list_backups()
     result = cli(*arguments(data, "mistake"), "--batch-size", 500)
     assert result.exit_code == 2 and "batch_size 500 is more than" in result.output
     assert "--resume" not in result.output
-    assert only_run("mistake").info.status == "FAILED"
-    assert not backup_folder(only_run("mistake").info.run_id).exists()
+    found = mlflow.get_experiment_by_name("mistake")
+    assert mlflow.search_runs([found.experiment_id], output_format="list") == []
+    assert list_backups() == before
 
 
 @pytest.mark.slow
