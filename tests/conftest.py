@@ -43,6 +43,10 @@ from har.training.job import TrainingJob, build_job
 from har.training.state import State
 from har.training.train import OnEpoch
 
+# A shell starts background jobs with SIGINT ignored, and so would be what the tests start.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+
 # MirroredStrategy is tested as it would run on two GPUs: two devices, two replicas.
 tf.config.set_logical_device_configuration(
     tf.config.list_physical_devices("CPU")[0], [tf.config.LogicalDeviceConfiguration()] * 2
