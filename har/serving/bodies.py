@@ -75,8 +75,8 @@ def _read_split(table: Any) -> list[Any]:
     rows, columns = table["data"], table.get("columns")
     if isinstance(rows, dict):
         return _read_values(rows)
-    if not isinstance(rows, list) or not isinstance(columns, list) or COLUMN not in columns:
-        raise refuse(f"dataframe_split must have columns with {COLUMN}, and rows as data")
+    if not isinstance(rows, list) or not isinstance(columns, list) or columns.count(COLUMN) != 1:
+        raise refuse(f"dataframe_split must have one column {COLUMN}, and rows as data")
     at = columns.index(COLUMN)
     return [(row[at] if at < len(row) else None) if isinstance(row, list) else row for row in rows]
 
