@@ -32,7 +32,7 @@ COLUMNS = {
     "bytes": int,  # size of the file
     "plain_jpeg": bool,  # True if TensorFlow decodes it like Pillow (see har.data.images)
     "sha256": str,  # of the file's bytes, hexadecimal
-    "perceptual_hash": str,  # hexadecimal; similar for images that look alike
+    "perceptual_hash": str,  # hexadecimal; similar for look-alikes, empty for a plain picture
     "duplicate_group": int,  # copies of one image share it and stay on one side of a split
     "split": str,  # train, test or unused; the recipe takes validation images out of train
 }
