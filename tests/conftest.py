@@ -29,9 +29,9 @@ from mlflow.tracking import fluent
 from PIL import Image
 
 from har.cli.main import main
+from har.data.layouts import folder_source
 from har.data.manifest import Manifest
 from har.data.prepare import prepare
-from har.data.sources import folder_source
 from har.data.splits import Split
 from har.jobs import train as train_job
 from har.models import backbones

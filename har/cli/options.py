@@ -13,7 +13,7 @@ from har.recipe import VARIANTS, Recipe
 from har.util.errors import UserError
 
 if TYPE_CHECKING:
-    from har.data.sources import Source
+    from har.data.layouts import Source
 
 Command = Callable[..., None]
 LOCAL_STORE = "sqlite:///mlflow.db"
@@ -225,8 +225,8 @@ def find_named_data(data: str) -> "str | Source":
 
 def find_image_folder(data: str) -> Path:
     """Find the folder from which the paths of a data set's images start."""
+    from har.data.layouts import folder_source
     from har.data.manifest import read_manifest
-    from har.data.sources import folder_source
 
     source = folder_source(Path(data).expanduser(), why=f"--data {data}")
     return read_manifest(source.root).root if source.layout == "prepared" else source.root

@@ -8,12 +8,16 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from har.data.kinds import HEAD_BYTES, READABLE, name_kind
+from har.util.files import open_regular_file
+from har.util.outputs import is_output
 
-# What systems and tools leave in folders; names that begin with a dot are skipped too.
+# What systems and tools leave in folders, MLflow among them; names that begin with a dot are
+# skipped too.
 SYSTEM_NAMES = frozenset(
     {
         "__macosx", "__pycache__", "@eadir", "#recycle", "$recycle.bin", "lost+found",
         "system volume information", "thumbs.db", "ehthumbs.db", "desktop.ini", "icon\r",
+        "mlruns", "mlartifacts", "mlflow.db",
     }
 )  # fmt: skip
 # Files with these suffixes are images, or were meant to be. Others are if they begin like one.
@@ -34,13 +38,11 @@ MAX_DEPTH = 32
 class Listing:
     """The files of a folder, as paths from it with forward slashes, in alphabetical order.
 
-    `refused` has the reason for each file and folder that must not be read. `empty` are folders
-    without files.
+    `refused` has the reason for each file and folder that must not be read.
     """
 
     files: dict[str, os.stat_result]
     refused: dict[str, str] = field(default_factory=dict)
-    empty: tuple[str, ...] = ()
 
     def below(self, folder: str) -> list[str]:
         """List the files in `folder`, at any depth."""
@@ -56,7 +58,6 @@ def list_files(root: Path) -> Listing:
     """List the regular files below `root`; a link counts if what it names is inside `root` too."""
     files: dict[str, os.stat_result] = {}
     refused: dict[str, str] = {}
-    empty: list[str] = []
     inside = os.path.realpath(root)
     # folders to visit; in a linked one no more links are followed, for their paths would multiply
     waiting = [("", False)]
@@ -67,10 +68,9 @@ def list_files(root: Path) -> Listing:
         except OSError as error:
             refused[folder or "."] = f"cannot be read: {error.strerror}"
             continue
-        visible = [entry for entry in entries if not is_hidden(entry.name)]
-        if not visible and folder:
-            empty.append(folder)
-        for entry in visible:
+        for entry in entries:
+            if is_hidden(entry.name):
+                continue
             path = f"{folder}/{entry.name}" if folder else entry.name
             found = _inspect(entry, inside)
             if isinstance(found, str):
@@ -83,9 +83,9 @@ def list_files(root: Path) -> Listing:
                 refused[path] = (
                     f"a link to a folder above it, or more than {MAX_DEPTH} folders deep"
                 )
-            else:
+            elif not is_output(root / path):
                 waiting.append((path, linked or entry.is_symlink()))
-    return Listing(dict(sorted(files.items())), dict(sorted(refused.items())), tuple(sorted(empty)))
+    return Listing(dict(sorted(files.items())), dict(sorted(refused.items())))
 
 
 def _is_above(entry: "os.DirEntry[str]") -> bool:
@@ -122,8 +122,9 @@ def visible_folders(folder: Path) -> Iterator[Path]:
         return
     for name in names:
         # False for a link to itself, where DirEntry.is_dir raises an error
-        if not is_hidden(name) and (folder / name).is_dir():
-            yield folder / name
+        path = folder / name
+        if not is_hidden(name) and path.is_dir() and not is_output(path):
+            yield path
 
 
 def normalise_path(path: str) -> str:
@@ -140,10 +141,9 @@ def has_image_suffix(path: str) -> bool:
 def find_file_kind(path: Path) -> str:
     """Return the kind of a regular file by how it begins, as `har.data.kinds` names it."""
     try:
-        descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0))
-        with open(descriptor, "rb") as file:
+        with open_regular_file(path) as file:
             return name_kind(file.read(HEAD_BYTES))
-    except OSError:
+    except (OSError, ValueError):
         return ""
 
 
@@ -165,9 +165,10 @@ def check_files(root: Path, paths: Iterable[str]) -> Iterator[int | str]:
             real_folders[folder] = os.path.realpath(folder)
         real = os.path.join(real_folders[folder], name)
         try:
-            if stat.S_ISLNK(os.lstat(real).st_mode):
+            found = os.lstat(real)
+            if stat.S_ISLNK(found.st_mode):
                 real = os.path.realpath(real)
-            found = os.stat(real)
+                found = os.stat(real)
         except OSError as error:
             yield f"is gone: {error.strerror}"
             continue

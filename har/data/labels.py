@@ -7,10 +7,10 @@ from pathlib import Path, PureWindowsPath
 
 import pandas as pd
 
-from har.data.folders import find_file_kind, has_image_suffix, is_image
+from har.data.folders import find_file_kind, is_image
 from har.data.kinds import READABLE, explain_kind
+from har.data.layouts import TEST_FOLDER, TRAIN_FOLDER, Source
 from har.data.names import NameFinder
-from har.data.sources import TEST_FOLDER, Source
 from har.data.spelling import MAX_SHOWN, canonical_label, describe_spellings, find_spellings
 from har.data.splits import LabelSpelling, Split
 from har.data.summary import BadImage
@@ -91,7 +91,8 @@ def read_rows(
     source: Source, table: Path, folder: str, part: str
 ) -> tuple[pd.DataFrame, list[str]]:
     """Read a table whose images are in `folder` of the source; see `Labelled`."""
-    other = f"{TEST_FOLDER}/" if part == "train" else "train/"
+    # a missing training image must not be found as a test image of the same name
+    other = f"{TEST_FOLDER}/" if part == "train" else f"{TRAIN_FOLDER}/"
     finder = NameFinder(
         {path for path in source.listing.files if not path.startswith(other)}, folder
     )
@@ -236,7 +237,7 @@ def _find_strays(source: Source, used: set[str], test_is_labelled: bool) -> tupl
     for path in source.listing.files:
         if storable(path) in used or path.startswith(unlabelled):
             continue
-        if path.startswith(among) or has_image_suffix(path):
+        if path.startswith(among) or is_image(source.root, path):
             kind = find_file_kind(source.root / path)
             strays[path] = f"a {kind}" if kind not in READABLE and kind else ""
     return tuple(

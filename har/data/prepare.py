@@ -25,8 +25,9 @@ from har.data.labels import (
     find_test_file,
     read_labels,
 )
+from har.data.layouts import TEST_FOLDER, Source
 from har.data.manifest import COLUMNS, SUMMARY_FILE, Manifest, read_manifest, write_manifest
-from har.data.sources import TEST_FOLDER, Source, find_source
+from har.data.sources import find_source
 from har.data.splits import Split, assign_splits
 from har.data.summary import BadImage, DataSummary, Leak
 from har.util.errors import UserError

@@ -42,6 +42,8 @@ LABELS = (
 )  # fmt: skip
 SPREADSHEETS = frozenset({".xlsx", ".xlsm", ".xls", ".ods", ".numbers"})
 SAVE_AS_CSV = "a spreadsheet: save the table as CSV in UTF-8, with the columns filename,label"
+# How a file of predictions begins.
+PREDICTIONS = b"filename,label,probability,error"
 Row = list[str]
 
 
@@ -97,6 +99,12 @@ def has_label_columns(path: Path) -> bool:
     except UserError:
         return False
     return bool(rows) and all(_find_columns(rows[0], known) for known in (FILENAMES, LABELS))
+
+
+def are_predictions(path: Path) -> bool:
+    """Return True for a file that `har predict` wrote: its labels are not for training."""
+    with path.open("rb") as file:
+        return file.read(len(PREDICTIONS)) == PREDICTIONS
 
 
 def _read_text(path: Path) -> tuple[str, list[str]]:

@@ -11,8 +11,8 @@ from typing import Any, NamedTuple, TypeVar
 
 from har.data.folders import NOT_A_FILE, is_image, list_files
 from har.data.images import ImageError, read_image
+from har.data.layouts import KAGGLE_FOLDER, TEST_FOLDER
 from har.data.names import NameFinder
-from har.data.sources import KAGGLE_FOLDER, TEST_FOLDER
 from har.data.tables import read_table
 from har.inference.classifier import Prediction, explain_failure
 from har.util.errors import UserError

@@ -6,9 +6,9 @@ from typing import Any
 
 import pandas as pd
 
+from har.data.layouts import Source
 from har.data.manifest import Manifest, check_bytes
 from har.data.prepare import check_split, load_manifest
-from har.data.sources import Source
 from har.evaluation.evaluate import Evaluation, evaluate
 from har.evaluation.latency import measure_latency
 from har.evaluation.robustness import MAX_IMAGES, measure_robustness

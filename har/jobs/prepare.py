@@ -5,10 +5,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from har.data.layouts import Source
 from har.data.manifest import write_manifest
 from har.data.prepare import choose_split, load_manifest, prepare
 from har.data.report import REPORT_FILE, render_report
-from har.data.sources import Source, find_source
+from har.data.sources import find_source
 from har.data.splits import Split
 from har.tracking.descriptions import describe_preparation
 from har.tracking.preparation import log_preparation

@@ -6,8 +6,8 @@ from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
+from har.data.layouts import Source
 from har.data.prepare import load_manifest
-from har.data.sources import Source
 from har.data.splits import Split
 from har.inference.runtimes import AUTO
 from har.jobs.train import run_training

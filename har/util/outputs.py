@@ -44,6 +44,14 @@ COMPARISON = OutputKind(
 )
 
 
+def is_output(folder: Path) -> bool:
+    """Return True for a folder that `har prepare` or `har compare` wrote."""
+    try:
+        return any(_has_mark(folder / kind.file, kind.mark) for kind in (PREPARED, COMPARISON))
+    except OSError:
+        return False
+
+
 def check_output_folder(out: Path, kind: OutputKind) -> None:
     """Raise a UserError unless `out` is new, is empty, or holds what `kind` describes."""
     try:

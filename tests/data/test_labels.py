@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from har.data.labels import check_rows, read_labels
-from har.data.sources import folder_source
+from har.data.layouts import folder_source
 from har.data.splits import Split
 from har.util.errors import UserError
 from tests.conftest import CLASSES, read_csv

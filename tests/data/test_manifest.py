@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
+from har.data.layouts import folder_source
 from har.data.manifest import Manifest, read_manifest, write_manifest
 from har.data.prepare import prepare
-from har.data.sources import folder_source
 from har.data.splits import Split
 from har.util.errors import UserError
 

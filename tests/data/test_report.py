@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from har.data.layouts import folder_source
 from har.data.manifest import Manifest
 from har.data.prepare import prepare
 from har.data.report import (
@@ -18,7 +19,6 @@ from har.data.report import (
     draw_samples,
     render_report,
 )
-from har.data.sources import folder_source
 from har.data.splits import Split
 from har.data.summary import BadImage
 from tests.conftest import CLASSES, read_csv, write_csv

@@ -9,7 +9,7 @@ import pandas as pd
 import pytest
 from PIL import Image
 
-from har.data.sources import KAGGLE_FOLDER
+from har.data.layouts import KAGGLE_FOLDER
 from har.inference.predict import (
     BATCH,
     batched,

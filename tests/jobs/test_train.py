@@ -15,9 +15,9 @@ import pandas as pd
 import pytest
 from mlflow import MlflowClient
 
+from har.data.layouts import folder_source
 from har.data.manifest import Manifest, read_manifest
 from har.data.prepare import prepare
-from har.data.sources import folder_source
 from har.data.splits import Split
 from har.evaluation.evaluate import evaluate, evaluate_features, tabulate_by_duplicate
 from har.recipe import Recipe, digest_recipe

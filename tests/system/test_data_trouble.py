@@ -15,9 +15,9 @@ import pandas as pd
 import pytest
 from PIL import Image
 
+from har.data.layouts import folder_source
 from har.data.manifest import read_manifest, write_manifest
 from har.data.prepare import prepare
-from har.data.sources import folder_source
 from har.data.splits import Split
 from har.jobs.train import run_training
 from har.training.job import build_job

@@ -10,8 +10,6 @@ from pathlib import Path
 import mlflow
 import pytest
 
-from har.util.signals import STOPPING_SIGNALS
-
 COMMAND = [
     sys.executable,
     "-m",
@@ -114,7 +112,3 @@ def test_options_that_cannot_work_leave_no_run(
     assert result.exit_code == 2 and message in result.output
     found = mlflow.get_experiment_by_name("impossible")
     assert mlflow.search_runs([found.experiment_id], output_format="list") == []
-
-
-def test_signals_that_are_handled() -> None:
-    assert set(STOPPING_SIGNALS) == {signal.SIGINT, signal.SIGTERM, signal.SIGHUP}

@@ -95,6 +95,19 @@ def hidden(out: Path) -> Path:
     return out
 
 
+def worked_in(out: Path) -> Path:
+    """A data folder in which the commands of this project were run."""
+    classes(out)
+    for folder in ("mlruns/1/models/m", "mlartifacts/1", "comparison/figures"):
+        fill(out / folder, 0, 2, ".png", "PNG")
+    with_stray(out, "comparison/report.html", b"<!doctype html><title>Comparison of 2 runs")
+    fill(out / "checked", 0, 1)
+    with_stray(out, "checked/manifest.csv", b"path,label,label_id,width,height,bytes,x\n")
+    rows = [f"running/{i}.jpg,sitting,0.5,\n" for i in range(12)]
+    text = "filename,label,probability,error\n" + "".join(rows) + "sitting/1.jpg,running,0.5,\n"
+    return with_stray(with_stray(out, "predictions.csv", text.encode()), "mlflow.db")
+
+
 def kinds(out: Path) -> Path:
     """Class folders whose images end in other ways, and are found by their content."""
     for label, (suffix, kind) in enumerate(
@@ -109,6 +122,7 @@ LEFT_OUT: dict[str, tuple[Callable[[Path], Path], Labels | str, list[str]]] = {
         lambda out: classes(out, "running", "sitting/day 1/morning"), TWO, []),
     "by content": (kinds, dict.fromkeys((f"c{i}" for i in range(5)), 8), []),
     "hidden and system folders and files": (hidden, TWO, []),
+    "what this project wrote there": (worked_in, TWO, []),
     "a class in a link that stays inside": (
         lambda out: (classes(out, "running", ".all/1"), os.symlink(".all/1", out / "sitting"))
         and out, TWO, []),
@@ -129,6 +143,9 @@ LEFT_OUT: dict[str, tuple[Callable[[Path], Path], Labels | str, list[str]]] = {
     "a video among images": (
         lambda out: with_stray(classes(out), "running/x.mp4", MP4), TWO,
         ["1 files without a label: running/x.mp4 (a MP4 video)"]),
+    "an image without an ending beside the classes": (
+        lambda out: (classes(out), fill(out, 0, 1, "")) and out, TWO,
+        ["1 files without a label: 0"]),
     "images beside the classes": (
         lambda out: picture(0, file=classes(out) / "loose.jpg").parent, TWO,
         ["1 files without a label: loose.jpg"]),

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 import tensorflow as tf
 
+from har.data.layouts import folder_source
 from har.data.prepare import prepare
-from har.data.sources import folder_source
 from har.data.splits import Split
 from har.training import bad_images
 from har.training.bad_images import name_bad_images

@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 
 from har.data.images import decode
+from har.data.layouts import folder_source
 from har.data.manifest import Manifest
 from har.data.prepare import prepare
-from har.data.sources import folder_source
 from har.data.splits import Split
 from har.inference import runtimes
 from har.inference.runtimes import RUNTIMES, Compiled

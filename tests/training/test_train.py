@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
+from har.data.layouts import folder_source
 from har.data.manifest import Manifest
 from har.data.prepare import prepare
-from har.data.sources import folder_source
 from har.data.splits import Split
 from har.inference import runtimes
 from har.models.backbones import FINE_TUNES, build_backbone
