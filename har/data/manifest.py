@@ -3,6 +3,7 @@
 import hashlib
 import json
 from dataclasses import dataclass, replace
+from functools import cached_property
 from io import BytesIO
 from pathlib import Path
 
@@ -66,12 +67,12 @@ class Manifest:
         """Return the rows of one split, numbered from 0."""
         return self.table[self.table["split"] == split].reset_index(drop=True)
 
-    @property
+    @cached_property
     def dataset_digest(self) -> str:
         """Digest of the path, bytes and label of every file, and of the order of the classes."""
         return _digest_rows(self.table, ["path", "sha256", "label", "label_id"])
 
-    @property
+    @cached_property
     def test_digest(self) -> str:
         """Digest of the test images and their labels, whatever their paths; `none` without any."""
         test = self.rows("test")

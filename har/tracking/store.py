@@ -7,7 +7,6 @@ code starts, and without it; on the default sqlite store and on a server.
 import logging
 import os
 import re
-import shlex
 import tempfile
 import time
 import warnings
@@ -16,13 +15,10 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
-from uuid import uuid4
 
 import mlflow
 import requests
-from mlflow.environment_variables import MLFLOW_ALLOW_FILE_STORE
 from mlflow.exceptions import MlflowException
-from mlflow.utils.file_utils import local_file_uri_to_path
 from mlflow.utils.mlflow_tags import (
     MLFLOW_RUN_NAME,
     MLFLOW_RUN_NOTE,
@@ -30,22 +26,17 @@ from mlflow.utils.mlflow_tags import (
     MLFLOW_USER,
 )
 from mlflow.utils.name_utils import _GENERATOR_NOUNS, _GENERATOR_PREDICATES
-from mlflow.utils.uri import get_uri_scheme
 from sqlalchemy.exc import SQLAlchemyError
 
-from har.tracking.ui import find_sqlite_file, set_up_experiment
+from har.tracking.local_store import OFFLINE_STORE, store_lock
+from har.tracking.ui import set_up_experiment
 from har.util.errors import UserError, first_line, without_password
 from har.util.escaping import for_terminal, format_csv
-from har.util.files import cache_folder
-from har.util.locks import file_lock
-from har.util.process import format_program
 from har.util.progress import warn
 from har.util.signals import defer_interrupts, open_work
 
 Built = TypeVar("Built")
 DEFAULT_EXPERIMENT = "har"
-# What --offline uses.
-OFFLINE_STORE = "sqlite:///mlflow.db"
 # An experiment's tag: when a command last began to record there, in seconds since the epoch.
 BEGUN_TAG = "har.begun"
 RETRY_WITHIN_S = 2.0
@@ -134,7 +125,7 @@ def open_run(experiment: str, tags: Mapping[str, str], run_id: str | None = None
 
 def _open_run(experiment: str, tags: Mapping[str, str], run_id: str | None) -> Iterator[Run]:
     quiet_mlflow()
-    with explain_store_errors(), _store_lock(), short_timeouts():
+    with explain_store_errors(), store_lock(), short_timeouts():
         # under `mlflow run` the experiment is chosen already, and choosing again is an error
         if "MLFLOW_RUN_ID" not in os.environ and run_id is None:
             mlflow.set_experiment(experiment)
@@ -144,7 +135,7 @@ def _open_run(experiment: str, tags: Mapping[str, str], run_id: str | None) -> I
         found = mlflow.start_run(run_id, log_system_metrics=True, tags=own)
     run = Run(id=found.info.run_id)
     try:
-        with short_timeouts(), _store_lock():
+        with short_timeouts(), store_lock():
             mlflow.set_tags(_keep_given_name(dict(tags), found.info.run_name))
             retry_once(lambda: set_up_experiment(found.info.experiment_id))
         yield run
@@ -182,7 +173,7 @@ def _keep_given_name(tags: dict[str, str], name: str | None) -> dict[str, str]:
 def check_store() -> None:
     """Raise a UserError unless the tracking store answers within 20 seconds; change nothing."""
     quiet_mlflow()
-    with explain_store_errors(), _store_lock(), short_timeouts():
+    with explain_store_errors(), store_lock(), short_timeouts():
         mlflow.search_experiments(max_results=1)
 
 
@@ -193,7 +184,7 @@ def open_experiment(name: str) -> str:
     within 20 seconds it raises a UserError if the store does not answer or cannot be written.
     """
     quiet_mlflow()
-    with explain_store_errors(), _store_lock(), short_timeouts():
+    with explain_store_errors(), store_lock(), short_timeouts():
         if run_id := os.environ.get("MLFLOW_RUN_ID"):
             experiment_id = mlflow.get_run(run_id).info.experiment_id
         else:
@@ -202,79 +193,6 @@ def open_experiment(name: str) -> str:
         retry_once(lambda: client.set_experiment_tag(experiment_id, BEGUN_TAG, now))
         retry_once(lambda: set_up_experiment(experiment_id))
     return str(experiment_id)
-
-
-@contextmanager
-def _store_lock() -> Iterator[None]:
-    # If two processes create a sqlite store or an experiment at once, neither can use it (mlflow
-    # 3.17). A server serialises its clients itself.
-    if mlflow.get_tracking_uri().startswith("http"):
-        yield
-        return
-    _check_local_store()
-    with file_lock(cache_folder() / "store.lock", reentrant=True):
-        _create_database()
-        yield
-
-
-def _check_local_store() -> None:
-    """Raise a UserError if the store is one of files, which MLflow refuses at length, or if the
-    sqlite store is something else: MLflow would try it for minutes.
-    """
-    uri = mlflow.get_tracking_uri()
-    is_folder = uri != "databricks" and get_uri_scheme(uri) in ("", "file")
-    if is_folder and not MLFLOW_ALLOW_FILE_STORE.get():
-        raise UserError(_explain_file_store(Path(local_file_uri_to_path(uri)).absolute()))
-    file = find_sqlite_file(uri)
-    if file is None or not file.exists():
-        return
-    # MLflow fills an empty file
-    if file.is_dir() or _read_start(file) not in (b"", b"SQLite format 3\0"):
-        raise UserError(
-            f"{file} is not an MLflow database: move it away, or set MLFLOW_TRACKING_URI to another"
-            " one"
-        )
-
-
-def _explain_file_store(folder: Path) -> str:
-    """Describe how to record without the old store, and how to copy its runs."""
-    message = (
-        f"the tracking store {folder} is a folder of files, which MLflow {mlflow.__version__} does"
-        " not use any more: add --offline to use mlflow.db in the working folder"
-    )
-    if not folder.is_dir():
-        return message
-    command = f"{format_program('mlflow')} migrate-filestore --source {shlex.quote(str(folder))}"
-    if Path("mlflow.db").exists():
-        # the command would replace it
-        uri = "sqlite:///migrated.db"
-        return (
-            f"{message}; or copy the old runs into a new store, {command} --target {uri}, and set"
-            f" MLFLOW_TRACKING_URI={uri}"
-        )
-    return f"{message}; this first copies the old runs into it: {command} --target {OFFLINE_STORE}"
-
-
-def _create_database() -> None:
-    """Create a sqlite store under another name first: one that was interrupted, or killed, halfway
-    could not be used again (mlflow 3.17).
-    """
-    file = find_sqlite_file(mlflow.get_tracking_uri())
-    if file is None or file.exists() or not file.parent.is_dir():
-        return
-    unfinished = file.with_name(f".{file.name}.{uuid4().hex}")
-    with open_work(), explain_store_errors():
-        try:
-            client = mlflow.MlflowClient(tracking_uri=f"sqlite:///{unfinished}")
-            client.search_experiments(max_results=1)
-            os.replace(unfinished, file)
-        finally:
-            unfinished.unlink(missing_ok=True)
-
-
-def _read_start(file: Path) -> bytes:
-    with file.open("rb") as opened:
-        return opened.read(16)
 
 
 def retry_once(write: Callable[[], None]) -> None:
