@@ -32,6 +32,7 @@ def test_read_equals_written(manifest: Manifest, folder: Path) -> None:
     assert sorted(path.name for path in folder.iterdir()) == ["dataset.json", "manifest.csv"]
 
 
+@pytest.mark.slow
 def test_two_who_write_one_folder_leave_what_one_of_them_wrote(
     manifest: Manifest, tmp_path: Path
 ) -> None:

@@ -65,6 +65,7 @@ def second_training_in_its_own_process(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ablate, "_in_own_process", run)
 
 
+@pytest.mark.slow
 def test_features_are_shared_and_their_time_counts_all_the_same(
     second_training_in_its_own_process: None, tiny_raw: Path, store: str, cli
 ) -> None:

@@ -418,6 +418,7 @@ def waiting(command: list[str], lines: list[str]) -> subprocess.Popen:
     return process
 
 
+@pytest.mark.slow
 def test_two_at_once_leave_one_champion(lab: Lab, cli) -> None:
     """One through `mlflow run`, with its record, and one typed, in this process."""
     best = lab.train("1111")

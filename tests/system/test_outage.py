@@ -193,6 +193,7 @@ def test_a_store_that_cannot_write_is_said_before_the_work(
         assert too_much not in result.output
 
 
+@pytest.mark.slow
 def test_away_to_the_end_then_sync(server: Server, data: Path, cli) -> None:
     process = start(
         arguments(data, "late"), "import har.tracking.journal as j; j.END_WAIT_S = 2.0; "

@@ -34,6 +34,7 @@ def at_once(count: int, *words: str) -> list[str]:
     return said
 
 
+@pytest.mark.slow
 def test_trainings_of_one_recipe(data: Path, store: str) -> None:
     """They prepare the same data, compute the same features, and each has its own run."""
     experiment = ["--experiment", "at once", "--data", str(data), "--test-fraction", "0.25"]
