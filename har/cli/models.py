@@ -39,7 +39,7 @@ def _pick_run_id(argument: str | None, option: str | None) -> str | None:
 
 @click.command()
 @run_id_option
-@click.option("--model", help="A model URI such as models:/har@champion, or a folder.")
+@click.option("--model", help="A model URI such as models:/har@champion, a run id, or a folder.")
 @click.option(
     "--robustness-images",
     type=click.IntRange(0),

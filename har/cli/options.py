@@ -11,12 +11,12 @@ import click
 
 from har.recipe import VARIANTS, Recipe
 from har.util.errors import UserError
+from har.util.outputs import LOCAL_STORE
 
 if TYPE_CHECKING:
     from har.data.layouts import Source
 
 Command = Callable[..., None]
-LOCAL_STORE = "sqlite:///mlflow.db"
 SPLIT_OPTIONS = ("test_fraction", "split_seed", "duplicates", "test_file", "label_spelling")
 
 
@@ -132,7 +132,7 @@ experiment_to_read_option = combine(
 model_option = click.option(
     "--model",
     default="models:/har@champion",
-    help="A model URI such as runs:/RUN_ID/model, or a folder.",
+    help="A model URI such as models:/har@champion, a run id, or a folder.",
 )
 runtime_option = click.option(
     "--runtime",

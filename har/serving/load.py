@@ -23,6 +23,7 @@ from har.util.errors import UserError, first_line
 from har.util.files import read_regular_file
 
 MODEL_FILE = "MLmodel"
+_WAYS = "; a model is named by models:/har@champion, a run's id, or a folder that holds its MLmodel"
 CLASSIFIER_PATH = f"artifacts/{CLASSIFIER_FOLDER}"
 # It has the names of the classes; 10,000 long ones have a megabyte.
 MAX_DESCRIPTION_BYTES = 5_000_000
@@ -47,7 +48,7 @@ class LoggedModel:
 
 
 def load_logged_model(uri: str) -> LoggedModel:
-    """Load the model at `runs:/ID/model`, `models:/...` or in a folder; ID may be a beginning.
+    """Load the model at `models:/...`, `runs:/ID/model`, ID or in a folder; ID may be a beginning.
 
     Only its classifier's files are read, by the installed `har`: whoever can write to the store
     could put any code into a model.
@@ -59,7 +60,7 @@ def load_logged_model(uri: str) -> LoggedModel:
             folder = stack.enter_context(open_model(uri, (MODEL_FILE, CLASSIFIER_PATH)))
             description = _read_description(folder)
         except UNREADABLE as error:
-            raise UserError(f"no model at {uri}: {first_line(error)}") from error
+            raise UserError(f"no model at {uri}: {first_line(error)}{_WAYS}") from error
         classifier = load_classifier(folder / CLASSIFIER_PATH)
     return LoggedModel(
         uri=uri,

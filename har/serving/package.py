@@ -11,9 +11,9 @@ from mlflow.types.schema import Array, ColSpec, DataType, Object, Property, Sche
 import har
 from har.inference.classifier import CLASSIFIER_FOLDER, read_facts
 from har.inference.runtimes import RUNTIMES
+from har.tracking.query import MODEL_NAME
 from har.tracking.store import neutral_tags
 
-MODEL_NAME = "model"
 PACKAGE = Path(har.__file__).parent
 # All that a served model imports; its runtime may add to it.
 SERVING_PACKAGES = ("mlflow", "tensorflow", "keras", "numpy", "pandas", "pillow", "simplejpeg")

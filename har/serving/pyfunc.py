@@ -29,6 +29,7 @@ from har.inference.classifier import (
 from har.inference.runtimes import hide_modules
 from har.serving.bodies import COLUMN, check_rows, read_bodies_of
 from har.serving.cells import read_cell
+from har.serving.inputs import read_inputs_of_ours
 
 logger = logging.getLogger("har.serving")
 UNEXPECTED = "this image could not be classified; the server's log says why"
@@ -57,6 +58,7 @@ class ServedClassifier(PythonModel):  # type: ignore[misc]
             self.limits = SERVED_REQUEST
             _widen_server()
         read_bodies_of(_is_ours, self.limits)
+        read_inputs_of_ours()
 
     def predict(
         self, context: PythonModelContext, model_input: pd.DataFrame, params: Any = None

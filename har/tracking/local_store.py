@@ -16,11 +16,9 @@ from har.tracking.ui import find_sqlite_file
 from har.util.errors import UserError
 from har.util.files import cache_folder
 from har.util.locks import file_lock
+from har.util.outputs import LOCAL_STORE
 from har.util.process import format_program
 from har.util.signals import open_work
-
-# What --offline uses.
-OFFLINE_STORE = "sqlite:///mlflow.db"
 
 
 @contextmanager
@@ -78,7 +76,7 @@ def _explain_file_store(folder: Path) -> str:
             f"{message}; or copy the old runs into a new store, {command} --target {uri}, and set"
             f" MLFLOW_TRACKING_URI={uri}"
         )
-    return f"{message}; this first copies the old runs into it: {command} --target {OFFLINE_STORE}"
+    return f"{message}; this first copies the old runs into it: {command} --target {LOCAL_STORE}"
 
 
 def _create_database() -> None:

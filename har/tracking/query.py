@@ -6,6 +6,7 @@ import shlex
 from collections import Counter
 from collections.abc import Mapping
 from io import BytesIO
+from pathlib import Path
 from typing import Any
 
 import mlflow
@@ -19,6 +20,8 @@ from har.util.errors import UserError, first_line
 from har.util.escaping import from_csv
 from har.util.progress import say
 
+# What every training calls its logged model.
+MODEL_NAME = "model"
 PREDICTIONS_ARTIFACT = "evaluation/predictions.csv"
 # Larger tables are not ours: 18,000 images of 15 classes have 4 MB.
 MAX_TABLE_BYTES = 500_000_000
@@ -69,9 +72,11 @@ def pick_by_prefix(prefix: str, names: Mapping[str, str]) -> str | None:
 
 
 def complete_model_uri(uri: str) -> str:
-    """Replace the beginning of a run id in `runs:/ID/model` by the whole id; check that the store
-    that the URI needs exists.
+    """Replace the beginning of a run id in `runs:/ID/model` by the whole id, and an id alone by
+    its run's model; check that the store that the URI needs exists.
     """
+    if re.fullmatch("[0-9a-f]{4,32}", uri) and not Path(uri).exists():
+        uri = f"runs:/{uri}/{MODEL_NAME}"
     if uri.startswith("models:/") and mlflow.get_registry_uri() == mlflow.get_tracking_uri():
         check_readable_store()
     if not uri.startswith("runs:/"):

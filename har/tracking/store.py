@@ -28,10 +28,11 @@ from mlflow.utils.mlflow_tags import (
 from mlflow.utils.name_utils import _GENERATOR_NOUNS, _GENERATOR_PREDICATES
 from sqlalchemy.exc import SQLAlchemyError
 
-from har.tracking.local_store import OFFLINE_STORE, store_lock
+from har.tracking.local_store import store_lock
 from har.tracking.ui import set_up_experiment
 from har.util.errors import UserError, first_line, without_password
 from har.util.escaping import for_terminal, format_csv
+from har.util.outputs import LOCAL_STORE
 from har.util.progress import warn
 from har.util.signals import defer_interrupts, open_work
 
@@ -236,7 +237,7 @@ def explain_store_errors() -> Iterator[None]:
         uri = mlflow.get_tracking_uri()
         hint = ""
         if uri.startswith("http"):
-            hint = f"; --offline or MLFLOW_TRACKING_URI={OFFLINE_STORE} records on this machine"
+            hint = f"; --offline or MLFLOW_TRACKING_URI={LOCAL_STORE} records on this machine"
         raise UserError(
             f"the tracking store {uri} cannot be used: {first_line(error)}{hint}"
         ) from error

@@ -15,6 +15,8 @@ EMPTY_NAMES = (".DS_Store", ".gitkeep", "Thumbs.db", "desktop.ini")
 # The lock and the unfinished files of a command that was killed (`har.util.files.replace_file`).
 UNFINISHED = re.compile(r"\.lock|\..+\.[0-9a-f]{32}")
 LISTED = 3
+# The tracking store that --offline uses; it lies in the working folder.
+LOCAL_STORE = "sqlite:///mlflow.db"
 # A file that tells what wrote it does so within this many bytes.
 MARK_BYTES = 1000
 

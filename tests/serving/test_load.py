@@ -19,6 +19,21 @@ def test_unknown_model_is_named(uri: str, store: str) -> None:
         load_logged_model(uri)
 
 
+def test_a_model_may_be_named_by_its_run(store: str) -> None:
+    mlflow.search_experiments()
+    run_id = "0123456789abcdef0123456789abcdef"
+    with pytest.raises(UserError, match=f"no model at runs:/{run_id}/model: .*a run's id"):
+        load_logged_model(run_id)
+    with pytest.raises(UserError, match=r"no run id in .* begins with 0123456"):
+        load_logged_model("0123456")
+
+
+@pytest.mark.parametrize("name", ["no folder", "README"])
+def test_a_folder_without_a_model_is_named(name: str, store: str) -> None:
+    with pytest.raises(UserError, match=f"no model at {name}: .*a folder that holds its MLmodel"):
+        load_logged_model(name)
+
+
 class Pickled(mlflow.pyfunc.PythonModel):
     def predict(self, context, model_input):  # type: ignore[no-untyped-def]
         return model_input
