@@ -1,19 +1,9 @@
-"""A network prepared for inference: batch normalisation merged into the convolutions before it,
-and the weights frozen into a graph as constants.
+"""A network's graph for inference, its weights frozen into it as constants."""
 
-TensorFlow merges too, but for EfficientNetB7 that takes 40 seconds and 7 GB, each time. Here the
-merged network is built in four seconds.
-"""
-
-from collections import Counter
 from dataclasses import dataclass
 from typing import Any
 
-import keras
-import numpy as np
-import numpy.typing as npt
 import tensorflow as tf
-from keras import layers
 from tensorflow.python.framework.convert_to_constants import convert_variables_to_constants_v2
 
 
@@ -91,86 +81,3 @@ def compile_frozen(frozen: FrozenGraph) -> Any:
         )[0]
 
     return tf.function(run, input_signature=frozen.signature)
-
-
-CONVOLUTIONS = (layers.Conv2D, layers.DepthwiseConv2D)
-LINEAR = keras.activations.linear
-
-
-def fold_batch_norms(model: keras.Model, policy: str = "float32") -> keras.Model:
-    """Copy a functional model, and the models in it, with batch normalisation merged into the
-    convolutions before it. The copy computes under `policy`, one of Keras' dtype policies.
-
-    In float32 it infers the same to the rounding (1e-6 of the features' length). It is not for
-    training. A normalisation that follows no linear convolution, or one whose output others read
-    too, stays.
-    """
-    merged = _find_merged(model)
-    dropped = set(merged.values())
-    copies: dict[Any, Any] = {}
-
-    def copy(layer: Any) -> Any:
-        if layer in dropped:
-            return layers.Identity()
-        config = layer.get_config() | ({"use_bias": True} if layer in merged else {})
-        if policy != "float32":
-            config["dtype"] = policy
-        twin = type(layer).from_config(config | _without_chance(config))
-        # what a network writes as `x + y` is an operation, and no layer
-        if isinstance(twin, layers.Layer):
-            copies[layer] = twin
-        return twin
-
-    def call(layer: Any, *args: Any, **kwargs: Any) -> Any:
-        return args[0] if isinstance(layer, layers.Identity) else layer(*args, **kwargs)
-
-    folded = keras.models.clone_model(
-        model, clone_function=copy, call_function=call, recursive=True
-    )
-    for layer, twin in copies.items():
-        twin.set_weights(_merge(layer, merged[layer]) if layer in merged else layer.get_weights())
-        if isinstance(twin, layers.Normalization):
-            # it keeps what it computes with apart from its weights
-            twin.finalize_state()
-    return folded
-
-
-def _without_chance(config: dict[str, Any]) -> dict[str, Any]:
-    """Return options with which building the layer draws no random numbers. Otherwise a training
-    that computes features would draw other numbers afterwards than one that finds them cached.
-    """
-    zeros = {name: "zeros" for name in config if name.endswith("_initializer")}
-    return zeros | ({"seed": 0} if "seed" in config else {})
-
-
-def _find_merged(model: keras.Model) -> dict[Any, Any]:
-    """Map each convolution to the batch normalisation to merge into it."""
-    found: dict[Any, Any] = {}
-    for layer in model.layers:
-        if isinstance(layer, keras.Model):
-            found |= _find_merged(layer)
-    by_output = {id(layer.output): layer for layer in model.layers}
-    readers = Counter(
-        id(tensor) for layer in model.layers for tensor in keras.tree.flatten(layer.input)
-    )
-    readers.update(id(tensor) for tensor in model.outputs)
-    for layer in model.layers:
-        if isinstance(layer, layers.BatchNormalization) and layer.scale and layer.center:
-            # a normalisation may come first in its network
-            before = by_output.get(id(layer.input))
-            alone = readers[id(layer.input)] == 1
-            if alone and isinstance(before, CONVOLUTIONS) and before.activation is LINEAR:
-                found[before] = layer
-    return found
-
-
-def _merge(convolution: Any, norm: Any) -> list[npt.NDArray[np.float32]]:
-    """Return the kernel and bias that give the normalised output."""
-    kernel, *bias = convolution.get_weights()
-    gamma, beta, mean, variance = (each.astype(np.float64) for each in norm.get_weights())
-    factor = gamma / np.sqrt(variance + norm.epsilon)
-    shift = beta + (sum(bias) - mean) * factor
-    # a depthwise kernel's channels are its last two axes
-    depthwise = isinstance(convolution, layers.DepthwiseConv2D)
-    factors = factor.reshape(kernel.shape[2:]) if depthwise else factor
-    return [(kernel * factors).astype(np.float32), shift.astype(np.float32)]

@@ -218,7 +218,8 @@ def build_function(network: Any, dtype: str, policy: str = "float32") -> Any:
     """Build a TensorFlow function from images of `dtype`, for running a network often, under one
     of Keras' dtype policies.
     """
-    from har.inference.freezing import compile_frozen, fold_batch_norms, freeze, trace
+    from har.inference.freezing import compile_frozen, freeze, trace
+    from har.models.merging import fold_batch_norms
 
     traced = trace(fold_batch_norms(network, policy), dtype)
     return traced if network.count_params() > MOST_CONSTANTS else compile_frozen(freeze(traced))
