@@ -16,6 +16,8 @@ from har.evaluation import metrics
 from har.inference.classifier import Classifier
 from har.inference.runtimes import BATCH_SIZE
 from har.training.bad_images import name_bad_images
+from har.training.calibration import scale
+from har.training.feature_cache import Features
 from har.training.loaders import build_stream_loader, prefetch
 from har.util.errors import UserError
 from har.util.progress import progress
@@ -124,15 +126,20 @@ def _build_evaluation(
 
 
 def evaluate_features(
-    classifier: Classifier, manifest: Manifest, head: Any, features: npt.NDArray[np.float32]
+    classifier: Classifier, manifest: Manifest, head: Any, features: Features, temperature: float
 ) -> Evaluation:
-    """Evaluate from the features of the test split; `head` maps them to probabilities.
+    """Evaluate from the (views, images, features) of the test split; `head` maps features to
+    probabilities, which are averaged over the views and scaled by the temperature.
 
     The classifier predicts the first batch of images too, as a check.
     """
     rows = load_test_rows(classifier, manifest)
-    parts = [np.asarray(head(features[i : i + 1024])) for i in range(0, len(rows), 1024)]
-    evaluation = _build_evaluation(classifier, rows, np.concatenate(parts))
+    parts = [
+        np.mean([np.asarray(head(view[i : i + 1024])) for view in features], axis=0)
+        for i in range(0, len(rows), 1024)
+    ]
+    probabilities = scale(np.concatenate(parts), temperature)
+    evaluation = _build_evaluation(classifier, rows, probabilities)
     images, indices = next(iter(read_batches(classifier, manifest, rows)))
     expected = evaluation.probabilities[indices]
     difference = float(np.abs(classifier.forward(images) - expected).max())
@@ -207,7 +214,8 @@ def read_batches(
 
     The batches are (batch, size, size, 3) uint8 and (batch,) int64.
     """
-    load = build_stream_loader(manifest, rows, classifier.recipe)
+    recipe = classifier.recipe
+    load = build_stream_loader(manifest, rows, recipe.at_size(recipe.served_size))
     batches = prefetch(load(tf.data.Dataset.range(len(rows)), BATCH_SIZE, False))
     with name_bad_images(manifest):
         yield from batches.as_numpy_iterator()

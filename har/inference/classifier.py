@@ -145,7 +145,7 @@ class Classifier:
 
     def warm(self) -> None:
         """Do now what the first call of each kind would otherwise wait for."""
-        size = self.recipe.image_size
+        size = self.recipe.served_size
         RESIZERS[self.recipe.resize](np.zeros((2, 2, 3), np.uint8), size)
         self.classify([b"no image: this starts the threads that decode"])
         for bucket in self.forward.buckets:
@@ -194,13 +194,13 @@ class Classifier:
             return image
         try:
             call.check_time()
-            return decode_small(image, self.recipe.resize, self.recipe.image_size)
+            return decode_small(image, self.recipe.resize, self.recipe.served_size)
         except ImageError as error:
             return str(error)
 
     def decode(self, data: bytes) -> Pixels:
         """Decode an image as in training; raise an ImageError if that is impossible."""
-        return decode(data, self.recipe.resize, self.recipe.image_size, self.limits)
+        return decode(data, self.recipe.resize, self.recipe.served_size, self.limits)
 
     def predict_from(self, probabilities: npt.NDArray[np.float32]) -> Prediction:
         """Build the prediction from an image's (classes,) probabilities."""

@@ -85,7 +85,8 @@ def run_training(
 def _log_model(job: TrainingJob, result: Result) -> str:
     """Log the trained model for `mlflow models serve`; return its id."""
     runtime, parts, extracted = job.serving_runtime, None, result.extracted
-    if extracted and extracted.converted and extracted.runtime == runtime:
+    plain = result.served is result.model
+    if plain and extracted and extracted.converted and extracted.runtime == runtime:
         # extraction has converted the backbone for this runtime already
         head = build_trained_head(result.model, result.recipe)
         parts = Parts(backbone=extracted.converted, head=head)
@@ -94,7 +95,7 @@ def _log_model(job: TrainingJob, result: Result) -> str:
         folder = Path(scratch) / CLASSIFIER_FOLDER
         # the model is given to others, and does not need to know where a weights file was
         recipe = name_weights_by_content(result.recipe)
-        save_classifier(folder, result.model, result.class_names, recipe, runtime, parts)
+        save_classifier(folder, result.served, result.class_names, recipe, runtime, parts)
         return log_classifier(folder)
 
 
@@ -102,7 +103,9 @@ def _evaluate(classifier: Classifier, job: TrainingJob, result: Result) -> Evalu
     if result.test_features is None:
         return evaluate(classifier, job.manifest)
     head = build_trained_head(result.model, result.recipe)
-    return evaluate_features(classifier, job.manifest, head, result.test_features)
+    return evaluate_features(
+        classifier, job.manifest, head, result.test_features, result.temperature
+    )
 
 
 @contextmanager

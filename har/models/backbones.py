@@ -6,20 +6,23 @@ does nothing and is left out.
 """
 
 import math
+import re
 import warnings
 import zipfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import h5py
 import keras
 import numpy as np
 from keras import layers
 
-from har.models.efficientnet_lite import LITES, build_imagenet_lite, build_lite
+from har.models.efficientnet_lite import LITES, build_imagenet_lite, build_lite, find_last_stride
 from har.models.keras_file import check_keras_file, check_weights
+from har.models.merging import fold_batch_norms
 from har.recipe import Recipe
 from har.util.errors import UserError, first_line
 from har.util.files import digest_file
@@ -29,21 +32,23 @@ CPU_BACKBONE = "efficientnet-lite0"
 
 @dataclass(frozen=True)
 class Backbone:
-    """Functions from an image size in pixels to a network with random or ImageNet weights.
+    """Functions from an image size in pixels (None: any) to a network with random or ImageNet
+    weights.
 
     `cpu_fallback` is the backbone that replaces this one on a machine without a GPU, where this
-    one would take hours; "" if a CPU can train it.
+    one would take hours; "" if a CPU can train it. `cut` is the block with the last stride.
     """
 
-    build_random: Callable[[int], keras.Model]
-    build_imagenet: Callable[[int], keras.Model]
+    build_random: Callable[[int | None], keras.Model]
+    build_imagenet: Callable[[int | None], keras.Model]
     cpu_fallback: str = ""
+    cut: str = ""
 
 
-def keras_application(name: str, cpu_fallback: str = "") -> Backbone:
+def keras_application(name: str, cpu_fallback: str = "", cut: str = "") -> Backbone:
     """Wrap a network of keras.applications that normalises 0..255 itself, as `EfficientNetB7`."""
 
-    def build(image_size: int, weights: str | None = None) -> keras.Model:
+    def build(image_size: int | None, weights: str | None = None) -> keras.Model:
         return getattr(keras.applications, name)(
             include_top=False,
             weights=weights,
@@ -51,7 +56,7 @@ def keras_application(name: str, cpu_fallback: str = "") -> Backbone:
             pooling="avg",
         )
 
-    def build_imagenet(image_size: int) -> keras.Model:
+    def build_imagenet(image_size: int | None) -> keras.Model:
         try:
             downloaded = build(image_size, "imagenet")
         # Keras raises a bare Exception for every network error
@@ -68,17 +73,21 @@ def keras_application(name: str, cpu_fallback: str = "") -> Backbone:
         _square_imagenet_variance(network)
         return network
 
-    return Backbone(build, build_imagenet, cpu_fallback)
+    return Backbone(build, build_imagenet, cpu_fallback, cut)
 
 
 BACKBONES: dict[str, Backbone] = {
     **{
-        f"efficientnetb{n}": keras_application(f"EfficientNetB{n}", cpu_fallback=CPU_BACKBONE)
+        f"efficientnetb{n}": keras_application(f"EfficientNetB{n}", CPU_BACKBONE, cut="block6a")
         for n in range(8)
     },
     **{
-        name: Backbone(partial(build_lite, name), partial(build_imagenet_lite, name))
-        for name in LITES
+        name: Backbone(
+            partial(build_lite, name),
+            partial(build_imagenet_lite, name),
+            cut=find_last_stride(lite),
+        )
+        for name, lite in LITES.items()
     },
 }
 
@@ -86,23 +95,55 @@ BACKBONES: dict[str, Backbone] = {
 def build_backbone(recipe: Recipe) -> keras.Model:
     """Build the recipe's backbone with its weights, and freeze what the recipe does not train."""
     backbone = BACKBONES[recipe.backbone]
+    size = recipe.image_size if recipe.served_size == recipe.image_size else None
     if recipe.weights == "imagenet":
-        network = backbone.build_imagenet(recipe.image_size)
+        network = backbone.build_imagenet(size)
     else:
-        network = backbone.build_random(recipe.image_size)
+        network = backbone.build_random(size)
         if recipe.weights != "random":
             _load_file(network, Path(recipe.weights))
-    set_trainable(network, FINE_TUNES[recipe.fine_tune])
+    if recipe.fine_tune == "last_blocks":
+        # unmerged, a training step takes up to a third longer, and is no more accurate
+        network = fold_batch_norms(network)
+    choose = FINE_TUNES[recipe.fine_tune]
+    set_trainable(network, lambda convolutions: choose(convolutions, name_cut(recipe)))
     return network
 
 
+def _from_cut(convolutions: list[keras.Layer], cut: str) -> list[keras.Layer]:
+    names = [layer.name for layer in convolutions]
+    return convolutions[_find_block(names, cut) :]
+
+
 # Functions that choose the layers to train among a network's layers with weights, in order from
-# the input. They get no batch normalisation: small batches would spoil its statistics.
-FINE_TUNES: dict[str, Callable[[list[keras.Layer]], list[keras.Layer]]] = {
-    "frozen": lambda convolutions: [],
-    "top": lambda convolutions: convolutions[-math.ceil(len(convolutions) / 5) :],
-    "all": lambda convolutions: convolutions,
+# the input, and the cut. They get no batch normalisation: small batches would spoil its statistics.
+FINE_TUNES: dict[str, Callable[[list[keras.Layer], str], list[keras.Layer]]] = {
+    "frozen": lambda convolutions, cut: [],
+    "top": lambda convolutions, cut: convolutions[-math.ceil(len(convolutions) / 5) :],
+    "all": lambda convolutions, cut: convolutions,
+    "last_blocks": _from_cut,
 }
+
+
+def name_cut(recipe: Recipe) -> str:
+    """Return the name of the first block to train."""
+    return BACKBONES[recipe.backbone].cut if recipe.cut == "auto" else recipe.cut
+
+
+def _find_block(names: Sequence[str], cut: str) -> int:
+    """Return the place of the first layer of the block `cut`."""
+    for place, name in enumerate(names):
+        if name == cut or (name.startswith(cut) and not name[len(cut)].isalnum()):
+            return place
+    blocks = dict.fromkeys(re.split(r"[._](?=[a-z])", name)[0] for name in names)
+    raise UserError(f"no block {cut!r} to cut before; the blocks are {', '.join(blocks)}")
+
+
+def find_cut(network: keras.Model, recipe: Recipe) -> Any:
+    """Return the tensor that enters the first block to train."""
+    layers_of = [layer for layer in network.layers if layer.weights]
+    place = _find_block([layer.name for layer in layers_of], name_cut(recipe))
+    return layers_of[place].input
 
 
 def set_trainable(

@@ -5,9 +5,9 @@ from dataclasses import replace
 from typing import Any
 
 import keras
-from keras import layers
+from keras import layers, ops
 
-from har.models.backbones import build_backbone, copy_weights
+from har.models.backbones import build_backbone, copy_weights, find_cut
 from har.models.devices import precision_policy
 from har.recipe import Recipe
 
@@ -26,7 +26,42 @@ def gap_dropout(features: Any) -> Any:
 HEADS: dict[str, Callable[[Any], Any]] = {
     "flatten_dense512": flatten_dense512,
     "gap_dropout": gap_dropout,
+    # the output layer alone, which `har.training.probe` solves for
+    "linear_probe": lambda features: features,
 }
+
+
+def build_cosine(recipe: Recipe, steps: int) -> Any:
+    """Build a rate that rises from 0 during the warm-up, then falls to 0 along a cosine."""
+    warmup = round(recipe.warmup_epochs * steps)
+    start = {"initial_learning_rate": 0.0, "warmup_target": recipe.learning_rate}
+    return keras.optimizers.schedules.CosineDecay(
+        **(start if warmup else {"initial_learning_rate": recipe.learning_rate}),
+        warmup_steps=warmup,
+        decay_steps=max(1, recipe.epochs * steps - warmup),
+    )
+
+
+# From the recipe and the steps of an epoch to a learning rate.
+SCHEDULES: dict[str, Callable[[Recipe, int], Any]] = {
+    "constant": lambda recipe, steps: recipe.learning_rate,
+    "cosine": build_cosine,
+}
+
+
+def build_adamw(recipe: Recipe, **options: Any) -> keras.Optimizer:
+    """Build Adam with decoupled weight decay, which leaves biases alone."""
+    optimizer = keras.optimizers.AdamW(weight_decay=recipe.weight_decay, **options)
+    optimizer.exclude_from_weight_decay(var_names=["bias"])
+    return optimizer
+
+
+OPTIMIZERS: dict[str, Callable[..., keras.Optimizer]] = {
+    "adam": lambda recipe, **options: keras.optimizers.Adam(**options),
+    "adamw": build_adamw,
+}
+# Of what a logarithm is taken: float32 rounds smaller ones to 0.
+SMALLEST_PROBABILITY = 1e-30
 # The metrics of each loss have the same names, so that the histories of all variants compare.
 LOSSES: dict[str, Callable[[], list[keras.metrics.Metric]]] = {
     "categorical_crossentropy": lambda: [
@@ -40,17 +75,18 @@ LOSSES: dict[str, Callable[[], list[keras.metrics.Metric]]] = {
 }
 
 
-def build_model(recipe: Recipe, num_classes: int) -> keras.Model:
-    """Build and compile (batch, size, size, 3) of 0..255 to (batch, classes) probabilities.
+def build_model(recipe: Recipe, num_classes: int, steps: int = 1) -> keras.Model:
+    """Build and compile (batch, size, size, 3) of 0..255 to (batch, classes) probabilities; an
+    epoch has `steps` steps. A recipe of two sizes gets a model that takes any size.
 
     Batch normalisation in the backbone always uses its stored statistics. Stochastic depth, in
     the backbones of keras.applications, is active in `fit`, as in the notebooks, even if frozen.
     """
     with precision_policy(recipe.precision):
         backbone = build_backbone(recipe)
-        inputs = layers.Input((recipe.image_size, recipe.image_size, 3), name="image")
+        inputs = layers.Input(backbone.input_shape[1:], name="image")
         model = keras.Model(inputs, _apply_head(backbone(inputs), recipe, num_classes))
-    compile_model(model, recipe)
+    compile_model(model, recipe, steps=steps)
     return model
 
 
@@ -60,25 +96,76 @@ def _apply_head(features: Any, recipe: Recipe, num_classes: int) -> Any:
     return layers.Dense(num_classes, activation="softmax", dtype="float32", name="label")(x)
 
 
-def compile_model(model: keras.Model, recipe: Recipe, steps_per_execution: int = 1) -> None:
-    """Compile with Adam, the recipe's loss, and its metrics accuracy and top_3_accuracy."""
+def compile_model(
+    model: keras.Model, recipe: Recipe, steps_per_execution: int = 1, steps: int = 1
+) -> None:
+    """Compile with the recipe's optimizer, its loss, and its metrics accuracy and top_3_accuracy;
+    an epoch has `steps` steps.
+    """
+    loss: Any = recipe.loss
+    if recipe.label_smoothing:
+        loss = keras.losses.CategoricalCrossentropy(label_smoothing=recipe.label_smoothing)
     model.compile(
-        optimizer=keras.optimizers.Adam(recipe.learning_rate),
-        loss=recipe.loss,
+        optimizer=_build_optimizer(recipe, steps),
+        loss=loss,
         metrics=LOSSES[recipe.loss](),
         steps_per_execution=steps_per_execution,
     )
 
 
+def _build_optimizer(recipe: Recipe, steps: int) -> keras.Optimizer:
+    options: dict[str, Any] = {"learning_rate": SCHEDULES[recipe.schedule](recipe, steps)}
+    if recipe.global_clipnorm:
+        options["global_clipnorm"] = recipe.global_clipnorm
+    if recipe.ema_momentum:
+        options |= {"use_ema": True, "ema_momentum": recipe.ema_momentum}
+    return OPTIMIZERS[recipe.optimizer](recipe, **options)
+
+
 def build_head(
-    recipe: Recipe, num_features: int, num_classes: int, steps_per_execution: int = 1
+    recipe: Recipe,
+    num_features: int,
+    num_classes: int,
+    steps_per_execution: int = 1,
+    steps: int = 1,
 ) -> keras.Model:
     """Build and compile only the layers after the backbone: (batch, features) to probabilities."""
     with precision_policy(recipe.precision):
         inputs = layers.Input((num_features,), name="features")
         head = keras.Model(inputs, _apply_head(inputs, recipe, num_classes))
-    compile_model(head, recipe, steps_per_execution)
+    compile_model(head, recipe, steps_per_execution, steps)
     return head
+
+
+def set_output_layer(model: keras.Model, kernel: Any, bias: Any) -> None:
+    """Set the weights of the layer that gives the probabilities."""
+    model.get_layer("label").set_weights([kernel, bias])
+
+
+def split_backbone(model: keras.Model, recipe: Recipe) -> tuple[keras.Model, keras.Model]:
+    """Return the backbone's layers before the cut, and those after it, as two networks that share
+    them: images to (batch, height, width, channels), and on to (batch, features).
+    """
+    network = find_backbone(model)
+    cut = find_cut(network, recipe)
+    return keras.Model(network.input, cut), keras.Model(cut, network.output)
+
+
+def build_last_blocks(model: keras.Model, recipe: Recipe, steps: int) -> keras.Model:
+    """Build and compile the part of `model` after the cut, which shares its weights: the output of
+    the layers before the cut to probabilities.
+    """
+    _, after = split_backbone(model, recipe)
+    x = inputs = layers.Input(after.input_shape[1:], name="features")
+    for layer in [after, *_find_head(model)]:
+        x = layer(x)
+    learner = keras.Model(inputs, x)
+    compile_model(learner, recipe, steps=steps)
+    return learner
+
+
+def _find_head(model: keras.Model) -> list[Any]:
+    return list(model.layers[model.layers.index(find_backbone(model)) + 1 :])
 
 
 def find_backbone(model: keras.Model) -> keras.Model:
@@ -88,7 +175,7 @@ def find_backbone(model: keras.Model) -> keras.Model:
 
 def copy_head(model: keras.Model, head: keras.Model, *, back: bool = False) -> None:
     """Copy the weights after the backbone from `model` to `head`; with `back`, the other way."""
-    inner = model.layers[model.layers.index(find_backbone(model)) + 1 :]
+    inner = _find_head(model)
     outer = [layer for layer in head.layers if not isinstance(layer, layers.InputLayer)]
     for one, other in zip(inner, outer, strict=True):
         source, target = (other, one) if back else (one, other)
@@ -103,9 +190,33 @@ def build_trained_head(model: keras.Model, recipe: Recipe) -> keras.Model:
     return head
 
 
+def build_served(model: keras.Model, recipe: Recipe, temperature: float) -> keras.Model:
+    """Build what is logged: `model`, averaged over an image and its mirror image if the recipe says
+    so, its probabilities scaled by a temperature (above 1: less sure; 1: not scaled).
+    """
+    if recipe.test_time == "none" and temperature == 1:
+        return model
+    # the same layers without the optimizer, which would be saved with them
+    model = keras.Model(model.input, model.output)
+    images = layers.Input(model.input_shape[1:], name="image")
+    if recipe.test_time == "mirror":
+        both = ops.concatenate([images, ops.flip(images, axis=2)], axis=0)
+        pairs = ops.reshape(model(both), (2, -1, model.output_shape[-1]))
+        probabilities = ops.mean(pairs, axis=0)
+    else:
+        probabilities = model(images)
+    if temperature != 1:
+        logits = layers.Rescaling(1 / temperature, name="temperature")(
+            ops.log(ops.maximum(probabilities, SMALLEST_PROBABILITY))
+        )
+        probabilities = layers.Softmax(name="calibrated")(logits)
+    return keras.Model(images, probabilities)
+
+
 def build_float32_copy(model: keras.Model, recipe: Recipe, num_classes: int) -> keras.Model:
-    """Copy a trained model to float32 on one device, to evaluate and serve it."""
+    """Copy a trained model to float32 on one device, at the size that is served."""
     # random weights: those of `model` replace them, so none are downloaded or read
-    copy = build_model(replace(recipe, precision="float32", weights="random"), num_classes)
+    plain = replace(recipe.at_size(recipe.served_size), precision="float32", weights="random")
+    copy = build_model(plain, num_classes)
     copy_weights(model, copy)
     return copy

@@ -92,7 +92,14 @@ def _scale_stages(width: float, depth: float) -> list[Stage]:
     ]
 
 
-def build_lite(name: str, image_size: int) -> keras.Model:
+def find_last_stride(lite: Lite) -> str:
+    """Return the name of the block with the last stride."""
+    stages = _scale_stages(lite.width, lite.depth)
+    last = max(i for i, stage in enumerate(stages) if stage.stride > 1)
+    return f"blocks.{sum(stage.repeats for stage in stages[:last])}"
+
+
+def build_lite(name: str, image_size: int | None) -> keras.Model:
     """Build an untrained member of LITES: (batch, size, size, 3) of 0..255 to (batch, 1280).
 
     The layers have the names in the weights file, without their leading underscores.
@@ -131,7 +138,7 @@ def _convolve(
     return layers.ReLU(6)(x) if relu else x
 
 
-def build_imagenet_lite(name: str, image_size: int) -> keras.Model:
+def build_imagenet_lite(name: str, image_size: int | None) -> keras.Model:
     """Build a member of LITES with the ImageNet weights from its installed package."""
     model = build_lite(name, image_size)
     arrays = read_imagenet_arrays(LITES[name])

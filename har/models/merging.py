@@ -16,13 +16,15 @@ CONVOLUTIONS = (layers.Conv2D, layers.DepthwiseConv2D)
 LINEAR = keras.activations.linear
 
 
-def fold_batch_norms(model: keras.Model, policy: str = "float32") -> keras.Model:
+def fold_batch_norms(
+    model: keras.Model, policy: str = "float32", size: int | None = None
+) -> keras.Model:
     """Copy a functional model, and the models in it, with batch normalisation merged into the
-    convolutions before it. The copy computes under `policy`, one of Keras' dtype policies.
+    convolutions before it. The copy computes under `policy`, one of Keras' dtype policies, and
+    takes images of `size` pixels if that is given.
 
-    In float32 it infers the same to the rounding (1e-6 of the features' length). It is not for
-    training. A normalisation that follows no linear convolution, or one whose output others read
-    too, stays.
+    In float32 it infers the same to the rounding (1e-6 of the features' length). A normalisation
+    that follows no linear convolution, or one whose output others read too, stays.
     """
     merged = _find_merged(model)
     dropped = set(merged.values())
@@ -44,7 +46,11 @@ def fold_batch_norms(model: keras.Model, policy: str = "float32") -> keras.Model
         return args[0] if isinstance(layer, layers.Identity) else layer(*args, **kwargs)
 
     folded = keras.models.clone_model(
-        model, clone_function=copy, call_function=call, recursive=True
+        model,
+        clone_function=copy,
+        call_function=call,
+        recursive=True,
+        input_tensors=layers.Input((size, size, 3)) if size else None,
     )
     for layer, twin in copies.items():
         twin.set_weights(_merge(layer, merged[layer]) if layer in merged else layer.get_weights())

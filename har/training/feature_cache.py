@@ -1,7 +1,7 @@
 """Features on disk: written in shards, checked when read, bounded in size.
 
 An entry is a folder named by the digest of its key. Shard 7 is the file `00007.npz` with the
-features of SHARD_ROWS images as float32 and the seconds that computing them took. A shard is
+features of SHARD_ROWS images as floats and the seconds that computing them took. A shard is
 written atomically, and its zip checksums are compared when it is read: a missing or damaged shard
 is computed again, and the others stay. `about.json` describes the entry for `har cache`.
 """
@@ -36,7 +36,7 @@ from har.util.locks import file_lock
 from har.util.progress import say
 from har.util.units import format_bytes
 
-Features = npt.NDArray[np.float32]
+Features = npt.NDArray[np.floating[Any]]
 # An interruption loses one shard: half a minute of EfficientNetB7 on two CPU cores.
 SHARD_ROWS = 1024
 ABOUT_FILE = "about.json"
@@ -126,7 +126,7 @@ class Entry:
         if not whole:
             say(f"damaged, computed again: {path}")
             return None
-        return features.astype(np.float32, copy=False), seconds
+        return features, seconds
 
     def write(self, shard: int, features: Features, seconds: float) -> None:
         """Write a shard."""

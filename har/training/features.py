@@ -1,4 +1,5 @@
-"""Features: each image through the frozen backbone once, cached on disk in shards.
+"""Features: each image through the frozen backbone, or its first blocks, once; cached on disk in
+shards.
 
 Training and validation images may be computed in the CPU's bfloat16, which costs a hundredth of
 precision and halves the time. Test images are always computed in float32, as the logged model
@@ -26,8 +27,9 @@ from har.inference.runtimes import (
     has_gpu,
     run_batches,
 )
+from har.models.merging import fold_batch_norms
 from har.recipe import Recipe
-from har.training.augmentation import AUGMENTATIONS
+from har.training.augmentation import AUGMENTATIONS, mirror
 from har.training.bad_images import find_bad_image
 from har.training.feature_cache import Entry, Features, Key, check_limit, make_room, open_entry
 from har.training.loaders import (
@@ -72,12 +74,51 @@ class Extracted:
 
 
 @dataclass(frozen=True, kw_only=True)
+class View:
+    """A version of each image: as it is, its mirror image, or the `number`-th random change to it.
+
+    Its height and width are `size` pixels.
+    """
+
+    size: int
+    augmentation: str = "none"
+    number: int = 0
+
+    @property
+    def is_random(self) -> bool:
+        """Return whether the view depends on the seed."""
+        return self.augmentation not in ("none", "mirror")
+
+
+def training_views(recipe: Recipe) -> list[View]:
+    """List the views of each training image."""
+    if recipe.augmentation == "none":
+        return [View(size=recipe.image_size)]
+    if recipe.augmentation == "mirror":
+        return _with_mirror_image(recipe.image_size)
+    size, name = recipe.image_size, recipe.augmentation
+    return [View(size=size, augmentation=name, number=n) for n in range(recipe.feature_views)]
+
+
+def evaluation_views(recipe: Recipe) -> list[View]:
+    """List the views of an image whose probabilities the finished model averages."""
+    mirrored = _with_mirror_image(recipe.served_size)
+    return mirrored if recipe.test_time == "mirror" else mirrored[:1]
+
+
+def _with_mirror_image(size: int) -> list[View]:
+    return [View(size=size), View(size=size, augmentation="mirror", number=1)]
+
+
+@dataclass(frozen=True, kw_only=True)
 class FeatureSplits:
-    """Features as float32: train (views, images, ...), validation and test (images, ...)."""
+    """Features, each of (views, images, ...). A head needs no test features of inner layers: then
+    `test` is None.
+    """
 
     train: Features
     validation: Features
-    test: Features
+    test: Features | None
     extracted: Extracted
 
 
@@ -85,37 +126,55 @@ class Extraction:
     """Computes the features of one manifest's images by one network.
 
     `network` maps (batch, size, size, 3) float32 images of 0..255 to a (batch, ...) array: the
-    whole backbone, or its first layers. It is compiled only if the cache lacks features.
+    whole backbone, or its layers before `cut`, whose larger features are kept as float16. It is
+    compiled only if the cache lacks features.
     """
 
-    def __init__(self, network: Any, manifest: Manifest, recipe: Recipe, runtime: str) -> None:
+    def __init__(
+        self, network: Any, manifest: Manifest, recipe: Recipe, runtime: str, cut: str = ""
+    ) -> None:
         """`runtime` is a key of RUNTIMES."""
         self.network, self.manifest, self.recipe = network, manifest, recipe
-        self.runtime = runtime
+        self.runtime, self.cut = runtime, cut
+        self.dtype = np.dtype(np.float16 if cut else np.float32)
         self.weights = digest_weights(network)
-        # a whole backbone ends in (batch, features)
-        self.layer = network.layers[-1].name if len(network.output_shape) > 2 else ""
-        self.converted: Any = None
-        self.compiled: dict[str, Compiled] = {}
+        # by size, and by arithmetic and size
+        self.converted: dict[int, Any] = {}
+        self.compiled: dict[tuple[str, int], Compiled] = {}
         self.computed = self.needed = 0
         self.saved_s = 0.0
 
-    def features(
-        self, rows: pd.DataFrame, *, view: int | None = None, exact: bool = False
+    def count_features(self, view: View) -> tuple[int, ...]:
+        """Return the shape of one image's features."""
+        size = (1, view.size, view.size, 3)
+        return tuple(self.network.compute_output_shape(size)[1:])
+
+    def all_views(
+        self, rows: pd.DataFrame, views: Sequence[View], *, exact: bool = False
     ) -> Features:
-        """Return (rows, ...) float32 features of the images, or of an augmented view of them;
-        in float32 arithmetic if `exact`.
+        """Return (views, rows, ...) features of several views of one size."""
+        array = np.empty((len(views), len(rows), *self.count_features(views[0])), self.dtype)
+        for part, view in zip(array, views, strict=True):
+            self._fill(part, rows, view, exact)
+        return array
+
+    def features(
+        self, rows: pd.DataFrame, view: View | None = None, *, exact: bool = False
+    ) -> Features:
+        """Return (rows, ...) features of the images, or of another view of them."""
+        return self.all_views(rows, [view or View(size=self.recipe.image_size)], exact=exact)[0]
+
+    def _fill(self, array: Features, rows: pd.DataFrame, view: View, exact: bool) -> None:
+        """Compute or read the (rows, ...) features of a view, in float32 arithmetic if `exact`.
 
         Raises:
             UserError: the cache has no room or cannot be written, the runtime disagrees with Keras,
                 or an image is gone or changed. Finished shards stay.
         """
-        shape = (len(rows), *self.network.output_shape[1:])
-        array = np.empty(shape, np.float32)
         if rows.empty:
-            return array
+            return
         arithmetic = choose_arithmetic(self.runtime, self.recipe.precision, exact)
-        with open_entry(self._build_key(rows, view, arithmetic), shape) as entry:
+        with open_entry(self._build_key(rows, view, arithmetic), array.shape) as entry:
             missing = []
             for shard in range(entry.num_shards):
                 if (found := entry.read(shard)) is None:
@@ -127,29 +186,30 @@ class Extraction:
                 self._compute(rows, view, arithmetic, entry, missing, array)
         self.needed += len(rows)
         self.computed += sum(len(entry.rows(shard)) for shard in missing)
-        return array
 
-    def _build_key(self, rows: pd.DataFrame, view: int | None, arithmetic: str) -> Key:
-        augmented, recipe = view is not None, self.recipe
+    def _build_key(self, rows: pd.DataFrame, view: View, arithmetic: str) -> Key:
+        recipe, augmentation = self.recipe, view.augmentation
+        if augmentation == "crop_flip_color":
+            augmentation += f" area={recipe.crop_area:g} of {recipe.source_size} px"
         return Key(
             images=hashlib.sha256("\n".join(rows["sha256"]).encode()).hexdigest(),
             backbone=recipe.backbone,
             weights=self.weights,
-            image_size=recipe.image_size,
+            image_size=view.size,
             resize=recipe.resize,
-            augmentation=recipe.augmentation if augmented else "none",
-            view=view or 0,
-            seed=recipe.seed if augmented else 0,
+            augmentation=augmentation,
+            view=view.number,
+            seed=recipe.seed if view.is_random else 0,
             runtime=f"{self.runtime} {version(self.runtime)}",
             device="GPU" if self.runtime == "tensorflow" and has_gpu() else "CPU",
             arithmetic=arithmetic,
-            layer=self.layer,
+            layer=self.cut,
         )
 
     def _compute(
         self,
         rows: pd.DataFrame,
-        view: int | None,
+        view: View,
         arithmetic: str,
         entry: Entry,
         missing: Sequence[int],
@@ -158,10 +218,10 @@ class Extraction:
         """Fill the missing shards of `array`, and write each into the cache."""
         to_do = np.concatenate([entry.rows(shard) for shard in missing])
         make_room(entry, len(to_do) * array[0].nbytes)
-        compiled = self._compile(arithmetic, rows)
+        compiled = self._compile(arithmetic, rows, view.size)
         batches = self._read_batches(rows, view, to_do, compiled.batch_size)
         label = f"features, {self.runtime} {arithmetic}"
-        label += "" if view is None else f", view {view + 1}"
+        label += "" if view.augmentation == "none" else f", view {view.number + 1}"
         with progress(label, len(rows)) as advance, defer_interrupts() as checkpoint:
             advance(len(rows) - len(to_do))
 
@@ -177,34 +237,39 @@ class Extraction:
                 entry.write(shard, array[part], time.monotonic() - started)
                 checkpoint()
 
-    def _compile(self, arithmetic: str, rows: pd.DataFrame) -> Compiled:
+    def _compile(self, arithmetic: str, rows: pd.DataFrame, size: int) -> Compiled:
         """Compile at the first use, and compare with Keras on a few images."""
         runtime = RUNTIMES[self.runtime]
-        if self.converted is None:
+        if size not in self.converted:
             say(f"compiling {self.recipe.backbone} for {self.runtime}")
-            self.converted = runtime.convert(self.network)
-        if arithmetic not in self.compiled:
-            compiled = runtime.compile(self.converted, arithmetic)
-            _, images = next(self._read_batches(rows, None, np.arange(len(rows)), CHECKED_IMAGES))
+            any_size = self.network.input_shape[1] is None
+            network = fold_batch_norms(self.network, size=size) if any_size else self.network
+            self.converted[size] = runtime.convert(network)
+        if (arithmetic, size) not in self.compiled:
+            compiled = runtime.compile(self.converted[size], arithmetic)
+            few = self._read_batches(rows, View(size=size), np.arange(len(rows)), CHECKED_IMAGES)
+            _, images = next(few)
             expected = np.asarray(self.network(images, training=False))
             check_compiled(compiled, images, expected, runtime=self.runtime, arithmetic=arithmetic)
-            self.compiled[arithmetic] = compiled
-        return self.compiled[arithmetic]
+            self.compiled[arithmetic, size] = compiled
+        return self.compiled[arithmetic, size]
 
     def _read_batches(
-        self, rows: pd.DataFrame, view: int | None, numbers: npt.NDArray[np.int64], size: int
+        self, rows: pd.DataFrame, view: View, numbers: npt.NDArray[np.int64], size: int
     ) -> Iterator[tuple[int, Images]]:
         """Yield (first row, at most `size` images) of the rows with these numbers, decoded ahead
         of time. Batches hold neighbours only where `numbers` are whole shards.
         """
-        change = AUGMENTATIONS["none" if view is None else self.recipe.augmentation]
-        load = build_stream_loader(self.manifest, rows, self.recipe)
-        drawn = tf.constant((view or 0) * len(rows), tf.int64)
+        decoded = self.recipe.source_size if view.is_random else view.size
+        load = build_stream_loader(self.manifest, rows, self.recipe.at_size(decoded))
+        drawn = tf.constant(view.number * len(rows), tf.int64)
 
         def finish(images: Any, indices: Any) -> tuple[Any, Any]:
+            if not view.is_random:
+                return mirror(images) if view.number else images, indices[0]
             # random numbers depend on where a batch starts, not on where the work began
             seed = tf.stack([tf.cast(self.recipe.seed, tf.int64), drawn + indices[0]])
-            return change(images, seed), indices[0]
+            return AUGMENTATIONS[view.augmentation](images, seed, self.recipe), indices[0]
 
         dataset = load(tf.data.Dataset.from_tensor_slices(numbers), READ_SIZE, False)
         finished = prefetch(dataset.map(finish, num_parallel_calls=available_cpus()))
@@ -244,26 +309,34 @@ def extract_splits(
     recipe: Recipe,
     runtime: str,
     splits: Splits,
+    cut: str = "",
 ) -> FeatureSplits:
-    """Compute the features of train and validation as fast as possible, of the test split exactly.
+    """Compute the features of train and validation as fast as possible, of the test split exactly,
+    or not at all where they are those before a cut.
 
     Raises:
         UserError: as `Extraction.features`, or the features need more memory than is free.
     """
     started = time.monotonic()
-    extraction = Extraction(network, manifest, recipe, runtime)
+    extraction = Extraction(network, manifest, recipe, runtime, cut)
     train, validation = splits.train, splits.validation
-    images = len(manifest.rows("test")) + len(validation) + recipe.feature_views * len(train)
-    features = int(np.prod(network.output_shape[1:]))
+    views, evaluated = training_views(recipe), evaluation_views(recipe)
+    test = manifest.rows("test")[: 0 if cut else None]
+    size, served = (
+        int(np.prod(extraction.count_features(each[0]))) * extraction.dtype.itemsize
+        for each in (views, evaluated)
+    )
     # all of them must fit, or the views would push each other out
-    check_limit(images * features * 4)
-    check_feature_memory(len(train), recipe.feature_views, features)
+    check_limit(
+        size * len(views) * len(train) + served * len(evaluated) * (len(validation) + len(test))
+    )
+    check_feature_memory(len(train), len(views), size)
     train_features, validation_features = _extract_training(extraction, splits)
-    test = extraction.features(manifest.rows("test"), exact=True)
+    test_features = None if cut else extraction.all_views(test, evaluated, exact=True)
     return FeatureSplits(
         train=train_features,
         validation=validation_features,
-        test=test,
+        test=test_features,
         extracted=Extracted(
             runtime=runtime,
             arithmetic=choose_arithmetic(runtime, recipe.precision, exact=False),
@@ -271,23 +344,23 @@ def extract_splits(
             needed=extraction.needed,
             seconds=time.monotonic() - started,
             saved_s=extraction.saved_s,
-            converted=extraction.converted,
+            converted=None if cut else extraction.converted.get(recipe.served_size),
         ),
     )
 
 
 def _extract_training(extraction: Extraction, splits: Splits) -> tuple[Features, Features]:
-    """Compute train (views, images, ...) and validation (images, ...)."""
+    """Compute train and validation, both (views, images, ...)."""
     train, validation, recipe = splits.train, splits.validation, extraction.recipe
-    if recipe.augmentation != "none":
-        views = [extraction.features(train, view=view) for view in range(recipe.feature_views)]
-        return np.stack(views), extraction.features(validation)
+    views, evaluated = training_views(recipe), evaluation_views(recipe)
+    if views[0] != evaluated[0]:
+        return extraction.all_views(train, views), extraction.all_views(validation, evaluated)
     # both at once: another validation fraction finds them in the cache too
     both = extraction.manifest.rows("train")
-    found = extraction.features(both)
+    found = extraction.all_views(both, max(views, evaluated, key=len))
     row_of = pd.Series(np.arange(len(both)), index=both["path"])
     train_rows, validation_rows = (row_of[rows["path"]].to_numpy() for rows in (train, validation))
-    return found[train_rows][None], found[validation_rows]
+    return found[: len(views), train_rows], found[: len(evaluated), validation_rows]
 
 
 def digest_weights(network: Any) -> str:

@@ -12,7 +12,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import pandas as pd
 import tensorflow as tf
 
@@ -20,7 +19,8 @@ from har.data.images import decode_in_graph
 from har.data.manifest import Manifest
 from har.data.splits import hold_out
 from har.recipe import Recipe
-from har.training.augmentation import AUGMENTATIONS
+from har.training.augmentation import AUGMENTATIONS, MIXINGS
+from har.training.feature_cache import Features
 from har.util.errors import UserError
 from har.util.hardware import available_cpus
 from har.util.process import free_memory
@@ -43,8 +43,11 @@ class Splits:
 
 def split_training(manifest: Manifest, recipe: Recipe) -> Splits:
     """Carve validation out of the images that are not test, by the manifest's split seed."""
-    rows = manifest.rows("train")
+    rows = manifest.rows("train").reset_index(drop=True)
     held_out = hold_out(rows, manifest.summary.split, recipe.validation_fraction, "validation")
+    if recipe.solved:
+        # every image is validated out of fold, and trained on
+        return Splits(train=rows, validation=rows if held_out.any() else rows[:0])
     train = rows[~held_out].reset_index(drop=True)
     if len(train) < recipe.batch_size:
         fits = 1 << max(0, len(train).bit_length() - 1)
@@ -134,10 +137,10 @@ def check_memory(images: int, size: int) -> None:
     _check_free_memory(images * size * size * 3, what, "use --loader stream")
 
 
-def check_feature_memory(images: int, views: int, features: int) -> None:
-    """Raise a UserError if the features of so many images do not fit the free memory."""
+def check_feature_memory(images: int, views: int, size: int) -> None:
+    """Raise a UserError if features of `size` bytes for each view do not fit the free memory."""
     what = f"loader features needs {{}} for {images:,} images in {views} views"
-    _check_free_memory(images * views * features * 4, what, "take fewer --feature-views")
+    _check_free_memory(images * views * size, what, "take fewer --feature-views")
 
 
 def _check_free_memory(size: int, what: str, instead: str) -> None:
@@ -174,17 +177,19 @@ class Inputs:
     change: Callable[[Any, Any, Any], Any] = lambda batch, indices, seed: batch
 
 
-def image_inputs(manifest: Manifest, rows: pd.DataFrame, recipe: Recipe) -> Inputs:
-    """Build (batch, size, size, 3) inputs of images, uint8, or float32 with augmentation."""
+def image_inputs(manifest: Manifest, rows: pd.DataFrame, recipe: Recipe, size: int) -> Inputs:
+    """Build inputs of images decoded to (batch, size, size, 3) uint8; training changes them to the
+    recipe's image size, float32 with augmentation.
+    """
     augment = AUGMENTATIONS[recipe.augmentation]
     return Inputs(
-        load=LOADERS[recipe.loader](manifest, rows, recipe),
-        change=lambda images, indices, seed: augment(images, seed),
+        load=LOADERS[recipe.loader](manifest, rows, recipe.at_size(size)),
+        change=lambda images, indices, seed: augment(images, seed, recipe),
     )
 
 
-def feature_inputs(features: npt.NDArray[np.float32]) -> Inputs:
-    """Build (batch, ...) inputs of features from a (views, rows, ...) float32 array.
+def feature_inputs(features: Features) -> Inputs:
+    """Build (batch, ...) float32 inputs of features from a (views, rows, ...) array of floats.
 
     In training, each row comes each time as one of its views at random; else as the first view.
     """
@@ -195,7 +200,7 @@ def feature_inputs(features: npt.NDArray[np.float32]) -> Inputs:
 
     def choose_view(inputs: Any, indices: Any, seed: Any) -> Any:
         drawn = tf.random.stateless_uniform(tf.shape(indices), seed, 0, views, tf.int64)
-        return tf.gather(flat, drawn * count + indices)
+        return tf.cast(tf.gather(flat, drawn * count + indices), tf.float32)
 
     return Inputs(load=_pick_from(flat), change=choose_view)
 
@@ -208,12 +213,12 @@ def build_training_dataset(
     Labels are encoded for the recipe's loss. An epoch is `count_steps` batches.
     """
     steps = count_steps(len(rows), recipe)
-    encode = build_label_encoder(manifest, rows, recipe)
+    encode, mix = build_label_encoder(manifest, rows, recipe), MIXINGS[recipe.mixing]
 
     def finish(step: Any, batch: tuple[Any, Any]) -> tuple[Any, Any]:
         found, indices = batch
         seed = tf.stack([tf.cast(recipe.seed, tf.int64), step])
-        return inputs.change(found, indices, seed), encode(indices)
+        return mix(inputs.change(found, indices, seed), encode(indices), seed)
 
     indices = shuffled_indices(len(rows), steps * recipe.batch_size, recipe, first_epoch)
     batches = inputs.load(indices, recipe.batch_size, True).enumerate(first_epoch * steps)
@@ -258,6 +263,18 @@ def size_evaluation_batches(images: int, batch_size: int, replicas: int) -> tupl
         f"{images} validation images cannot be split over {replicas} devices: change --batch-size"
         " or --validation-fraction"
     )
+
+
+def weigh_classes(rows: pd.DataFrame, recipe: Recipe, classes: int) -> dict[int, float] | None:
+    """Return the weight in the loss of each class, by label id: 1 on average over the images; None
+    if all weigh the same.
+    """
+    if recipe.class_weight == "none":
+        return None
+    counts = rows["label_id"].value_counts()
+    return {
+        label: float(len(rows) / (len(counts) * counts.get(label, 1))) for label in range(classes)
+    }
 
 
 def build_label_encoder(

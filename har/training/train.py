@@ -8,18 +8,37 @@ from typing import Any
 
 import keras
 import numpy as np
-import numpy.typing as npt
 import tensorflow as tf
 
 from har.data.manifest import Manifest
 from har.inference.freezing import compute_float32_in_full
-from har.models.build import build_float32_copy, build_head, build_model, copy_head, find_backbone
-from har.models.devices import STRATEGIES, make_deterministic
+from har.models.backbones import copy_weights, name_cut
+from har.models.build import (
+    build_float32_copy,
+    build_head,
+    build_last_blocks,
+    build_model,
+    build_served,
+    copy_head,
+    find_backbone,
+    set_output_layer,
+    split_backbone,
+)
+from har.models.devices import STRATEGIES, make_deterministic, precision_policy
+from har.models.merging import fold_batch_norms
 from har.recipe import Recipe
 from har.training.backup import Backup
 from har.training.bad_images import name_bad_images
+from har.training.calibration import fit_temperature
 from har.training.epoch_report import EpochReport, OnEpoch, describe_end
-from har.training.features import Extracted, extract_splits
+from har.training.feature_cache import Features
+from har.training.features import (
+    Extracted,
+    Extraction,
+    FeatureSplits,
+    View,
+    extract_splits,
+)
 from har.training.job import TrainingJob
 from har.training.loaders import (
     Splits,
@@ -31,7 +50,9 @@ from har.training.loaders import (
     image_inputs,
     size_evaluation_batches,
     split_training,
+    weigh_classes,
 )
+from har.training.probe import DEFAULT_C, Probe, describe_probe, fit_layers, report_probe, solve
 from har.training.state import State, Stopping, restore_state
 from har.util.errors import UserError
 from har.util.progress import say
@@ -42,9 +63,10 @@ from har.util.signals import defer_interrupts
 class Result:
     """A finished training.
 
-    `model` is float32 on one device, with the weights that `recipe.checkpoint` keeps. `history` has
-    one dict of metrics for each epoch. With the loader features, `extracted` says how they were
-    computed, and `test_features`, (images, features) float32, are those of the test split.
+    `model` is float32 on one device, with the weights that `recipe.checkpoint` keeps; `served` is
+    what to log. `history` has one dict of metrics for each epoch. With the loader features,
+    `extracted` says how they were computed, and `test_features`, (views, images, features) float32,
+    are those of the test split for a frozen backbone. `probe` is the solved head, if it was solved.
     """
 
     recipe: Recipe
@@ -54,16 +76,28 @@ class Result:
     train_images: int
     validation_images: int
     train_time_s: float
+    temperature: float = 1.0
     extracted: Extracted | None = None
-    test_features: npt.NDArray[np.float32] | None = None
+    test_features: Features | None = None
+    probe: Probe | None = None
+
+    @property
+    def served(self) -> keras.Model:
+        """The model with what it does beside the training's: mirror images, temperature."""
+        return build_served(self.model, self.recipe, self.temperature)
 
     @property
     def best_epoch(self) -> int | None:
-        """The first epoch with the highest validation accuracy, from 1; None without validation."""
-        return _find_best_epoch(self.history)
+        """The epoch whose weights the model keeps, from 1; None if that is just the last."""
+        return find_best_epoch(self.recipe, self.history)
 
 
-def _find_best_epoch(history: list[dict[str, float]]) -> int | None:
+def find_best_epoch(recipe: Recipe, history: list[dict[str, float]]) -> int | None:
+    """Return the first epoch with the highest validation accuracy, from 1; None if the model keeps
+    the weights of the last epoch anyway.
+    """
+    if recipe.checkpoint == "last":
+        return None
     accuracies = [epoch["val_accuracy"] for epoch in history if "val_accuracy" in epoch]
     return accuracies.index(max(accuracies)) + 1 if accuracies else None
 
@@ -76,8 +110,7 @@ class FitInputs:
     model: keras.Model
     train_data: Any
     validation_data: Any
-    extracted: Extracted | None = None
-    test_features: npt.NDArray[np.float32] | None = None
+    features: FeatureSplits | None = None
 
 
 def build_image_inputs(job: TrainingJob, splits: Splits, first_epoch: int) -> FitInputs:
@@ -85,16 +118,33 @@ def build_image_inputs(job: TrainingJob, splits: Splits, first_epoch: int) -> Fi
     recipe, manifest, strategy = job.used, job.manifest, STRATEGIES[job.used.strategy]()
     replicas = strategy.num_replicas_in_sync
     train, validation, validation_data = splits.train, splits.validation, None
-    inputs = image_inputs(manifest, train, recipe)
+    inputs = image_inputs(manifest, train, recipe, recipe.source_size)
     train_data = build_training_dataset(inputs, manifest, train, recipe, first_epoch)
     if not validation.empty:
-        inputs = image_inputs(manifest, validation, recipe)
+        inputs = image_inputs(manifest, validation, recipe, recipe.served_size)
         validation_data = build_validation_dataset(inputs, manifest, validation, recipe, replicas)
     with strategy.scope():
-        model = build_model(recipe, len(manifest.class_names))
+        model = build_model(recipe, len(manifest.class_names), count_steps(len(train), recipe))
+    _start_head(model, job, train)
     return FitInputs(
         learner=model, model=model, train_data=train_data, validation_data=validation_data
     )
+
+
+def _start_head(model: keras.Model, job: TrainingJob, train: Any) -> None:
+    """Set the output layer to the one solved for on the training images' features, if the recipe
+    starts from it.
+    """
+    recipe, classes = job.used, len(job.manifest.class_names)
+    if recipe.head_start != "linear_probe":
+        return
+    with precision_policy("float32"):
+        backbone = fold_batch_norms(find_backbone(model), size=recipe.image_size)
+    extraction = Extraction(backbone, job.manifest, recipe, job.feature_runtime)
+    features = extraction.features(train, View(size=recipe.image_size))
+    labels = train["label_id"].to_numpy()
+    (layer,) = fit_layers(features[None], labels, classes, [DEFAULT_C], recipe)
+    set_output_layer(model, layer.kernel, layer.bias)
 
 
 def build_feature_inputs(job: TrainingJob, splits: Splits, first_epoch: int) -> FitInputs:
@@ -110,8 +160,9 @@ def build_feature_inputs(job: TrainingJob, splits: Splits, first_epoch: int) -> 
     # one replica needs no strategy, which would cost more than a step of so small a model
     with strategy.scope() if replicas > 1 else nullcontext():
         # one execution runs all steps of an epoch; on several devices Keras 3.15 cannot
-        steps = count_steps(len(splits.train), recipe) if replicas == 1 else 1
-        head = build_head(recipe, found.test.shape[-1], classes, steps_per_execution=steps)
+        steps = count_steps(len(splits.train), recipe)
+        at_once = steps if replicas == 1 else 1
+        head = build_head(recipe, found.train.shape[-1], classes, max(1, at_once), steps)
     copy_head(model, head)
     return FitInputs(
         learner=head,
@@ -120,11 +171,47 @@ def build_feature_inputs(job: TrainingJob, splits: Splits, first_epoch: int) -> 
             feature_inputs(found.train), manifest, splits.train, recipe, first_epoch
         ),
         validation_data=build_validation_dataset(
-            feature_inputs(found.validation[None]), manifest, splits.validation, recipe, replicas
+            feature_inputs(found.validation[:1]), manifest, splits.validation, recipe, replicas
         ),
-        extracted=found.extracted,
-        test_features=found.test,
+        features=found,
     )
+
+
+def build_last_block_inputs(job: TrainingJob, splits: Splits, first_epoch: int) -> FitInputs:
+    """Compute the output of the blocks before the cut once, for each view of each image, then train
+    the blocks after it and the head.
+    """
+    recipe, manifest, strategy = job.used, job.manifest, STRATEGIES[job.used.strategy]()
+    replicas, classes = strategy.num_replicas_in_sync, len(manifest.class_names)
+    model = build_model(replace(recipe, precision="float32"), classes)
+    before, _ = split_backbone(model, recipe)
+    cut = name_cut(recipe)
+    found = extract_splits(before, manifest, recipe, job.feature_runtime, splits, cut)
+    _start_head(model, job, splits.train)
+    steps = count_steps(len(splits.train), recipe)
+    with strategy.scope() if replicas > 1 else nullcontext():
+        if replicas > 1 or recipe.precision != "float32":
+            model, exact = build_model(replace(recipe, weights="random"), classes), model
+            copy_weights(exact, model)
+        learner = build_last_blocks(model, recipe, steps)
+    return FitInputs(
+        learner=learner,
+        model=model,
+        train_data=build_training_dataset(
+            feature_inputs(found.train), manifest, splits.train, recipe, first_epoch
+        ),
+        validation_data=build_validation_dataset(
+            feature_inputs(found.validation[:1]), manifest, splits.validation, recipe, replicas
+        ),
+        features=found,
+    )
+
+
+def build_inputs(job: TrainingJob, splits: Splits, first_epoch: int) -> FitInputs:
+    """Build what the recipe's loader feeds to the part of the model that is trained."""
+    if job.used.loader == "features" and job.used.fine_tune == "last_blocks":
+        return build_last_block_inputs(job, splits, first_epoch)
+    return FIT_INPUTS[job.used.loader](job, splits, first_epoch)
 
 
 # One entry for each value of the recipe's axis `loader`.
@@ -153,7 +240,7 @@ def split_job(job: TrainingJob) -> Splits:
     if not splits.validation.empty:
         size_evaluation_batches(len(splits.validation), recipe.batch_size, job.replicas)
     if recipe.loader == "memory":
-        check_memory(len(splits.train) + len(splits.validation), recipe.image_size)
+        check_memory(len(splits.train) + len(splits.validation), recipe.source_size)
     return splits
 
 
@@ -179,32 +266,83 @@ def train(
     state = backup.state if backup else None
     first_epoch = state.first_epoch(job.used) if state else 0
     with _explain_errors(job.manifest):
-        inputs = FIT_INPUTS[job.used.loader](job, splits, first_epoch)
-        steps = count_steps(len(splits.train), job.used)
-        report = _run_epochs(inputs, job.used, steps, on_epoch, backup, started)
-    train_time_s = report.train_time_s
-    say(describe_end(job.used, report.history, _find_best_epoch(report.history)))
+        inputs = build_inputs(job, splits, first_epoch)
+        if job.used.solved:
+            probe, history = _solve_head(inputs, job, splits, on_epoch)
+            train_time_s = time.monotonic() - started
+        else:
+            steps = count_steps(len(splits.train), job.used)
+            report = _run_epochs(inputs, job, splits, steps, on_epoch, backup, started)
+            probe, history, train_time_s = None, report.history, report.train_time_s
+            say(describe_end(job.used, history, find_best_epoch(job.used, history)))
+        temperature = _fit_temperature(inputs, job.used, splits, probe)
+    features = inputs.features
     return Result(
         recipe=job.used,
         model=_finish(inputs, job),
         class_names=job.manifest.class_names,
-        history=report.history,
+        history=history,
         train_images=len(splits.train),
         validation_images=len(splits.validation),
         train_time_s=train_time_s,
-        extracted=inputs.extracted,
-        test_features=inputs.test_features,
+        temperature=temperature,
+        extracted=features.extracted if features else None,
+        test_features=features.test if features else None,
+        probe=probe,
     )
 
 
+def _solve_head(
+    inputs: FitInputs, job: TrainingJob, splits: Splits, on_epoch: OnEpoch | None
+) -> tuple[Probe, list[dict[str, float]]]:
+    """Solve for the output layer; return it and what one epoch would report."""
+    found, rows = inputs.features, splits.train
+    assert found is not None
+    started = time.monotonic()
+    with defer_interrupts() as checkpoint:
+        probe = solve(
+            found.train, found.validation, rows, len(job.manifest.class_names), job.used, checkpoint
+        )
+    set_output_layer(inputs.learner, probe.layer.kernel, probe.layer.bias)
+    metrics = report_probe(probe, found.train, rows, time.monotonic() - started)
+    say(describe_probe(probe, metrics))
+    if on_epoch is not None:
+        on_epoch(1, metrics)
+    return probe, [metrics]
+
+
+def _fit_temperature(
+    inputs: FitInputs, recipe: Recipe, splits: Splits, probe: Probe | None
+) -> float:
+    """Fit the temperature on what the finished model says of the validation images; 1 without."""
+    if recipe.calibration == "none":
+        return 1.0
+    labels = splits.validation["label_id"].to_numpy()
+    if probe is not None and probe.probabilities is not None:
+        return fit_temperature(probe.probabilities, labels)
+    if inputs.features is not None:
+        views = inputs.features.validation
+        found = np.mean([inputs.learner.predict(each, verbose=0) for each in views], axis=0)
+    else:
+        served = build_served(inputs.model, recipe, 1.0)
+        found = served.predict(inputs.validation_data.map(lambda images, _: images), verbose=0)
+    return fit_temperature(found, labels)
+
+
 def _finish(inputs: FitInputs, job: TrainingJob) -> keras.Model:
-    """Return the whole trained model, in float32 on one device."""
-    if inputs.learner is not inputs.model:
+    """Return the whole trained model, in float32 on one device, for images of one size."""
+    recipe = job.used
+    if recipe.loader == "features" and recipe.fine_tune == "frozen":
         copy_head(inputs.model, inputs.learner, back=True)
+        if recipe.served_size == recipe.image_size:
+            return inputs.model
+    elif (
+        recipe.precision == "float32"
+        and job.replicas == 1
+        and recipe.served_size == recipe.image_size
+    ):
         return inputs.model
-    if job.used.precision == "float32" and job.replicas == 1:
-        return inputs.model
-    return build_float32_copy(inputs.model, job.used, len(job.manifest.class_names))
+    return build_float32_copy(inputs.model, recipe, len(job.manifest.class_names))
 
 
 @contextmanager
@@ -220,15 +358,17 @@ def _explain_errors(manifest: Manifest) -> Iterator[None]:
 
 def _run_epochs(
     inputs: FitInputs,
-    recipe: Recipe,
+    job: TrainingJob,
+    splits: Splits,
     steps: int,
     on_epoch: OnEpoch | None,
     backup: Backup | None,
     started: float,
 ) -> EpochReport:
     """Run the epochs that are left, of `steps` steps each."""
-    state = backup.state if backup else None
+    state, recipe = backup.state if backup else None, job.used
     stopping = build_stopping(recipe, state)
+    weights = weigh_classes(splits.train, recipe, len(job.manifest.class_names))
     if state is not None:
         restore_state(inputs.learner, state)
     with defer_interrupts() as checkpoint:
@@ -243,7 +383,7 @@ def _run_epochs(
             backup=backup,
         )
         try:
-            fit(inputs, report, stopping, state.first_epoch(recipe) if state else 0)
+            fit(inputs, report, stopping, state.first_epoch(recipe) if state else 0, weights)
         except tf.errors.ResourceExhaustedError as error:
             raise UserError(_advise_on_memory(inputs, recipe, checkpoint)) from error
         checkpoint()
@@ -273,17 +413,24 @@ def _advise_on_memory(inputs: FitInputs, recipe: Recipe, checkpoint: Callable[[]
 
 
 def fit(
-    inputs: FitInputs, report: EpochReport, stopping: Stopping | None, first_epoch: int
+    inputs: FitInputs,
+    report: EpochReport,
+    stopping: Stopping | None,
+    first_epoch: int,
+    class_weight: dict[int, float] | None,
 ) -> None:
     """Call Keras' `fit` as every variant needs it."""
     recipe = report.recipe
     if first_epoch == recipe.epochs:
-        # the earlier process ended after its last epoch: only the best weights are missing
+        # the earlier process ended after its last epoch: only the weights to keep are missing
+        inputs.learner.optimizer.finalize_variable_values(inputs.learner.trainable_variables)
         if stopping is not None:
             stopping.set_model(inputs.learner)
             stopping.on_train_begin()
             stopping.on_train_end()
         return
+    # validation is of the averaged weights, which the model keeps in the end
+    average = [keras.callbacks.SwapEMAWeights()] if recipe.ema_momentum else []
     try:
         inputs.learner.fit(
             inputs.train_data,
@@ -291,8 +438,9 @@ def fit(
             epochs=recipe.epochs,
             initial_epoch=first_epoch,
             steps_per_epoch=report.steps,
+            class_weight=class_weight,
             # the report comes last: it saves the state that the others leave
-            callbacks=[*([stopping] if stopping else []), report],
+            callbacks=[*average, *([stopping] if stopping else []), report],
             # the data set shuffles itself; Keras could only warn that it cannot
             shuffle=False,
             verbose=0,

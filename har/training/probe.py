@@ -1,0 +1,257 @@
+"""Linear probe: the output layer solved for on fixed features, by logistic regression.
+
+Each image that is not test is predicted once by a layer that was fitted without it (out of fold),
+and the regularisation is chosen by these predictions. Then the layer is fitted on all of them.
+"""
+
+import time
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+
+from har.recipe import Recipe
+from har.training.feature_cache import Features
+from har.util.progress import progress
+
+Floats = npt.NDArray[np.floating[Any]]
+# scikit-learn's C, the inverse of the L2 penalty's strength, to choose from, the strongest penalty
+# first; for features of mean 0 and standard deviation 1.
+GRID = (1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2)
+# What an output layer starts from where nothing chooses.
+DEFAULT_C = 1e-3
+# The logit of a class that has no image: far below every other.
+NEVER = -30.0
+MAX_ITERATIONS = 300
+TOLERANCE = 1e-3
+# A constant feature is divided by this in the place of its deviation.
+SMALLEST_DEVIATION = 1e-6
+
+
+@dataclass(frozen=True, kw_only=True)
+class Layer:
+    """A dense softmax layer: kernel (features, classes) and bias (classes,), float32."""
+
+    kernel: npt.NDArray[np.float32]
+    bias: npt.NDArray[np.float32]
+
+    def predict(self, views: Features) -> npt.NDArray[np.float32]:
+        """Map (views, images, features) to (images, classes) probabilities, averaged over views."""
+        return np.mean([_softmax(each @ self.kernel + self.bias) for each in views], axis=0)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Probe:
+    """A solved output layer.
+
+    `probabilities` are those of every image out of fold, (images, classes), by the C that was
+    chosen without it; None without folds. `grid` has a row for each C.
+    """
+
+    layer: Layer
+    c: float
+    probabilities: npt.NDArray[np.float32] | None
+    grid: pd.DataFrame
+
+
+def _softmax(logits: Floats) -> Floats:
+    shifted = np.exp(logits - logits.max(axis=1, keepdims=True))
+    return np.asarray(shifted / shifted.sum(axis=1, keepdims=True))
+
+
+def fit_layers(
+    views: Features, labels: npt.NDArray[Any], classes: int, grid: Sequence[float], recipe: Recipe
+) -> Iterator[Layer]:
+    """Fit a layer for each C of `grid`, in turn, on (views, images, features); every view of an
+    image counts as an image of its own.
+    """
+    # loads for a second
+    from sklearn.exceptions import ConvergenceWarning
+    from sklearn.linear_model import LogisticRegression
+
+    if len(present := np.unique(labels)) == 1:
+        # a fold of a tiny data set; nothing to tell apart
+        bias = np.where(np.arange(classes) == present[0], 0.0, NEVER).astype(np.float32)
+        layer = Layer(kernel=np.zeros((views.shape[-1], classes), np.float32), bias=bias)
+        yield from (layer for _ in grid)
+        return
+    rows = views.reshape(-1, views.shape[-1])
+    mean = rows.mean(axis=0, dtype=np.float64)
+    deviation = rows.std(axis=0, dtype=np.float64) + SMALLEST_DEVIATION
+    scaled = ((rows - mean) / deviation).astype(np.float32)
+    repeated = np.tile(labels, len(views))
+    model = LogisticRegression(
+        max_iter=MAX_ITERATIONS,
+        tol=TOLERANCE,
+        # each C starts from the solution of the one before
+        warm_start=True,
+        class_weight="balanced" if recipe.class_weight == "balanced" else None,
+    )
+    for c in grid:
+        with warnings.catch_warnings():
+            # the last digits of a solution decide nothing
+            warnings.simplefilter("ignore", ConvergenceWarning)
+            model.set_params(C=c).fit(scaled, repeated)
+        kernel, bias = _spread(model, classes)
+        kernel = kernel / deviation[:, None]
+        yield Layer(
+            kernel=kernel.astype(np.float32), bias=(bias - mean @ kernel).astype(np.float32)
+        )
+
+
+def _spread(model: Any, classes: int) -> tuple[Floats, Floats]:
+    """Return a kernel and a bias for all classes: scikit-learn has one column for two classes, and
+    none for a class without images.
+    """
+    coefficients, intercepts = model.coef_, model.intercept_
+    if len(coefficients) == 1:
+        coefficients = np.concatenate([-coefficients, coefficients]) / 2
+        intercepts = np.concatenate([-intercepts, intercepts]) / 2
+    kernel = np.zeros((coefficients.shape[1], classes))
+    bias = np.full(classes, NEVER)
+    kernel[:, model.classes_] = coefficients.T
+    bias[model.classes_] = intercepts
+    return kernel, bias
+
+
+def assign_folds(rows: pd.DataFrame, count: int, seed: int) -> npt.NDArray[np.int64]:
+    """Return the fold, from 0, of each row (columns label_id, duplicate_group): copies of an image
+    are in one fold, and each fold has about the same share of every label.
+    """
+    from sklearn.model_selection import StratifiedGroupKFold
+
+    folds = np.empty(len(rows), np.int64)
+    splitter = StratifiedGroupKFold(count, shuffle=True, random_state=seed)
+    with warnings.catch_warnings():
+        # a label may have fewer images than there are folds
+        warnings.simplefilter("ignore", UserWarning)
+        parts = splitter.split(folds, rows["label_id"], rows["duplicate_group"])
+        for fold, (_, held_out) in enumerate(parts):
+            folds[held_out] = fold
+    return folds
+
+
+def predict_out_of_fold(
+    train: Features,
+    evaluated: Features,
+    labels: npt.NDArray[Any],
+    classes: int,
+    folds: npt.NDArray[np.int64],
+    recipe: Recipe,
+    checkpoint: Callable[[], None] = lambda: None,
+) -> tuple[npt.NDArray[np.float32], list[float]]:
+    """Predict each image by layers that were fitted on the other folds.
+
+    `train` and `evaluated` are (views, images, features). Returns (C, images, classes)
+    probabilities in the order of GRID, and the seconds that each C took.
+    """
+    count = int(folds.max()) + 1
+    found = np.empty((len(GRID), len(labels), classes), np.float32)
+    seconds = np.zeros(len(GRID))
+    with progress("linear probe, fold", count) as advance:
+        for fold in range(count):
+            held_out, started = folds == fold, time.monotonic()
+            layers = fit_layers(train[:, ~held_out], labels[~held_out], classes, GRID, recipe)
+            for number, layer in enumerate(layers):
+                found[number, held_out] = layer.predict(evaluated[:, held_out])
+                seconds[number] += time.monotonic() - started
+                started = time.monotonic()
+                checkpoint()
+            advance(1)
+    return found, seconds.tolist()
+
+
+def report_probe(
+    probe: Probe, train: Features, rows: pd.DataFrame, seconds: float
+) -> dict[str, float]:
+    """Return what an epoch would report: the loss and accuracies on the training images as they
+    are, and those out of fold.
+    """
+    labels = rows["label_id"].to_numpy()
+    found = {"train_": probe.layer.predict(train[:1]), "val_": probe.probabilities}
+    metrics: dict[str, float] = {}
+    for prefix, probabilities in found.items():
+        if probabilities is None:
+            continue
+        order = np.argsort(-probabilities, axis=1)
+        metrics |= {
+            f"{prefix}loss": float(log_losses(probabilities, labels).mean()),
+            f"{prefix}accuracy": float((order[:, 0] == labels).mean()),
+            f"{prefix}top_3_accuracy": float((order[:, :3] == labels[:, None]).any(axis=1).mean()),
+        }
+    return metrics | {"epoch_time_s": seconds, "images_per_second": len(rows) / seconds}
+
+
+def describe_probe(probe: Probe, metrics: dict[str, float]) -> str:
+    """Describe a solved layer in one line."""
+    validation = (
+        f"  out of fold {metrics['val_loss']:.3f} {metrics['val_accuracy']:.3f}"
+        if "val_loss" in metrics
+        else ""
+    )
+    return (
+        f"linear probe: C {probe.c:g}  loss {metrics['train_loss']:.3f} acc"
+        f" {metrics['train_accuracy']:.3f}{validation}  {metrics['epoch_time_s']:.1f} s"
+    )
+
+
+def log_losses(probabilities: Floats, labels: npt.NDArray[Any]) -> Floats:
+    """Return the log loss of each image."""
+    own = probabilities[..., np.arange(len(labels)), labels]
+    return np.asarray(-np.log(np.maximum(own, 1e-12)))
+
+
+def choose_c(
+    probabilities: npt.NDArray[np.float32], labels: npt.NDArray[Any], folds: npt.NDArray[np.int64]
+) -> tuple[int, npt.NDArray[np.int64]]:
+    """Choose from (C, images, classes) the number of the C with the smallest mean log loss: of all
+    images, and for each fold that of the images outside it, so that no image is scored with a C
+    that its own label helped to choose.
+    """
+    losses = log_losses(probabilities, labels)
+    by_fold = [
+        int(losses[:, folds != fold].mean(axis=1).argmin()) for fold in range(folds.max() + 1)
+    ]
+    return int(losses.mean(axis=1).argmin()), np.array(by_fold)
+
+
+def solve(
+    train: Features,
+    evaluated: Features,
+    rows: pd.DataFrame,
+    classes: int,
+    recipe: Recipe,
+    checkpoint: Callable[[], None] = lambda: None,
+) -> Probe:
+    """Choose C by as many folds as give the recipe's share of validation images, and fit the layer
+    on all rows; without validation, use DEFAULT_C.
+    """
+    labels = rows["label_id"].to_numpy()
+    if not recipe.validation_fraction:
+        (layer,) = fit_layers(train, labels, classes, [DEFAULT_C], recipe)
+        return Probe(layer=layer, c=DEFAULT_C, probabilities=None, grid=pd.DataFrame())
+    count = max(2, round(1 / recipe.validation_fraction))
+    folds = assign_folds(rows, count, recipe.seed)
+    found, seconds = predict_out_of_fold(
+        train, evaluated, labels, classes, folds, recipe, checkpoint
+    )
+    best, by_fold = choose_c(found, labels, folds)
+    # every C up to the best: each solution starts from the one before
+    *_, layer = fit_layers(train, labels, classes, GRID[: best + 1], recipe)
+    return Probe(
+        layer=layer,
+        c=GRID[best],
+        probabilities=found[by_fold[folds], np.arange(len(labels))],
+        grid=pd.DataFrame(
+            {
+                "C": GRID,
+                "accuracy": (found.argmax(axis=2) == labels).mean(axis=1),
+                "log_loss": log_losses(found, labels).mean(axis=1),
+                "seconds": seconds,
+            }
+        ),
+    )
