@@ -37,7 +37,7 @@ Images = npt.NDArray[Any]
 def build_epoch(manifest: Manifest, recipe: Recipe) -> Any:
     """Build one epoch of training data from all images of the manifest."""
     make_deterministic()
-    inputs = loaders.image_inputs(manifest, manifest.table, recipe)
+    inputs = loaders.image_inputs(manifest, manifest.table, recipe, recipe.image_size)
     return loaders.build_training_dataset(inputs, manifest, manifest.table, recipe)
 
 
@@ -55,7 +55,7 @@ def build_fit(
     model = build_model(recipe, len(manifest.class_names))
     compile_model(model, recipe, steps_per_execution)
     train, validation = (
-        loaders.image_inputs(manifest, rows, recipe) for rows in (splits.train, splits.validation)
+        loaders.image_inputs(manifest, rows, recipe, recipe.image_size) for rows in (splits.train, splits.validation)
     )
     data = {
         "x": loaders.build_training_dataset(train, manifest, splits.train, recipe),

@@ -86,10 +86,12 @@ def build_memory_loader(manifest: Manifest, rows: pd.DataFrame, recipe: Recipe) 
     return _pick_from(read_images(manifest, rows, recipe))
 
 
-def _pick_from(inputs: tf.Tensor) -> Loader:
+def _pick_from(inputs: tf.Tensor, dtype: Any = None) -> Loader:
     def load(indices: tf.data.Dataset, batch_size: int, drop: bool) -> tf.data.Dataset:
         batches = indices.batch(batch_size, drop_remainder=drop)
-        return batches.map(lambda batch: (tf.gather(inputs, batch), batch))
+        return batches.map(
+            lambda batch: (tf.cast(tf.gather(inputs, batch), dtype or inputs.dtype), batch)
+        )
 
     return load
 
@@ -202,7 +204,7 @@ def feature_inputs(features: Features) -> Inputs:
         drawn = tf.random.stateless_uniform(tf.shape(indices), seed, 0, views, tf.int64)
         return tf.cast(tf.gather(flat, drawn * count + indices), tf.float32)
 
-    return Inputs(load=_pick_from(flat), change=choose_view)
+    return Inputs(load=_pick_from(flat, tf.float32), change=choose_view)
 
 
 def build_training_dataset(

@@ -24,7 +24,8 @@ def test_original_on_b7_has_the_notebooks_parameters() -> None:
 @pytest.mark.parametrize("head", HEADS)
 @pytest.mark.parametrize("loss", LOSSES)
 def test_heads_give_float32_probabilities(tiny_backbone: None, head: str, loss: str) -> None:
-    model = build_model(tiny_recipe(head=head, loss=loss), 3)
+    recipe = tiny_recipe("v5", head=head, loss=loss)
+    model = build_model(recipe, 3)
     probabilities = model(np.zeros((2, TINY_SIZE, TINY_SIZE, 3), np.uint8)).numpy()
     assert probabilities.dtype == np.float32
     np.testing.assert_allclose(probabilities.sum(axis=1), 1, rtol=1e-6)

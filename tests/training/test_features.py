@@ -19,12 +19,13 @@ from har.inference.runtimes import RUNTIMES, Compiled
 from har.recipe import Recipe
 from har.training import feature_cache, features, loaders
 from har.training.feature_cache import Entry
-from har.training.features import Extraction, digest_weights, extract_splits
+from har.training.features import Extraction, View, digest_weights, extract_splits
 from har.training.loaders import split_training
 from har.util.errors import UserError
 from tests.conftest import build_tiny, tiny_recipe
 
 AUGMENTED = "flip_rotate_zoom_contrast"
+PLAIN, MIRRORED = View(size=32), View(size=32, augmentation="mirror", number=1)
 
 
 @pytest.fixture
@@ -54,8 +55,8 @@ def test_every_split_has_what_keras_computes(
     rows = {"train": splits.train, "validation": splits.validation, "test": manifest.rows("test")}
     for name, computed in (
         ("train", found.train[0]),
-        ("validation", found.validation),
-        ("test", found.test),
+        ("validation", found.validation[0]),
+        ("test", found.test[0]),
     ):
         wanted = expected(network, manifest, rows[name]["path"].tolist())
         np.testing.assert_allclose(computed, wanted, rtol=0, atol=1e-5)
@@ -79,7 +80,7 @@ def test_only_test_images_are_exact_where_the_cpu_has_bfloat16(
     # oneDNN may keep so small a network in float32
     np.testing.assert_allclose(found.train[0], wanted, rtol=0, atol=0.05 * np.abs(wanted).max())
     wanted = expected(network, manifest, manifest.rows("test")["path"].tolist())
-    np.testing.assert_allclose(found.test, wanted, rtol=0, atol=1e-5)
+    np.testing.assert_allclose(found.test[0], wanted, rtol=0, atol=1e-5)
 
 
 def test_a_second_time_nothing_is_computed(
@@ -128,14 +129,14 @@ def test_views_are_augmented_each_its_own_way(
         assert (np.abs(one - other).max(axis=1) > 1e-4).all()
     # validation is evaluated as it is
     wanted = expected(network, manifest, splits.validation["path"].tolist())
-    np.testing.assert_allclose(found.validation, wanted, rtol=0, atol=1e-5)
+    np.testing.assert_allclose(found.validation[0], wanted, rtol=0, atol=1e-5)
 
 
 @pytest.mark.parametrize("runtime", RUNTIMES)
-@pytest.mark.parametrize("view", [None, 1])
+@pytest.mark.parametrize("view", [PLAIN, MIRRORED, View(size=32, augmentation=AUGMENTED, number=1)])
 def test_interrupted_extraction_ends_as_an_uninterrupted_one(
     runtime: str,
-    view: int | None,
+    view: View,
     network: keras.Model,
     manifest: Manifest,
     tmp_path: Path,
@@ -179,11 +180,11 @@ def test_features_of_a_middle_layer(
 ) -> None:
     rows = manifest.rows("train")
     first = keras.Model(network.input, network.layers[-2].output)
-    found = Extraction(first, manifest, recipe, runtime).features(rows)
+    found = Extraction(first, manifest, recipe, runtime, "block2").features(rows)
     wanted = expected(first, manifest, rows["path"].tolist())
-    assert found.shape == (len(rows), 8, 8, 8)
-    np.testing.assert_allclose(found, wanted, rtol=0, atol=1e-5)
-    again = Extraction(first, manifest, recipe, runtime)
+    assert found.shape == (len(rows), 8, 8, 8) and found.dtype == np.float16
+    np.testing.assert_allclose(found, wanted, rtol=1e-3, atol=1e-5)
+    again = Extraction(first, manifest, recipe, runtime, "block2")
     np.testing.assert_array_equal(again.features(rows), found)
     assert again.computed == 0
     # the whole backbone has the same weights, and is another entry

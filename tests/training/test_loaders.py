@@ -7,8 +7,13 @@ from keras import layers
 
 from har.data.images import decode
 from har.data.manifest import Manifest
-from har.training import loaders
-from har.training.augmentation import AUGMENTATIONS, change_contrast, rotate_and_zoom
+from har.training import augmentation, loaders
+from har.training.augmentation import (
+    AUGMENTATIONS,
+    MIXINGS,
+    change_contrast,
+    rotate_and_zoom,
+)
 from har.training.loaders import (
     LOADERS,
     build_training_dataset,
@@ -18,6 +23,7 @@ from har.training.loaders import (
     image_inputs,
     size_evaluation_batches,
     split_training,
+    weigh_classes,
 )
 from har.util.errors import UserError
 from tests.conftest import TINY_SIZE, tiny_recipe
@@ -30,7 +36,11 @@ def batches(manifest: Manifest, first_epoch: int = 0, **fields: object) -> Batch
     rows = split_training(manifest, recipe).train
     return list(
         build_training_dataset(
-            image_inputs(manifest, rows, recipe), manifest, rows, recipe, first_epoch
+            image_inputs(manifest, rows, recipe, recipe.source_size),
+            manifest,
+            rows,
+            recipe,
+            first_epoch,
         ).as_numpy_iterator()
     )
 
@@ -79,7 +89,7 @@ def test_no_pipeline_tunes_itself(manifest: Manifest) -> None:
     recipe = tiny_recipe()
     rows = manifest.rows("train").reset_index(drop=True)
     features = np.zeros((1, len(rows), 2), np.float32)
-    images = image_inputs(manifest, rows, recipe)
+    images = image_inputs(manifest, rows, recipe, TINY_SIZE)
     for dataset in (
         build_training_dataset(images, manifest, rows, recipe),
         build_validation_dataset(images, manifest, rows, recipe),
@@ -165,7 +175,7 @@ def test_validation_is_every_image_once_in_order_unchanged(manifest: Manifest, l
     rows = split_training(manifest, recipe).validation
     found = list(
         build_validation_dataset(
-            image_inputs(manifest, rows, recipe), manifest, rows, recipe
+            image_inputs(manifest, rows, recipe, TINY_SIZE), manifest, rows, recipe
         ).as_numpy_iterator()
     )
     images = np.concatenate([images for images, _ in found])
@@ -249,6 +259,88 @@ def test_contrast_equals_keras_layer(picture: np.ndarray) -> None:
 
 def test_augmentation_stays_in_range_and_differs_by_image(picture: np.ndarray) -> None:
     images = np.repeat(picture, 8, axis=0).astype(np.uint8)
-    changed = AUGMENTATIONS["flip_rotate_zoom_contrast"](images, [0, 1]).numpy()
+    changed = AUGMENTATIONS["flip_rotate_zoom_contrast"](images, [0, 1], tiny_recipe()).numpy()
     assert changed.min() >= 0 and changed.max() <= 255
     assert len({image.tobytes() for image in changed}) == 8
+
+
+def crop(images: np.ndarray, **fields: object) -> np.ndarray:
+    recipe = tiny_recipe(augmentation="crop_flip_color", **fields)
+    return AUGMENTATIONS["crop_flip_color"](images, [0, 1], recipe).numpy()
+
+
+def test_crops_are_parts_of_the_image(picture: np.ndarray) -> None:
+    """A picture of its own coordinates says where each crop is from."""
+    y, x = np.mgrid[0:40, 0:40].astype(np.float32)
+    images = np.repeat(np.stack([x, y, np.zeros_like(x)], -1)[None], 200, axis=0)
+    # brightness and contrast would move the numbers
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(augmentation, "CROP_BRIGHTNESS", 0.0)
+        patch.setattr(augmentation, "CROP_CONTRAST", 0.0)
+        found = crop(images, crop_area=0.25)
+    assert found.shape == (200, TINY_SIZE, TINY_SIZE, 3)
+    left, right = found[:, 0, 0, 0], found[:, 0, -1, 0]
+    top, bottom = found[:, 0, 0, 1], found[:, -1, 0, 1]
+    assert min(left.min(), right.min(), top.min()) >= 0 and max(right.max(), bottom.max()) <= 39
+    width, height = np.abs(right - left) / 39, (bottom - top) / 39
+    area = width * height
+    assert 0.2 < area.min() < 0.3 and 0.85 < area.max() <= 1.0001
+    assert np.all(width / height < 4 / 3 + 1e-3) and np.all(height / width < 4 / 3 + 1e-3)
+    flipped = (right < left).mean()
+    assert 0.4 < flipped < 0.6
+
+
+def test_a_crop_of_everything_is_the_image(picture: np.ndarray) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in (("CROP_BRIGHTNESS", 0.0), ("CROP_CONTRAST", 0.0), ("CROP_RATIO", 1.0)):
+            patch.setattr(augmentation, name, value)
+        found = crop(np.repeat(picture, 8, axis=0), image_size=40, crop_area=1.0)
+    same = [np.abs(image - picture[0]).max() < 1e-2 for image in found]
+    mirrored = [np.abs(image - picture[0, :, ::-1]).max() < 1e-2 for image in found]
+    assert all(one != other for one, other in zip(same, mirrored, strict=True))
+    assert any(same) and any(mirrored)
+
+
+def test_crops_stay_in_range_and_differ_in_brightness(picture: np.ndarray) -> None:
+    found = crop(np.full((50, 40, 40, 3), 200, np.uint8))
+    assert found.min() >= 0 and found.max() <= 255
+    means = found.mean(axis=(1, 2, 3))
+    assert means.min() < 175 and means.max() > 225
+
+
+def test_half_of_the_images_are_mirrored(picture: np.ndarray) -> None:
+    images = np.repeat(picture, 100, axis=0)
+    found = AUGMENTATIONS["mirror"](images, [0, 1], tiny_recipe()).numpy()
+    mirrored = [np.array_equal(image, picture[0, :, ::-1]) for image in found]
+    plain = [np.array_equal(image, picture[0]) for image in found]
+    assert 30 < sum(mirrored) < 70 and sum(mirrored) + sum(plain) == 100
+
+
+def test_mixup_blends_images_and_labels_alike() -> None:
+    """Images that show their own label as a colour still do so."""
+    labels = np.eye(3, dtype=np.float32)[np.arange(60) % 3]
+    images = np.broadcast_to(labels[:, None, None], (60, 4, 4, 3))
+    mixed, shares = MIXINGS["mixup"](images, labels, [0, 1])
+    np.testing.assert_allclose(mixed[:, 0, 0], shares, atol=1e-6)
+    np.testing.assert_allclose(shares.numpy().sum(axis=1), 1, atol=1e-5)
+    assert np.isfinite(shares).all()
+    largest = shares.numpy().max(axis=1)
+    # alpha 0.2 leaves most images nearly alone
+    assert largest.min() < 0.8 and (largest > 0.95).mean() > 0.4
+
+
+def test_rare_classes_weigh_more(manifest: Manifest) -> None:
+    rows = manifest.rows("train")
+    rows = rows[(rows["label_id"] != 1) | (rows.index % 3 == 0)]
+    assert weigh_classes(rows, tiny_recipe(), 3) is None
+    weights = weigh_classes(rows, tiny_recipe(class_weight="balanced"), 3)
+    assert weights is not None
+    totals = [weights[label] * (rows["label_id"] == label).sum() for label in range(3)]
+    assert totals == pytest.approx([len(rows) / 3] * 3)
+
+
+def test_a_solved_head_validates_every_image(manifest: Manifest) -> None:
+    recipe = tiny_recipe("v6")
+    splits = split_training(manifest, recipe)
+    assert len(splits.train) == len(manifest.rows("train"))
+    assert splits.validation["path"].tolist() == splits.train["path"].tolist()

@@ -1,6 +1,7 @@
 """A training that goes on ends as one that never stopped."""
 
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -17,17 +18,34 @@ from tests.conftest import RecordingBackup, tiny_job, tiny_recipe
 pytestmark = pytest.mark.usefixtures("tiny_backbone")
 
 
-RECIPES = {
+LAST = {"checkpoint": "last", "patience": 0}
+ONE_HOT = {"loss": "categorical_crossentropy"}
+RECIPES: dict[str, dict[str, Any]] = {
     "original": {},
     "v3": {"strategy": "mirrored"},
     "v4": {"patience": 2},
     "v5": {"augmentation": "flip_rotate_zoom_contrast", "feature_views": 3},
-    "v2": {"fine_tune": "all", "checkpoint": "last"},
+    "v2": {"fine_tune": "all", **LAST},
+    "v7": {},
+    # each axis by itself, where images are decoded in every epoch
+    "v3 optimizer": {"optimizer": "adamw", "weight_decay": 0.1},
+    "v3 schedule": {"schedule": "cosine", "warmup_epochs": 1.5},
+    "v3 label_smoothing": {"label_smoothing": 0.2, **ONE_HOT},
+    "v3 augmentation": {"augmentation": "crop_flip_color", "evaluation_size": 40},
+    "v3 mirror": {"augmentation": "mirror", "test_time": "mirror", "calibration": "temperature"},
+    "v3 mixing": {"mixing": "mixup", **ONE_HOT},
+    "v3 ema_momentum": {"ema_momentum": 0.9, "fine_tune": "all", **LAST},
+    "v3 global_clipnorm": {"global_clipnorm": 0.01},
+    "v3 class_weight": {"class_weight": "balanced"},
+    "v3 head_start": {"head_start": "linear_probe"},
+    "v3 last_blocks": {"fine_tune": "last_blocks"},
+    # and all together, on features on two devices
+    "v7 mirrored": {"mixing": "mixup", "class_weight": "balanced", "strategy": "mirrored"},
 }
 
 
-def recipe_of(variant: str) -> Recipe:
-    return tiny_recipe(variant, epochs=4, **RECIPES[variant])
+def recipe_of(name: str) -> Recipe:
+    return tiny_recipe(name.split()[0], epochs=4, **RECIPES[name])
 
 
 def numbers(result: Result) -> list[dict[str, float]]:
@@ -58,6 +76,7 @@ def test_it_goes_on_to_the_same_numbers_and_weights(variant: str, manifest: Mani
         assert numbers(result) == numbers(whole)
         assert list(told) == list(range(done + 1, len(whole.history) + 1))
         assert result.best_epoch == whole.best_epoch
+        assert result.temperature == whole.temperature
         assert result.train_time_s > state.train_time_s
         pairs = zip(result.model.get_weights(), whole.model.get_weights(), strict=True)
         for weight, other in pairs:
