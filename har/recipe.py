@@ -130,8 +130,8 @@ class Recipe:
     head: Head = axis(
         "flatten_dense512",
         "Layers before the output; flatten_dense512: Dense(512, relu); gap_dropout: Dropout(0.2);"
-        " linear_probe: none, and the output layer is solved for (logistic regression) instead of"
-        " trained in epochs",
+        " linear_probe: the features' square roots, behind which the output layer is solved for"
+        " (logistic regression) instead of trained in epochs",
     )
     head_start: HeadStart = axis(
         "random",

@@ -79,6 +79,9 @@ def fit_layers(
         layer = Layer(kernel=np.zeros((views.shape[-1], classes), np.float32), bias=bias)
         yield from (layer for _ in grid)
         return
+    # its steps are small: more threads wait for each other, up to nine times as long
+    from threadpoolctl import threadpool_limits
+
     rows = views.reshape(-1, views.shape[-1])
     mean = rows.mean(axis=0, dtype=np.float64)
     deviation = rows.std(axis=0, dtype=np.float64) + SMALLEST_DEVIATION
@@ -92,7 +95,7 @@ def fit_layers(
         class_weight="balanced" if recipe.class_weight == "balanced" else None,
     )
     for c in grid:
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), threadpool_limits(1):
             # the last digits of a solution decide nothing
             warnings.simplefilter("ignore", ConvergenceWarning)
             model.set_params(C=c).fit(scaled, repeated)

@@ -22,6 +22,7 @@ from har.models.build import (
     copy_head,
     find_backbone,
     set_output_layer,
+    signed_root,
     split_backbone,
 )
 from har.models.devices import STRATEGIES, make_deterministic, precision_policy
@@ -300,15 +301,19 @@ def _solve_head(
     assert found is not None
     started = time.monotonic()
     with defer_interrupts() as checkpoint:
-        probe = solve(
-            found.train, found.validation, rows, len(job.manifest.class_names), job.used, checkpoint
-        )
+        train_views, views = (_apply_root(each) for each in (found.train, found.validation))
+        probe = solve(train_views, views, rows, len(job.manifest.class_names), job.used, checkpoint)
     set_output_layer(inputs.learner, probe.layer.kernel, probe.layer.bias)
-    metrics = report_probe(probe, found.train, rows, time.monotonic() - started)
+    metrics = report_probe(probe, train_views, rows, time.monotonic() - started)
     say(describe_probe(probe, metrics))
     if on_epoch is not None:
         on_epoch(1, metrics)
     return probe, [metrics]
+
+
+def _apply_root(features: Features) -> Features:
+    """Do what the head does before its output layer."""
+    return np.asarray(signed_root(features))
 
 
 def _fit_temperature(

@@ -121,7 +121,9 @@ def test_stream_yields_what_v2s_pipeline_makes(manifest: Manifest) -> None:
     files = tf.data.Dataset.from_tensor_slices((paths, rows["label_id"].to_numpy()))
     theirs = list(files.map(load, tf.data.AUTOTUNE).batch(4).prefetch(tf.data.AUTOTUNE))
     ours = list(
-        build_validation_dataset(image_inputs(manifest, rows, recipe, recipe.image_size), manifest, rows, recipe)
+        build_validation_dataset(
+            image_inputs(manifest, rows, recipe, recipe.image_size), manifest, rows, recipe
+        )
     )
     assert len(ours) == len(theirs) > 1
     for (images, labels), (their_images, their_labels) in zip(ours, theirs, strict=True):
@@ -202,7 +204,9 @@ def test_a_pass_is_the_whole_batches_of_all_training_images(manifest: Manifest) 
     rows = split_training(manifest, recipe).train
     assert len(rows) == len(manifest.rows("train")) and len(rows) % 5
     batches = list(
-        build_training_dataset(image_inputs(manifest, rows, recipe, recipe.image_size), manifest, rows, recipe)
+        build_training_dataset(
+            image_inputs(manifest, rows, recipe, recipe.image_size), manifest, rows, recipe
+        )
     )
     assert [len(images) for images, _ in batches] == [5] * (len(rows) // 5)
 
