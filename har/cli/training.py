@@ -14,6 +14,7 @@ from har.cli.options import (
     data_options,
     experiment_option,
     find_named_data,
+    flag,
     offline_option,
     pop_split,
     recipe_options,
@@ -162,6 +163,12 @@ def sync() -> None:
         show("nothing to record")
 
 
+def _split_names(text: str) -> tuple[str, ...]:
+    """Split `backbone, image-size` into names of fields."""
+    names = (each.strip().replace("-", "_") for each in text.split(","))
+    return tuple(each for each in names if each)
+
+
 def _variant_option(name: str, field: str, default: str, help: str) -> Any:
     kind = Spelled(list(VARIANTS))
     return click.option(name, field, type=kind, default=default, help=help)
@@ -172,6 +179,15 @@ def _variant_option(name: str, field: str, default: str, help: str) -> Any:
 @_variant_option(
     "--to", "to_variant", "v4", "The variant to end at; the recipe options below change both."
 )
+@click.option(
+    "--group",
+    "groups",
+    multiple=True,
+    metavar="FIELD,FIELD",
+    callback=lambda ctx, option, texts: tuple(_split_names(text) for text in texts),
+    help="Recipe fields to change together, such as backbone,image_size; may be given again.",
+)
+@flag("--chain-only", "Train only the chain of changes, not each change alone and as the last.")
 @click.option(
     "--num-seeds",
     type=click.IntRange(1),
@@ -192,7 +208,9 @@ def ablate(data: str, image_root: Path | None, **options: Any) -> None:
     the experiment.
     """
     split = pop_split(options)
-    own = ("from_variant", "to_variant", "num_seeds", "experiment", "runtime")
+    own = (
+        "from_variant", "to_variant", "groups", "chain_only", "num_seeds", "experiment", "runtime"
+    )  # fmt: skip
     kept = {name: options.pop(name) for name in own}
     overrides = {name: value for name, value in options.items() if value is not None}
 

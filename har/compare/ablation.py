@@ -22,34 +22,70 @@ Kind = Literal["base", "add", "chain", "leave", "end"]
 
 @dataclass(frozen=True, kw_only=True)
 class Step:
-    """A recipe of an ablation, None if it is forbidden (`why_not`); `field` changed last."""
+    """A recipe of an ablation, None if it is forbidden (`why_not`); `change`, such as
+    `head=gap_dropout`, was made last.
+    """
 
     kind: Kind
-    field: str
+    change: str
     recipe: Recipe | None
     why_not: str = ""
 
 
-def plan_ablation(base: Recipe, end: Recipe) -> list[Step]:
-    """Plan the base, each change alone, the chain of changes, the end without each, and the end."""
+def group_changes(
+    base: Recipe, end: Recipe, groups: Sequence[Sequence[str]]
+) -> list[dict[str, tuple[Any, Any]]]:
+    """Return the changes to make together, each as field to (old, new): the groups, in their order,
+    then every other change by itself.
+
+    Raises:
+        UserError: nothing differs, or a group names a field that does not differ, or one twice.
+    """
     found = changes(base, end)
     if not found:
         raise UserError("nothing to compare: the two recipes are the same; give two that differ")
-    steps = [Step(kind="base", field="", recipe=base)]
-    steps += [_build_step("add", name, base, {name: new}) for name, (_, new) in found.items()]
+    named = [name for group in groups for name in group]
+    if unknown := [name for name in named if name not in found]:
+        raise UserError(
+            f"--group names {unknown[0]}, which does not change; these do: {', '.join(found)}"
+        )
+    if twice := [name for name in found if named.count(name) > 1]:
+        raise UserError(f"--group names {twice[0]} twice")
+    single = [[name] for name in found if name not in named]
+    return [{name: found[name] for name in group} for group in (*groups, *single)]
+
+
+def plan_ablation(
+    base: Recipe, end: Recipe, groups: Sequence[Sequence[str]] = (), chain_only: bool = False
+) -> list[Step]:
+    """Plan the base, each change alone, the chain of changes, the end without each, and the end;
+    or only the base, the chain and the end.
+    """
+    found = group_changes(base, end, groups)
+    news = [{name: new for name, (_, new) in group.items()} for group in found]
+    olds = [{name: old for name, (old, _) in group.items()} for group in found]
+    names = [", ".join(f"{name}={new}" for name, new in group.items()) for group in news]
+    pairs = list(zip(names, news, olds, strict=True))
+    alone = [_build_step("add", name, base, new) for name, new, _ in pairs]
+    chain: list[Step] = []
     so_far: dict[str, Any] = {}
-    for name, (_, new) in found.items():
-        so_far[name] = new
-        steps.append(_build_step("chain", name, base, so_far))
-    steps += [_build_step("leave", name, end, {name: old}) for name, (old, _) in found.items()]
-    return [*steps, Step(kind="end", field="", recipe=end)]
+    for name, new, _ in pairs:
+        so_far = so_far | new
+        chain.append(_build_step("chain", name, base, so_far))
+    without = [_build_step("leave", name, end, old) for name, _, old in pairs]
+    steps = chain if chain_only else [*alone, *chain, *without]
+    return [
+        Step(kind="base", change="", recipe=base),
+        *steps,
+        Step(kind="end", change="", recipe=end),
+    ]
 
 
-def _build_step(kind: Kind, name: str, recipe: Recipe, values: dict[str, Any]) -> Step:
+def _build_step(kind: Kind, change: str, recipe: Recipe, values: dict[str, Any]) -> Step:
     try:
-        return Step(kind=kind, field=name, recipe=replace(recipe, **values))
+        return Step(kind=kind, change=change, recipe=replace(recipe, **values))
     except UserError as error:
-        return Step(kind=kind, field=name, recipe=None, why_not=str(error))
+        return Step(kind=kind, change=change, recipe=None, why_not=str(error))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -98,7 +134,6 @@ class Effect:
     """The effect of one change on a recipe. If it is unknown, `why_not` says why."""
 
     kind: Kind
-    field: str
     change: str
     before: Cost | None = None  # without the change
     after: Cost | None = None  # with it
@@ -121,10 +156,8 @@ class Effect:
         }
 
 
-def find_effects(
-    steps: Sequence[Step], costs: Sequence[Cost | None], found: dict[str, tuple[Any, Any]]
-) -> list[Effect]:
-    """Find the effect of each step but base and end; `found` are the changes between these two."""
+def find_effects(steps: Sequence[Step], costs: Sequence[Cost | None]) -> list[Effect]:
+    """Find the effect of each step but base and end."""
     base, end = costs[0], costs[-1]
     previous, effects = base, []
     for step, cost in zip(steps[1:-1], costs[1:-1], strict=True):
@@ -136,9 +169,7 @@ def find_effects(
         }[step.kind]
         if step.kind == "chain" and cost is not None:
             previous = cost
-        effect = Effect(
-            kind=step.kind, field=step.field, change=f"{step.field}={found[step.field][1]}"
-        )
+        effect = Effect(kind=step.kind, change=step.change)
         effects.append(_compare_costs(effect, before, after, step.why_not))
     return effects
 

@@ -25,7 +25,7 @@ from har.data.manifest import Manifest
 from har.jobs.train import run_training
 from har.models.backbones import name_weights_by_content
 from har.models.devices import STRATEGIES, find_hardware, fit_to_hardware, format_hardware
-from har.recipe import VARIANTS, Recipe, changes, digest_recipe
+from har.recipe import VARIANTS, Recipe, digest_recipe
 from har.tracking.query import find_current_experiment, find_experiment, find_runs
 from har.tracking.records import Record, load_details, read_record
 from har.tracking.store import open_run
@@ -44,13 +44,16 @@ Returned = TypeVar("Returned")
 
 @dataclass(frozen=True, kw_only=True)
 class Ablation:
-    """An ablation between two variants. `overrides` are recipe fields to change in both. Each
+    """An ablation between two variants. `overrides` are recipe fields to change in both; fields of
+    one of the `groups` change together; `chain_only` leaves out what changes alone or last. Each
     recipe is trained with `num_seeds` seeds, from its own seed on.
     """
 
     from_variant: str
     to_variant: str
     overrides: dict[str, Any]
+    groups: tuple[tuple[str, ...], ...]
+    chain_only: bool
     num_seeds: int
     manifest: Manifest
     runtime: str
@@ -67,7 +70,7 @@ def run_ablation(asked: Ablation) -> str:
     """Train what is missing, record the table and the picture; return the text to print."""
     base = replace(VARIANTS[asked.from_variant], **asked.overrides)
     end = replace(VARIANTS[asked.to_variant], **asked.overrides)
-    steps = ablation.plan_ablation(base, end)
+    steps = ablation.plan_ablation(base, end, asked.groups, asked.chain_only)
     asked = replace(asked, experiment=find_current_experiment() or asked.experiment)
     tags = job_tags("ablate", f"{asked.from_variant} to {asked.to_variant}", asked.manifest)
     with open_run(asked.experiment, tags) as run:
@@ -76,7 +79,7 @@ def run_ablation(asked: Ablation) -> str:
         run.log_params(ends | overrides)
         with tempfile.TemporaryDirectory() as cache:
             costs = _measure_steps(asked, steps, run.id, cache)
-        effects = ablation.find_effects(steps, costs, changes(base, end))
+        effects = ablation.find_effects(steps, costs)
         table = ablation.describe_table(effects)
         sentences = [for_terminal(ablation.summarise_effect(each)) for each in effects]
         if asked.num_seeds == 1:
@@ -112,7 +115,7 @@ def _measure_steps(
         for recipe in group:
             if (key := key_of[recipe]) in records:
                 continue
-            name = f"{step.kind} {step.field}".strip()
+            name = f"{step.kind} {step.change}".strip()
             say(f"recipe {len(records) + 1} of {len(set(keys))}: {name}")
             run_id = _find_finished(asked, key) or _in_own_process(
                 _train_child, asked, variant, recipe, parent, cache

@@ -19,7 +19,13 @@ from har.models.build import build_trained_head
 from har.serving.load import load_served
 from har.serving.package import log_classifier
 from har.tracking.descriptions import describe_training
-from har.tracking.log import log_evaluation, log_job, log_result, open_epoch_log
+from har.tracking.log import (
+    log_evaluation,
+    log_job,
+    log_result,
+    log_uncalibrated,
+    open_epoch_log,
+)
 from har.tracking.records import Record, read_record
 from har.tracking.store import explain_store_errors, open_run, short_timeouts
 from har.tracking.tags import training_tags
@@ -72,6 +78,7 @@ def run_training(
             evaluation = _evaluate(classifier, job, result)
             latency = measure_latency(served.predict, manifest)
             log_evaluation(run, evaluation, latency, manifest, model_id)
+            log_uncalibrated(run, evaluation, result)
         run.describe(describe_training(run.id, job, result, evaluation))
         wall_time_s = time.time() - backup.started
         run.log_metrics({"peak_memory_mb": peak_memory_mb(), "wall_time_s": wall_time_s})

@@ -43,7 +43,9 @@ def describe_training(
         f"**{job.variant}** on {for_markdown(job.hardware_tag)}, data"
         f" {for_markdown(job.manifest.name)}",
         f"differs from the variant: {for_markdown(job.differs_from_variant)}",
-        f"{len(result.history)} epochs of {result.train_images:,} images,"
+        f"output layer solved for on {result.train_images:,} images, C {result.probe.c:g}"
+        if result.probe
+        else f"{len(result.history)} epochs of {result.train_images:,} images,"
         f" {result.history[-1]['images_per_second']:.0f} images/s in the last",
     ]
     if (found := result.extracted) is not None:

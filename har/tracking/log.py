@@ -4,7 +4,7 @@ import json
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any
 
 import mlflow
@@ -24,6 +24,7 @@ from har.tracking.tags import (
     training_params,
 )
 from har.training.backup import Backup
+from har.training.calibration import scale
 from har.training.diagnostics import DIAGNOSTICS
 from har.training.epoch_report import OnEpoch
 from har.training.job import TrainingJob
@@ -76,6 +77,12 @@ def log_result(run: Run, job: TrainingJob, result: Result) -> None:
         metrics["saved_time_s"] = extracted.saved_s
         used = {"runtime": extracted.runtime, "arithmetic": extracted.arithmetic}
         run.log_params({f"used.feature_{name}": value for name, value in used.items()})
+    if (probe := result.probe) is not None:
+        metrics["probe_c"] = probe.c
+        if not probe.grid.empty:
+            run.log_table(lambda: probe.grid, "linear_probe.csv")
+    if job.used.calibration != "none":
+        metrics["temperature"] = result.temperature
     # after a cache hit the wall time is not the whole job's
     mlflow.set_tag("feature_cache", extracted.cache if extracted else "none")
     run.log_params(
@@ -87,6 +94,14 @@ def log_result(run: Run, job: TrainingJob, result: Result) -> None:
     mlflow.log_text(json.dumps(result.history, indent=1), HISTORY_ARTIFACT)
     run.log_figure(lambda: figures.draw_curves(result.history), "figures/learning_curves.png")
     log_manifest(job.manifest)
+
+
+def log_uncalibrated(run: Run, evaluation: Evaluation, result: Result) -> None:
+    """Log what the calibration error on the test split would be without the temperature."""
+    if result.temperature != 1:
+        before = scale(evaluation.probabilities, 1 / result.temperature)
+        scores = replace(evaluation, probabilities=before).scores
+        run.log_metrics({"calibration_error_before": scores["calibration_error"]})
 
 
 def log_evaluation(

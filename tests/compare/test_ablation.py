@@ -18,7 +18,7 @@ from har.compare.ablation import (
     tabulate_effects,
 )
 from har.evaluation.metrics import mean_paired_difference, paired_difference
-from har.recipe import VARIANTS, changes
+from har.recipe import VARIANTS, changes, describe_changes
 from har.tracking.records import Record
 from har.util.errors import UserError
 from tests.compare.conftest import HERE
@@ -53,26 +53,26 @@ def test_each_change_is_tried_alone_last_and_in_the_chain() -> None:
     steps, found = plan_ablation(ORIGINAL, V4), changes(ORIGINAL, V4)
     assert (steps[0].recipe, steps[-1].recipe) == (ORIGINAL, V4)
     for kind in ("add", "chain", "leave"):
-        assert [step.field for step in steps if step.kind == kind] == list(found)
+        fields = [step.change.partition("=")[0] for step in steps if step.kind == kind]
+        assert fields == list(found)
     for step in steps:
         if step.recipe is not None and step.kind == "add":
-            assert list(changes(ORIGINAL, step.recipe)) == [step.field]
+            assert describe_changes(ORIGINAL, step.recipe) == step.change
         if step.recipe is not None and step.kind == "leave":
-            assert list(changes(step.recipe, V4)) == [step.field]
+            assert describe_changes(step.recipe, V4) == step.change
     chain = [step.recipe for step in steps if step.kind == "chain"]
     assert chain[-1] == V4 and None not in chain
 
 
 def test_forbidden_combinations_are_reported() -> None:
     forbidden = [step for step in plan_ablation(ORIGINAL, V4) if step.recipe is None]
-    assert {(step.kind, step.field) for step in forbidden} == {
-        ("add", "patience"),
-        ("add", "checkpoint"),
-        ("leave", "validation_fraction"),
+    assert {(step.kind, step.change) for step in forbidden} == {
+        ("add", "patience=5"),
+        ("add", "checkpoint=best"),
+        ("leave", "validation_fraction=0.2"),
     }
     effects = [
-        Effect(kind=step.kind, field=step.field, change=step.field, why_not=step.why_not)
-        for step in forbidden
+        Effect(kind=step.kind, change=step.change, why_not=step.why_not) for step in forbidden
     ]
     assert describe_table(effects).count("not known") == 3
     for each in effects:
@@ -81,13 +81,41 @@ def test_forbidden_combinations_are_reported() -> None:
     assert tabulate_effects(effects)["why_not"].str.contains("validation_fraction is 0").all()
 
 
+def test_grouped_changes_are_made_together() -> None:
+    groups = [("head", "loss"), ("validation_fraction", "patience", "checkpoint")]
+    steps = plan_ablation(ORIGINAL, V4, groups)
+    chain = [step for step in steps if step.kind == "chain"]
+    assert chain[0].change == "head=gap_dropout, loss=sparse_categorical_crossentropy"
+    assert chain[1].change == "validation_fraction=0.2, patience=5, checkpoint=best"
+    others = set(changes(ORIGINAL, V4)) - {name for group in groups for name in group}
+    assert len(chain) == 2 + len(others)
+    # together they are no forbidden combination
+    assert all(step.recipe is not None for step in steps)
+    assert chain[-1].recipe == V4
+    short = plan_ablation(ORIGINAL, V4, groups, chain_only=True)
+    assert short == [steps[0], *chain, steps[-1]]
+
+
+@pytest.mark.parametrize(
+    ("groups", "problem"),
+    [
+        ([("head", "nonsense")], "names nonsense, which does not change; these do: .*head"),
+        ([("seed",)], "names seed, which does not change"),
+        ([("head",), ("loss", "head")], "names head twice"),
+    ],
+)
+def test_a_group_names_what_changes_once(groups: list[tuple[str, ...]], problem: str) -> None:
+    with pytest.raises(UserError, match=problem):
+        plan_ablation(ORIGINAL, V4, groups)
+
+
 def test_nothing_to_try() -> None:
     with pytest.raises(UserError, match="the same"):
         plan_ablation(ORIGINAL, ORIGINAL)
 
 
 def effect(before: Cost = BEFORE, after: Cost = AFTER, **fields: Any) -> Effect:
-    values = {"kind": "chain", "field": "patience", "change": "patience=5", **fields}
+    values = {"kind": "chain", "change": "patience=5", **fields}
     return Effect(before=before, after=after, difference=(0.5, 0.4, 0.6), **values)
 
 
@@ -114,7 +142,7 @@ def test_the_sentence_is_computed() -> None:
 def test_effects_compare_with_and_without() -> None:
     base, end = replace(ORIGINAL, epochs=3), replace(ORIGINAL, epochs=5, seed=1)
     steps = plan_ablation(base, end)
-    kinds = [(step.kind, step.field) for step in steps]
+    kinds = [(step.kind, step.change.partition("=")[0]) for step in steps]
     assert kinds == [
         ("base", ""),
         ("add", "epochs"),
@@ -126,13 +154,13 @@ def test_effects_compare_with_and_without() -> None:
         ("end", ""),
     ]
     costs = [replace(BEFORE, wall_s=float(number)) for number in range(8)]
-    effects = find_effects(steps, costs, changes(base, end))
+    effects = find_effects(steps, costs)
     pairs = [(each.before.wall_s, each.after.wall_s) for each in effects if each.before]
     assert pairs == [(0, 1), (0, 2), (0, 3), (3, 4), (5, 7), (6, 7)]
-    idle = find_effects(steps, [BEFORE] * 8, changes(base, end))
+    idle = find_effects(steps, [BEFORE] * 8)
     assert all("same recipe" in each.why_not for each in idle)
     unknown: list[Cost | None] = [*costs[:3], None, *costs[4:]]
-    effects = find_effects(steps, unknown, changes(base, end))
+    effects = find_effects(steps, unknown)
     assert effects[2].before is None
     assert "forbidden" in effects[2].why_not
     # what follows an unknown one is compared with the last that is known

@@ -47,6 +47,11 @@ def test_the_command_and_again(
     # all there: nothing is trained again
     again = cli(*ARGUMENTS, *ends, "--data", tiny_raw)
     assert again.exit_code == 0, again.output
+    together = ("--group", "loader,augmentation", "--chain-only")
+    short = cli(*ARGUMENTS, *ends, *together, "--data", tiny_raw)
+    assert short.exit_code == 0, short.output
+    assert short.output.count("augmentation=none, loader=features, added") == 0
+    assert short.output.count("loader=features, augmentation=none, added to the changes") == 1
     assert len(mlflow.search_runs(ids, "tags.job = 'train'", output_format="list")) == 4
 
 
@@ -99,6 +104,7 @@ def test_features_are_shared_and_their_time_counts_all_the_same(
         (["--from", "v9"], "v9"),
         (["--num-seeds", "0"], "0"),
         (["--epochs", "-1"], "-1"),
+        (["--group", "head,nothing"], "names nothing, which does not change"),
     ],
 )
 def test_what_cannot_be_ablated(
