@@ -55,7 +55,8 @@ def build_fit(
     model = build_model(recipe, len(manifest.class_names))
     compile_model(model, recipe, steps_per_execution)
     train, validation = (
-        loaders.image_inputs(manifest, rows, recipe, recipe.image_size) for rows in (splits.train, splits.validation)
+        loaders.image_inputs(manifest, rows, recipe, recipe.image_size)
+        for rows in (splits.train, splits.validation)
     )
     data = {
         "x": loaders.build_training_dataset(train, manifest, splits.train, recipe),

@@ -39,9 +39,9 @@ from har.models.backbones import Backbone
 from har.recipe import VARIANTS, Recipe
 from har.serving import promotion
 from har.training.backup import Backup
+from har.training.epoch_report import OnEpoch
 from har.training.job import TrainingJob, build_job
 from har.training.state import State
-from har.training.train import OnEpoch
 
 # A shell starts background jobs with SIGINT ignored, and so would be what the tests start.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:

@@ -19,26 +19,24 @@ from har.models.build import build_trained_head
 from har.serving.load import load_served
 from har.serving.package import log_classifier
 from har.tracking.descriptions import describe_training
-from har.tracking.log import (
-    log_evaluation,
-    log_job,
-    log_result,
-    log_uncalibrated,
-    open_epoch_log,
-)
+from har.tracking.log import log_evaluation, log_job, log_result, open_epoch_log
 from har.tracking.records import Record, read_record
 from har.tracking.store import explain_store_errors, open_run, short_timeouts
 from har.tracking.tags import training_tags
 from har.training.backup import open_backup
 from har.training.backup_folders import backup_folder
+from har.training.inputs import split_job
 from har.training.job import TrainingJob
-from har.training.train import Result, split_job, train
+from har.training.train import Result, train
 from har.util.errors import UserError
 from har.util.process import format_program, peak_memory_mb
 from har.util.progress import say, warn
 
-# Measured with EfficientNet-Lite0 on 6,000 photographs (docs/results.md).
-SLOW_ON_CPU = "without a GPU, --variant v5 takes a 25th of v3's time and is at least as accurate"
+# Measured on 6,000 photographs (docs/results.md).
+SLOW_ON_CPU = (
+    "without a GPU, --variant v5 takes a 25th of v3's time and is at least as accurate; v6 and v7"
+    " are more accurate, also in less time"
+)
 
 
 def run_training(
@@ -77,8 +75,7 @@ def run_training(
             served, classifier = load_served(f"models:/{model_id}")
             evaluation = _evaluate(classifier, job, result)
             latency = measure_latency(served.predict, manifest)
-            log_evaluation(run, evaluation, latency, manifest, model_id)
-            log_uncalibrated(run, evaluation, result)
+            log_evaluation(run, evaluation, latency, manifest, model_id, result.temperature)
         run.describe(describe_training(run.id, job, result, evaluation))
         wall_time_s = time.time() - backup.started
         run.log_metrics({"peak_memory_mb": peak_memory_mb(), "wall_time_s": wall_time_s})
@@ -107,12 +104,11 @@ def _log_model(job: TrainingJob, result: Result) -> str:
 
 
 def _evaluate(classifier: Classifier, job: TrainingJob, result: Result) -> Evaluation:
-    if result.test_features is None:
+    features = result.features.test if result.features else None
+    if features is None:
         return evaluate(classifier, job.manifest)
     head = build_trained_head(result.model, result.recipe)
-    return evaluate_features(
-        classifier, job.manifest, head, result.test_features, result.temperature
-    )
+    return evaluate_features(classifier, job.manifest, head, features, result.temperature)
 
 
 @contextmanager

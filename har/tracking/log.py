@@ -96,19 +96,27 @@ def log_result(run: Run, job: TrainingJob, result: Result) -> None:
     log_manifest(job.manifest)
 
 
-def log_uncalibrated(run: Run, evaluation: Evaluation, result: Result) -> None:
-    """Log what the calibration error on the test split would be without the temperature."""
-    if result.temperature != 1:
-        before = scale(evaluation.probabilities, 1 / result.temperature)
-        scores = replace(evaluation, probabilities=before).scores
-        run.log_metrics({"calibration_error_before": scores["calibration_error"]})
+def _score_uncalibrated(evaluation: Evaluation, temperature: float) -> dict[str, float]:
+    """Return the calibration error that the model would have without its temperature."""
+    if temperature == 1:
+        return {}
+    before = replace(evaluation, probabilities=scale(evaluation.probabilities, 1 / temperature))
+    return {"calibration_error_before": before.scores["calibration_error"]}
 
 
 def log_evaluation(
-    run: Run, evaluation: Evaluation, latency: Latency, manifest: Manifest, model_id: str | None
+    run: Run,
+    evaluation: Evaluation,
+    latency: Latency,
+    manifest: Manifest,
+    model_id: str | None,
+    temperature: float = 1.0,
 ) -> None:
-    """Log test scores, latency, tables and figures; link the scores to the model and the data."""
+    """Log test scores, latency, tables and figures; link the scores to the model and the data.
+    `temperature` is the one in the model.
+    """
     dataset = build_dataset(manifest)
+    run.log_metrics(_score_uncalibrated(evaluation, temperature))
     run.log_metrics(evaluation.scores | asdict(latency), model_id=model_id, dataset=dataset)
     tables: dict[str, Callable[[], Any]] = {
         "per_class": lambda: evaluation.per_class,

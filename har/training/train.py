@@ -2,9 +2,8 @@
 
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass, replace
-from typing import Any
+from contextlib import contextmanager
+from dataclasses import dataclass
 
 import keras
 import numpy as np
@@ -12,48 +11,25 @@ import tensorflow as tf
 
 from har.data.manifest import Manifest
 from har.inference.freezing import compute_float32_in_full
-from har.models.backbones import copy_weights, name_cut
 from har.models.build import (
     build_float32_copy,
-    build_head,
-    build_last_blocks,
-    build_model,
     build_served,
     copy_head,
-    find_backbone,
     set_output_layer,
     signed_root,
-    split_backbone,
 )
-from har.models.devices import STRATEGIES, make_deterministic, precision_policy
-from har.models.merging import fold_batch_norms
+from har.models.devices import make_deterministic
 from har.recipe import Recipe
 from har.training.backup import Backup
 from har.training.bad_images import name_bad_images
 from har.training.calibration import fit_temperature
 from har.training.epoch_report import EpochReport, OnEpoch, describe_end
 from har.training.feature_cache import Features
-from har.training.features import (
-    Extracted,
-    Extraction,
-    FeatureSplits,
-    View,
-    extract_splits,
-)
+from har.training.features import Extracted, FeatureSplits
+from har.training.inputs import FitInputs, build_inputs, split_job
 from har.training.job import TrainingJob
-from har.training.loaders import (
-    Splits,
-    build_training_dataset,
-    build_validation_dataset,
-    check_memory,
-    count_steps,
-    feature_inputs,
-    image_inputs,
-    size_evaluation_batches,
-    split_training,
-    weigh_classes,
-)
-from har.training.probe import DEFAULT_C, Probe, describe_probe, fit_layers, report_probe, solve
+from har.training.loaders import Splits, count_steps, weigh_classes
+from har.training.probe import Probe, describe_probe, report_probe, solve
 from har.training.state import State, Stopping, restore_state
 from har.util.errors import UserError
 from har.util.progress import say
@@ -65,9 +41,8 @@ class Result:
     """A finished training.
 
     `model` is float32 on one device, with the weights that `recipe.checkpoint` keeps; `served` is
-    what to log. `history` has one dict of metrics for each epoch. With the loader features,
-    `extracted` says how they were computed, and `test_features`, (views, images, features) float32,
-    are those of the test split for a frozen backbone. `probe` is the solved head, if it was solved.
+    what to log. `history` has one dict of metrics for each epoch. `features` are those of the
+    loader features. `probe` is the solved head, if it was solved.
     """
 
     recipe: Recipe
@@ -78,9 +53,13 @@ class Result:
     validation_images: int
     train_time_s: float
     temperature: float = 1.0
-    extracted: Extracted | None = None
-    test_features: Features | None = None
+    features: FeatureSplits | None = None
     probe: Probe | None = None
+
+    @property
+    def extracted(self) -> Extracted | None:
+        """The way features were computed, if they were."""
+        return self.features.extracted if self.features else None
 
     @property
     def served(self) -> keras.Model:
@@ -103,156 +82,14 @@ def find_best_epoch(recipe: Recipe, history: list[dict[str, float]]) -> int | No
     return accuracies.index(max(accuracies)) + 1 if accuracies else None
 
 
-@dataclass(frozen=True, kw_only=True)
-class FitInputs:
-    """The model that `fit` trains and its data; `model` is the whole model that it is part of."""
-
-    learner: keras.Model
-    model: keras.Model
-    train_data: Any
-    validation_data: Any
-    features: FeatureSplits | None = None
-
-
-def build_image_inputs(job: TrainingJob, splits: Splits, first_epoch: int) -> FitInputs:
-    """Train the whole model on every image in every epoch, as the notebooks do."""
-    recipe, manifest, strategy = job.used, job.manifest, STRATEGIES[job.used.strategy]()
-    replicas = strategy.num_replicas_in_sync
-    train, validation, validation_data = splits.train, splits.validation, None
-    inputs = image_inputs(manifest, train, recipe, recipe.source_size)
-    train_data = build_training_dataset(inputs, manifest, train, recipe, first_epoch)
-    if not validation.empty:
-        inputs = image_inputs(manifest, validation, recipe, recipe.served_size)
-        validation_data = build_validation_dataset(inputs, manifest, validation, recipe, replicas)
-    with strategy.scope():
-        model = build_model(recipe, len(manifest.class_names), count_steps(len(train), recipe))
-    _start_head(model, job, train)
-    return FitInputs(
-        learner=model, model=model, train_data=train_data, validation_data=validation_data
-    )
-
-
-def _start_head(model: keras.Model, job: TrainingJob, train: Any) -> None:
-    """Set the output layer to the one solved for on the training images' features, if the recipe
-    starts from it.
-    """
-    recipe, classes = job.used, len(job.manifest.class_names)
-    if recipe.head_start != "linear_probe":
-        return
-    with precision_policy("float32"):
-        backbone = fold_batch_norms(find_backbone(model), size=recipe.image_size)
-    extraction = Extraction(backbone, job.manifest, recipe, job.feature_runtime)
-    features = extraction.features(train, View(size=recipe.image_size))
-    labels = train["label_id"].to_numpy()
-    (layer,) = fit_layers(features[None], labels, classes, [DEFAULT_C], recipe)
-    set_output_layer(model, layer.kernel, layer.bias)
-
-
-def build_feature_inputs(job: TrainingJob, splits: Splits, first_epoch: int) -> FitInputs:
-    """Compute features by the frozen backbone once, then train the head on them.
-
-    The head starts from the weights that it would have in the whole model, and sees the same
-    images in the same order.
-    """
-    recipe, manifest, strategy = job.used, job.manifest, STRATEGIES[job.used.strategy]()
-    replicas, classes = strategy.num_replicas_in_sync, len(manifest.class_names)
-    model = build_model(replace(recipe, precision="float32"), classes)
-    found = extract_splits(find_backbone(model), manifest, recipe, job.feature_runtime, splits)
-    # one replica needs no strategy, which would cost more than a step of so small a model
-    with strategy.scope() if replicas > 1 else nullcontext():
-        # one execution runs all steps of an epoch; on several devices Keras 3.15 cannot
-        steps = count_steps(len(splits.train), recipe)
-        at_once = steps if replicas == 1 else 1
-        head = build_head(recipe, found.train.shape[-1], classes, max(1, at_once), steps)
-    copy_head(model, head)
-    return FitInputs(
-        learner=head,
-        model=model,
-        train_data=build_training_dataset(
-            feature_inputs(found.train), manifest, splits.train, recipe, first_epoch
-        ),
-        validation_data=build_validation_dataset(
-            feature_inputs(found.validation[:1]), manifest, splits.validation, recipe, replicas
-        ),
-        features=found,
-    )
-
-
-def build_last_block_inputs(job: TrainingJob, splits: Splits, first_epoch: int) -> FitInputs:
-    """Compute the output of the blocks before the cut once, for each view of each image, then train
-    the blocks after it and the head.
-    """
-    recipe, manifest, strategy = job.used, job.manifest, STRATEGIES[job.used.strategy]()
-    replicas, classes = strategy.num_replicas_in_sync, len(manifest.class_names)
-    model = build_model(replace(recipe, precision="float32"), classes)
-    before, _ = split_backbone(model, recipe)
-    cut = name_cut(recipe)
-    found = extract_splits(before, manifest, recipe, job.feature_runtime, splits, cut)
-    _start_head(model, job, splits.train)
-    steps = count_steps(len(splits.train), recipe)
-    with strategy.scope() if replicas > 1 else nullcontext():
-        if replicas > 1 or recipe.precision != "float32":
-            model, exact = build_model(replace(recipe, weights="random"), classes), model
-            copy_weights(exact, model)
-        learner = build_last_blocks(model, recipe, steps)
-    return FitInputs(
-        learner=learner,
-        model=model,
-        train_data=build_training_dataset(
-            feature_inputs(found.train), manifest, splits.train, recipe, first_epoch
-        ),
-        validation_data=build_validation_dataset(
-            feature_inputs(found.validation[:1]), manifest, splits.validation, recipe, replicas
-        ),
-        features=found,
-    )
-
-
-def build_inputs(job: TrainingJob, splits: Splits, first_epoch: int) -> FitInputs:
-    """Build what the recipe's loader feeds to the part of the model that is trained."""
-    if job.used.loader == "features" and job.used.fine_tune == "last_blocks":
-        return build_last_block_inputs(job, splits, first_epoch)
-    return FIT_INPUTS[job.used.loader](job, splits, first_epoch)
-
-
-# One entry for each value of the recipe's axis `loader`.
-FIT_INPUTS: dict[str, Callable[[TrainingJob, Splits, int], FitInputs]] = {
-    "memory": build_image_inputs,
-    "stream": build_image_inputs,
-    "features": build_feature_inputs,
-}
-
-
-def split_job(job: TrainingJob) -> Splits:
-    """Split a job's images into training and validation.
-
-    Raises:
-        UserError: too few images, a batch that does not divide evenly over the devices, or images
-            that do not fit the memory.
-    """
-    recipe = job.used
-    splits = split_training(job.manifest, recipe)
-    if recipe.batch_size % job.replicas:
-        fits = recipe.batch_size // job.replicas * job.replicas or job.replicas
-        raise UserError(
-            f"batch_size {recipe.batch_size} does not divide evenly over {job.replicas} devices:"
-            f" try --batch-size {fits}"
-        )
-    if not splits.validation.empty:
-        size_evaluation_batches(len(splits.validation), recipe.batch_size, job.replicas)
-    if recipe.loader == "memory":
-        check_memory(len(splits.train) + len(splits.validation), recipe.source_size)
-    return splits
-
-
 def train(
     job: TrainingJob, *, on_epoch: OnEpoch | None = None, backup: Backup | None = None
 ) -> Result:
     """Train `job.used` on the train split of `job.manifest`.
 
-    `on_epoch` is called after each epoch. With a `backup`, the training resumes from its state and
-    saves the state into it. On a CPU the seed fixes every number, also those of a resumed training;
-    on GPUs sums may be taken in another order.
+    `on_epoch` is called after each epoch. A training resumes from the state in `backup`, and saves
+    its state there. On a CPU the seed fixes every number, also those of a resumed training; on GPUs
+    sums may be taken in another order.
 
     Raises:
         UserError: too few images, weights that cannot be had, too little memory, an image that is
@@ -277,7 +114,6 @@ def train(
             probe, history, train_time_s = None, report.history, report.train_time_s
             say(describe_end(job.used, history, find_best_epoch(job.used, history)))
         temperature = _fit_temperature(inputs, job.used, splits, probe)
-    features = inputs.features
     return Result(
         recipe=job.used,
         model=_finish(inputs, job),
@@ -287,8 +123,7 @@ def train(
         validation_images=len(splits.validation),
         train_time_s=train_time_s,
         temperature=temperature,
-        extracted=features.extracted if features else None,
-        test_features=features.test if features else None,
+        features=inputs.features,
         probe=probe,
     )
 
@@ -327,7 +162,9 @@ def _fit_temperature(
         return fit_temperature(probe.probabilities, labels)
     if inputs.features is not None:
         views = inputs.features.validation
-        found = np.mean([inputs.learner.predict(each, verbose=0) for each in views], axis=0)
+        found = np.mean(
+            [inputs.learner.predict(each.astype(np.float32), verbose=0) for each in views], axis=0
+        )
     else:
         served = build_served(inputs.model, recipe, 1.0)
         found = served.predict(inputs.validation_data.map(lambda images, _: images), verbose=0)

@@ -4,6 +4,7 @@ import mlflow
 import pytest
 
 from har.data.manifest import Manifest
+from har.inference.runtimes import AUTO
 from har.jobs.train import run_training
 from har.recipe import Recipe
 from har.tracking.records import Record
@@ -13,8 +14,10 @@ from tests.conftest import tiny_backbones, tiny_recipe
 FINISHED = tiny_recipe(strategy="mirrored")
 
 
-def run_tiny(recipe: Recipe, manifest: Manifest, variant: str = "v3") -> Record:
-    job = build_job(variant, recipe, ("backbone", "epochs"), manifest)
+def run_tiny(
+    recipe: Recipe, manifest: Manifest, variant: str = "v3", runtime: str = AUTO
+) -> Record:
+    job = build_job(variant, recipe, ("backbone", "epochs"), manifest, runtime)
     return run_training(job, "har-tests", started=0.0)
 
 

@@ -20,12 +20,14 @@ from har.data.manifest import Manifest, read_manifest
 from har.data.prepare import prepare
 from har.data.splits import Split
 from har.evaluation.evaluate import evaluate, evaluate_features, tabulate_by_duplicate
+from har.inference.runtimes import RUNTIMES
 from har.recipe import Recipe, digest_recipe
 from har.serving.load import load_logged_model
 from har.tracking import log
 from har.tracking.records import Record
 from har.tracking.store import neutral_tags, open_run
 from har.tracking.ui import VIEW
+from har.training.calibration import scale
 from har.util.errors import UserError
 from tests.conftest import tiny_backbones, tiny_recipe, write_images
 from tests.jobs.conftest import FINISHED, run_tiny
@@ -157,12 +159,23 @@ def test_model_answers_bytes(run: mlflow.entities.Run, manifest: Manifest) -> No
     assert all("==" in line for line in pinned) and "har" not in {p.split("==")[0] for p in pinned}
 
 
+@pytest.mark.parametrize("runtime", RUNTIMES)
+@pytest.mark.parametrize("variant", ["v5", "v6", "v7"])
 def test_a_model_trained_on_features_answers_images_as_was_logged(
-    manifest: Manifest, store: str, tiny_backbone: None
+    variant: str, runtime: str, manifest: Manifest, store: str, tiny_backbone: None
 ) -> None:
-    outcome = run_tiny(tiny_recipe("v5"), manifest, "v5")
+    """Mirror images, the temperature and the size of evaluation are part of the logged model."""
+    outcome = run_tiny(tiny_recipe(variant), manifest, variant, runtime)
     logged = load_logged_model(f"runs:/{outcome.run_id}/model")
     found = evaluate(logged.classifier, manifest)
+    metrics = mlflow.get_run(outcome.run_id).data.metrics
+    if variant != "v5":
+        temperature = metrics["temperature"]
+        before = replace(found, probabilities=scale(found.probabilities, 1 / temperature))
+        assert temperature != 1
+        assert before.scores["accuracy"] == outcome.accuracy
+        expected = before.scores["calibration_error"]
+        assert metrics["calibration_error_before"] == pytest.approx(expected, abs=1e-5)
     text = mlflow.artifacts.load_text(f"runs:/{outcome.run_id}/evaluation/predictions.csv")
     before = pd.read_csv(StringIO(text))
     assert found.predictions["predicted"].tolist() == before["predicted"].tolist()
@@ -176,7 +189,9 @@ def test_a_model_that_disagrees_with_the_features_is_not_evaluated(
     classifier = load_logged_model(f"runs:/{run.info.run_id}/model").classifier
     features = np.zeros((len(manifest.rows("test")), 8), np.float32)
     with pytest.raises(UserError, match=r"differ by .* from those computed from features"):
-        evaluate_features(classifier, manifest, lambda x: np.eye(3)[[0] * len(x)], features)
+        evaluate_features(
+            classifier, manifest, lambda x: np.eye(3)[[0] * len(x)], features[None], 1.0
+        )
 
 
 def test_images_with_a_copy_in_train_are_evaluated_apart(

@@ -1,0 +1,179 @@
+"""What a training is fed with: the part of the model that is trained, and its data."""
+
+from collections.abc import Callable
+from contextlib import nullcontext
+from dataclasses import dataclass, replace
+from typing import Any
+
+import keras
+
+from har.models.backbones import copy_weights, name_cut
+from har.models.build import (
+    build_head,
+    build_last_blocks,
+    build_model,
+    copy_head,
+    find_backbone,
+    set_output_layer,
+    split_backbone,
+)
+from har.models.devices import STRATEGIES, precision_policy
+from har.models.merging import fold_batch_norms
+from har.training.features import Extraction, FeatureSplits, View, extract_splits
+from har.training.job import TrainingJob
+from har.training.loaders import (
+    Splits,
+    build_training_dataset,
+    build_validation_dataset,
+    check_memory,
+    count_steps,
+    feature_inputs,
+    image_inputs,
+    size_evaluation_batches,
+    split_training,
+)
+from har.training.probe import DEFAULT_C, fit_layers
+from har.util.errors import UserError
+
+
+@dataclass(frozen=True, kw_only=True)
+class FitInputs:
+    """The model that `fit` trains and its data; `model` is the whole model that it is part of."""
+
+    learner: keras.Model
+    model: keras.Model
+    train_data: Any
+    validation_data: Any
+    features: FeatureSplits | None = None
+
+
+def build_image_inputs(job: TrainingJob, splits: Splits, first_epoch: int) -> FitInputs:
+    """Train the whole model on every image in every epoch, as the notebooks do."""
+    recipe, manifest, strategy = job.used, job.manifest, STRATEGIES[job.used.strategy]()
+    replicas = strategy.num_replicas_in_sync
+    train, validation, validation_data = splits.train, splits.validation, None
+    inputs = image_inputs(manifest, train, recipe, recipe.source_size)
+    train_data = build_training_dataset(inputs, manifest, train, recipe, first_epoch)
+    if not validation.empty:
+        inputs = image_inputs(manifest, validation, recipe, recipe.served_size)
+        validation_data = build_validation_dataset(inputs, manifest, validation, recipe, replicas)
+    with strategy.scope():
+        model = build_model(recipe, len(manifest.class_names), count_steps(len(train), recipe))
+    _start_head(model, job, train)
+    return FitInputs(
+        learner=model, model=model, train_data=train_data, validation_data=validation_data
+    )
+
+
+def _start_head(model: keras.Model, job: TrainingJob, train: Any) -> None:
+    """Set the output layer to the one solved for on the training images' features, if the recipe
+    starts from it.
+    """
+    recipe, classes = job.used, len(job.manifest.class_names)
+    if recipe.head_start != "linear_probe":
+        return
+    with precision_policy("float32"):
+        backbone = fold_batch_norms(find_backbone(model), size=recipe.image_size)
+    extraction = Extraction(backbone, job.manifest, recipe, job.feature_runtime)
+    features = extraction.features(train, View(size=recipe.image_size))
+    labels = train["label_id"].to_numpy()
+    (layer,) = fit_layers(features[None], labels, classes, [DEFAULT_C], recipe)
+    set_output_layer(model, layer.kernel, layer.bias)
+
+
+def build_feature_inputs(job: TrainingJob, splits: Splits, first_epoch: int) -> FitInputs:
+    """Compute features by the frozen backbone once, then train the head on them.
+
+    The head starts from the weights that it would have in the whole model, and sees the same
+    images in the same order.
+    """
+    recipe, manifest, strategy = job.used, job.manifest, STRATEGIES[job.used.strategy]()
+    replicas, classes = strategy.num_replicas_in_sync, len(manifest.class_names)
+    model = build_model(replace(recipe, precision="float32"), classes)
+    found = extract_splits(find_backbone(model), manifest, recipe, job.feature_runtime, splits)
+    # one replica needs no strategy, which would cost more than a step of so small a model
+    with strategy.scope() if replicas > 1 else nullcontext():
+        # one execution runs all steps of an epoch; on several devices Keras 3.15 cannot
+        steps = count_steps(len(splits.train), recipe)
+        at_once = steps if replicas == 1 else 1
+        head = build_head(recipe, found.train.shape[-1], classes, max(1, at_once), steps)
+    copy_head(model, head)
+    return FitInputs(
+        learner=head,
+        model=model,
+        train_data=build_training_dataset(
+            feature_inputs(found.train), manifest, splits.train, recipe, first_epoch
+        ),
+        validation_data=build_validation_dataset(
+            feature_inputs(found.validation[:1]), manifest, splits.validation, recipe, replicas
+        ),
+        features=found,
+    )
+
+
+def build_last_block_inputs(job: TrainingJob, splits: Splits, first_epoch: int) -> FitInputs:
+    """Compute the output of the blocks before the cut once, for each view of each image, then train
+    the blocks after it and the head.
+    """
+    recipe, manifest, strategy = job.used, job.manifest, STRATEGIES[job.used.strategy]()
+    replicas, classes = strategy.num_replicas_in_sync, len(manifest.class_names)
+    model = build_model(replace(recipe, precision="float32"), classes)
+    before, _ = split_backbone(model, recipe)
+    cut = name_cut(recipe)
+    found = extract_splits(before, manifest, recipe, job.feature_runtime, splits, cut)
+    _start_head(model, job, splits.train)
+    steps = count_steps(len(splits.train), recipe)
+    with strategy.scope() if replicas > 1 else nullcontext():
+        if replicas > 1 or recipe.precision != "float32":
+            model, exact = build_model(replace(recipe, weights="random"), classes), model
+            copy_weights(exact, model)
+        learner = build_last_blocks(model, recipe, steps)
+    return FitInputs(
+        learner=learner,
+        model=model,
+        train_data=build_training_dataset(
+            feature_inputs(found.train), manifest, splits.train, recipe, first_epoch
+        ),
+        validation_data=build_validation_dataset(
+            feature_inputs(found.validation[:1]), manifest, splits.validation, recipe, replicas
+        ),
+        # the data set holds those of training, which may be gigabytes
+        features=replace(found, train=found.train[:, :0].copy()),
+    )
+
+
+def build_inputs(job: TrainingJob, splits: Splits, first_epoch: int) -> FitInputs:
+    """Build what the recipe's loader feeds to the part of the model that is trained."""
+    if job.used.loader == "features" and job.used.fine_tune == "last_blocks":
+        return build_last_block_inputs(job, splits, first_epoch)
+    return FIT_INPUTS[job.used.loader](job, splits, first_epoch)
+
+
+# One entry for each value of the recipe's axis `loader`.
+FIT_INPUTS: dict[str, Callable[[TrainingJob, Splits, int], FitInputs]] = {
+    "memory": build_image_inputs,
+    "stream": build_image_inputs,
+    "features": build_feature_inputs,
+}
+
+
+def split_job(job: TrainingJob) -> Splits:
+    """Split a job's images into training and validation.
+
+    Raises:
+        UserError: too few images, a batch that does not divide evenly over the devices, or images
+            that do not fit the memory.
+    """
+    recipe = job.used
+    splits = split_training(job.manifest, recipe)
+    if recipe.batch_size % job.replicas:
+        fits = recipe.batch_size // job.replicas * job.replicas or job.replicas
+        raise UserError(
+            f"batch_size {recipe.batch_size} does not divide evenly over {job.replicas} devices:"
+            f" try --batch-size {fits}"
+        )
+    if not splits.validation.empty:
+        size_evaluation_batches(len(splits.validation), recipe.batch_size, job.replicas)
+    if recipe.loader == "memory":
+        check_memory(len(splits.train) + len(splits.validation), recipe.source_size)
+    return splits
