@@ -32,6 +32,7 @@ from har.util.json_text import parse_json
 CLASSIFIER_FOLDER = "classifier"
 FACTS_FILE = "classifier.json"
 TOP_K = 3
+STOPPED = "nobody waits for the answer any more"
 # 10,000 classes with long names have a megabyte; EfficientNetB7 has a quarter of a gigabyte.
 MAX_FACTS_BYTES = 20_000_000
 MAX_FILE_BYTES = 2_000_000_000
@@ -94,11 +95,14 @@ def _known_cost(image: EncodedImage | str) -> float:
 class _Call:
     """What one call of `classify` may still cost, and its place among other calls."""
 
-    def __init__(self, limits: RequestLimits) -> None:
-        self.limits, self.started, self.pixels = limits, time.monotonic(), 0
+    def __init__(self, limits: RequestLimits, is_stopped: Callable[[], bool]) -> None:
+        self.limits, self.is_stopped = limits, is_stopped
+        self.started, self.pixels = time.monotonic(), 0
         self.decoding, self.computing = Caller(), Caller()
 
     def check_time(self) -> None:
+        if self.is_stopped():
+            raise ImageError(STOPPED)
         if time.monotonic() - self.started > self.limits.seconds:
             raise ImageError(
                 f"took too long: {self.limits.seconds:.0f} s passed before this image was read;"
@@ -156,14 +160,18 @@ class Classifier:
         files: Sequence[Any],
         read: Callable[[Any], bytes] = _expect_bytes,
         limits: RequestLimits = UNLIMITED,
+        is_stopped: Callable[[], bool] = lambda: False,
     ) -> list[Prediction]:
         """Classify files; one that fails does not affect the others.
 
         `read` turns an element of `files` into the bytes of an image, or raises an ImageError.
-        Images beyond `limits` are errors.
+        Images beyond `limits` are errors, and so are all that are left when `is_stopped`.
         """
-        call, rows = _Call(limits), []
+        call = _Call(limits, is_stopped)
+        rows: list[Prediction] = []
         for start in range(0, len(files), BATCH_SIZE):
+            if is_stopped():
+                return rows + [explain_failure(STOPPED) for _ in files[start:]]
             rows += self._classify_batch(files[start : start + BATCH_SIZE], read, call)
         return rows
 

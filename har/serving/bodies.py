@@ -10,28 +10,16 @@ from collections.abc import Callable
 from typing import Any
 
 import pandas as pd
-from mlflow.exceptions import MlflowException
 from mlflow.pyfunc import scoring_server
 
 from har.data.limits import RequestLimits
+from har.serving.admission import parse_in_turn
+from har.serving.refusals import TooLarge, refuse
 
 COLUMN = "image"
 FORMATS = ("dataframe_split", "dataframe_records", "instances", "inputs")
 # More than any format needs for a row, such as {"image": {"b64": "..."}}.
 _MAX_VALUES_OF_ROW = 20
-
-
-class TooLarge(MlflowException):  # type: ignore[misc]
-    """A request beyond a limit."""
-
-    def get_http_status_code(self) -> int:
-        """Return HTTP's own number for it, which MLflow lacks."""
-        return 413
-
-
-def refuse(message: str) -> MlflowException:
-    """Build the error of a request that cannot be read."""
-    return MlflowException.invalid_parameter_value(message)
 
 
 def read_body(body: bytes | str, limits: RequestLimits) -> list[Any]:
@@ -109,7 +97,7 @@ def read_bodies_of(is_ours: Callable[[Any], bool], limits: RequestLimits) -> Non
     def parse(data: Any, metadata: Any, input_schema: Any) -> Any:
         if not is_ours(metadata):
             return original(data, metadata, input_schema)
-        cells = pd.Series(read_body(data, limits), dtype=object)
+        cells = pd.Series(parse_in_turn(lambda: read_body(data, limits), len(data)), dtype=object)
         return scoring_server.ParsedJsonInput(pd.DataFrame({COLUMN: cells}), None, False)
 
     parse.of_har = True  # type: ignore[attr-defined]

@@ -20,6 +20,9 @@ _BASE64_TEXT = re.compile(rb"[A-Za-z0-9+/_\-\s]++={0,2}+\s*+")
 _URL = re.compile(rb"[A-Za-z][A-Za-z0-9+.\-]*://")
 _FROM_URL_SAFE = bytes.maketrans(b"-_", b"+/")
 _WHITESPACE = b" \t\r\n\v\f"
+# The characters of base64 that URLs escape, and line breaks.
+_ESCAPES = {b"%2B": b"+", b"%2F": b"/", b"%3D": b"=", b"%0D": b"\r", b"%0A": b"\n"}
+_MAX_ESCAPES = 100_000
 # Characters of a client's text that an error repeats.
 _MAX_SHOWN = 20
 
@@ -51,10 +54,19 @@ def _read_text(text: bytes) -> bytes:
         kind, comma, payload = text.partition(b",")
         if not comma or not kind.lower().rstrip().endswith(b";base64"):
             raise ImageError("a data URI without base64")
-        return _read_base64(unquote_to_bytes(payload) if b"%" in payload else payload)
+        return _read_base64(_unescape(payload))
     if _URL.match(text):
         raise ImageError(f"neither bytes nor base64 but a URL: {_show(text)}")
     return _read_base64(text)
+
+
+def _unescape(text: bytes) -> bytes:
+    # these in one go: unquote makes an object of each
+    for escape, character in _ESCAPES.items():
+        text = text.replace(escape, character).replace(escape.lower(), character)
+    if text.count(b"%") > _MAX_ESCAPES:
+        raise ImageError(f"a data URI with more than {_MAX_ESCAPES:,} escaped letters")
+    return unquote_to_bytes(text) if b"%" in text else text
 
 
 def _read_base64(text: bytes) -> bytes:

@@ -2,21 +2,16 @@
 the logged model and loads them from there: a server needs no checkout of this project.
 """
 
-import asyncio
 import logging
 import sys
-from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import mlflow
 import pandas as pd
 from mlflow.exceptions import MlflowException
-from mlflow.pyfunc import PythonModel, PythonModelContext, scoring_server
+from mlflow.pyfunc import PythonModel, PythonModelContext
 
 from har.data.limits import SERVED_REQUEST, SERVING_LIMITS, UNLIMITED, RequestLimits
 from har.inference.classifier import (
@@ -27,15 +22,14 @@ from har.inference.classifier import (
     load_classifier,
 )
 from har.inference.runtimes import hide_modules
+from har.serving.admission import admit_requests, client_has_left
 from har.serving.bodies import COLUMN, check_rows, read_bodies_of
 from har.serving.cells import read_cell
 from har.serving.inputs import read_inputs_of_ours
+from har.serving.parquet import read_parquets_of_ours
 
 logger = logging.getLogger("har.serving")
 UNEXPECTED = "this image could not be classified; the server's log says why"
-# Requests that MLflow's server works on at a time; asyncio's default is four and one for each CPU.
-# Most of them wait for their turn.
-SERVER_THREADS = 64
 
 
 class ServedClassifier(PythonModel):  # type: ignore[misc]
@@ -56,7 +50,8 @@ class ServedClassifier(PythonModel):  # type: ignore[misc]
         # Spark and `mlflow models predict` pass tables of any length
         if "mlflow.pyfunc.scoring_server.app" in sys.modules:
             self.limits = SERVED_REQUEST
-            _widen_server()
+            admit_requests(self.limits)
+            read_parquets_of_ours(self.limits)
         read_bodies_of(_is_ours, self.limits)
         read_inputs_of_ours()
 
@@ -79,7 +74,7 @@ class ServedClassifier(PythonModel):  # type: ignore[misc]
             rows_of.setdefault(key, []).append(row)
         files = [cells[rows[0]] for rows in rows_of.values()]
         try:
-            answers = self.classifier.classify(files, read_cell, self.limits)
+            answers = self.classifier.classify(files, read_cell, self.limits, client_has_left())
         # MLflow would send our stack trace to the client
         except Exception:
             logger.exception("%d images could not be classified", len(cells))
@@ -91,17 +86,6 @@ class ServedClassifier(PythonModel):  # type: ignore[misc]
 
 def _is_ours(metadata: Any) -> bool:
     return "class_names" in (metadata.metadata or {})
-
-
-def _widen_server() -> None:
-    threads = ThreadPoolExecutor(SERVER_THREADS, thread_name_prefix="request")
-
-    async def to_thread(work: Callable[..., Any], *arguments: Any) -> Any:
-        loop = asyncio.get_running_loop()
-        return await loop.run_in_executor(threads, partial(work, *arguments))
-
-    # MLflow calls asyncio.to_thread, whose threads cannot be set before its event loop runs
-    scoring_server.asyncio = SimpleNamespace(**{**vars(asyncio), "to_thread": to_thread})
 
 
 mlflow.models.set_model(ServedClassifier())

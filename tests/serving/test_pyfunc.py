@@ -330,13 +330,14 @@ def test_serving_needs_only_the_packages_it_pins() -> None:
     found = har_imports("serving.pyfunc", {})
     inner = {f"inference.{name}" for name in ("classifier", "runtimes", "freezing", "turns")}
     inner |= {f"data.{name}" for name in DECODING}
-    inner |= {f"serving.{name}" for name in ("pyfunc", "cells", "bodies")}
+    inner |= {f"serving.{name}" for name in ("pyfunc", "cells", "bodies", "inputs")}
+    inner |= {f"serving.{name}" for name in ("admission", "parquet", "refusals")}
     assert set(found) == inner | {"recipe", "models.keras_file", *UTIL}
     packages = {name.split(".")[0] for names in found.values() for name in names}
     pinned = {name.replace("pillow", "PIL") for name in SERVING_PACKAGES}
     pinned |= {name for runtime in RUNTIMES.values() for name in runtime.packages}
-    # Keras requires h5py
-    assert packages - set(sys.stdlib_module_names) - {"har", "h5py"} <= pinned
+    # Keras requires h5py, and MLflow pyarrow
+    assert packages - set(sys.stdlib_module_names) - {"har", "h5py", "pyarrow"} <= pinned
 
 
 def test_serving_loads_no_more_than_it_needs(classifier: Classifier) -> None:

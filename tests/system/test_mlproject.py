@@ -241,7 +241,7 @@ def test_served_bad_row_spoils_no_other(model_server: str, files: list[bytes], k
         (as_json({"dataframe_split": {"columns": ["image"], "data": []}}), JSON, 200),
         (as_json({"inputs": [["AAAA"], ["AAAA"]]}), JSON, 200),
         (as_json({"inputs": [1, None, {}]}), JSON, 200),
-        (b"image\nAAAA\n", "text/csv", 200),
+        (b"image\nAAAA\n", "text/csv", 415),
         (b"\xff\xd8\xff", "image/jpeg", 415),
     ],
 )
