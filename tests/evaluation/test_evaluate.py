@@ -73,7 +73,7 @@ def test_a_training_that_diverged_is_named(
     features = np.full((len(manifest.rows("test")), 3), np.nan, np.float32)
     for evaluate_diverged in (
         lambda: evaluate(diverged, manifest),
-        lambda: evaluate_features(diverged, manifest, lambda batch: batch, features),
+        lambda: evaluate_features(diverged, manifest, lambda batch: batch, features[None], 1.0),
     ):
         with pytest.raises(UserError, match="not finite: its training diverged"):
             evaluate_diverged()

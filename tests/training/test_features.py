@@ -265,3 +265,34 @@ def test_views_that_would_push_each_other_out_are_refused(
 def test_no_rows_are_no_features(network: keras.Model, manifest: Manifest, recipe: Recipe) -> None:
     nothing = Extraction(network, manifest, recipe, "tensorflow").features(manifest.table[:0])
     assert nothing.shape == (0, 8)
+
+
+@pytest.mark.parametrize("runtime", RUNTIMES)
+def test_mirror_images_and_a_larger_size(runtime: str, manifest: Manifest, plain_cpu: None) -> None:
+    """Of a network that takes any size: training at one, validation and test at another."""
+    keras.utils.set_random_seed(0)
+    network = build_tiny(None)
+    recipe = tiny_recipe(
+        "v5", augmentation="mirror", feature_views=2, test_time="mirror", evaluation_size=48
+    )
+    splits = split_training(manifest, recipe)
+    found = extract_splits(network, manifest, recipe, runtime, splits)
+    for computed, rows, size in (
+        (found.train, splits.train, 32),
+        (found.validation, splits.validation, 48),
+        (found.test, manifest.rows("test"), 48),
+    ):
+        files = [(manifest.root / path).read_bytes() for path in rows["path"]]
+        images = np.stack([decode(data, "bilinear", size) for data in files])
+        for view, shown in zip(computed, (images, images[:, :, ::-1]), strict=True):
+            np.testing.assert_allclose(view, network(shown, training=False), rtol=0, atol=1e-5)
+
+
+def test_test_images_before_a_cut_are_not_computed(
+    network: keras.Model, manifest: Manifest, recipe: Recipe
+) -> None:
+    first = keras.Model(network.input, network.layers[-2].output)
+    splits = split_training(manifest, recipe)
+    found = extract_splits(first, manifest, recipe, "tensorflow", splits, "block2")
+    assert found.test is None and found.extracted.converted is None
+    assert found.extracted.needed == len(splits.train) + len(splits.validation)

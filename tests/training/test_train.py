@@ -116,11 +116,12 @@ def test_two_devices_equal_one(fraction: float, last_batch: int, manifest: Manif
         np.testing.assert_allclose(weight, other, rtol=1e-3, atol=1e-4)
 
 
+@pytest.mark.parametrize("variant", ["v4", "v7"])
 @pytest.mark.parametrize("precision", ["mixed_float16", "mixed_bfloat16"])
 def test_mixed_precision_trains_and_leaves_a_float32_model(
-    precision: str, manifest: Manifest
+    variant: str, precision: str, manifest: Manifest
 ) -> None:
-    result = train(tiny_job(tiny_recipe("v4", precision=precision), manifest))
+    result = train(tiny_job(tiny_recipe(variant, precision=precision), manifest))
     assert np.isfinite(losses(result)).all()
     assert {weight.dtype for weight in result.model.get_weights()} == {np.dtype("float32")}
     assert {layer.compute_dtype for layer in result.model.layers} == {"float32"}
@@ -250,3 +251,45 @@ def test_after_xla_no_smaller_batch_is_tried(
     monkeypatch.setattr(keras.Model, "train_on_batch", None)
     with pytest.raises(UserError, match="batch_size 4 at 32 px: try --batch-size 2"):
         train(tiny_job(tiny_recipe("v3"), manifest))
+
+
+def test_last_blocks_on_features_are_those_trained_on_images(
+    manifest: Manifest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without random changes, the same order gives the same numbers; features are of 16 bits."""
+    monkeypatch.setattr(runtimes, "has_bfloat16", lambda: False)
+    same = {"fine_tune": "last_blocks", "epochs": 3, "augmentation": "none", "seed": 5}
+    images = train(tiny_job(tiny_recipe("v3", **same), manifest))
+    recipe = tiny_recipe("v3", **same, loader="features")
+    for runtime in ("tensorflow", "openvino"):
+        features = train(tiny_job(recipe, manifest, runtime))
+        np.testing.assert_allclose(losses(features), losses(images), rtol=2e-3, atol=2e-3)
+        pairs = zip(images.model.get_weights(), features.model.get_weights(), strict=True)
+        for weight, other in pairs:
+            np.testing.assert_allclose(weight, other, rtol=2e-2, atol=2e-3)
+
+
+def test_the_averaged_weights_are_validated_and_kept(manifest: Manifest) -> None:
+    """With a momentum near 1 the average stays where the first step led."""
+    same = {"fine_tune": "all", "checkpoint": "last", "patience": 0, "epochs": 3, "seed": 1}
+    start = train(tiny_job(tiny_recipe("v3", **same, learning_rate=1e-9), manifest))
+    moved = train(tiny_job(tiny_recipe("v3", **same, learning_rate=0.05), manifest))
+    kept = train(
+        tiny_job(tiny_recipe("v3", **same, learning_rate=0.05, ema_momentum=0.9999), manifest)
+    )
+
+    def distance(result: Result) -> float:
+        pairs = zip(result.model.get_weights(), start.model.get_weights(), strict=True)
+        return max(float(np.abs(weight - other).max()) for weight, other in pairs)
+
+    assert distance(kept) < 0.1 * distance(moved)
+    # the loss on training images is that of the weights that move
+    validated, trained = ([e[name] for e in kept.history] for name in ("val_loss", "train_loss"))
+    assert np.ptp(validated) < 0.1 * np.ptp(trained)
+
+
+def test_a_diverging_training_stops_whatever_its_recipe(manifest: Manifest) -> None:
+    recipe = tiny_recipe("v7", learning_rate=10.0, global_clipnorm=0.0, epochs=5)
+    recipe = replace(recipe, ema_momentum=0.0, weight_decay=1.0, warmup_epochs=0.0)
+    with pytest.raises(UserError, match=r"the training diverged in epoch [1-5]"):
+        train(tiny_job(recipe, manifest))
