@@ -86,12 +86,14 @@ def build_memory_loader(manifest: Manifest, rows: pd.DataFrame, recipe: Recipe) 
     return _pick_from(read_images(manifest, rows, recipe))
 
 
-def _pick_from(inputs: tf.Tensor, dtype: Any = None) -> Loader:
+def _pick_from(inputs: tf.Tensor) -> Loader:
+    return _pick_by(lambda batch: tf.gather(inputs, batch))
+
+
+def _pick_by(pick: Callable[[Any], Any]) -> Loader:
     def load(indices: tf.data.Dataset, batch_size: int, drop: bool) -> tf.data.Dataset:
         batches = indices.batch(batch_size, drop_remainder=drop)
-        return batches.map(
-            lambda batch: (tf.cast(tf.gather(inputs, batch), dtype or inputs.dtype), batch)
-        )
+        return batches.map(lambda batch: (pick(batch), batch))
 
     return load
 
@@ -197,14 +199,18 @@ def feature_inputs(features: Features) -> Inputs:
     """
     views, count, *shape = features.shape
     with tf.device("CPU:0"):
-        # one row for each view of an image
-        flat = tf.convert_to_tensor(features.reshape(views * count, *shape))
+        # One row for each view of an image. A pipeline copies the tensors that its functions use,
+        # and not the variables.
+        flat = tf.Variable(features.reshape(views * count, *shape), trainable=False)
+
+    def pick(rows: Any) -> Any:
+        return tf.cast(tf.gather(flat, rows), tf.float32)
 
     def choose_view(inputs: Any, indices: Any, seed: Any) -> Any:
         drawn = tf.random.stateless_uniform(tf.shape(indices), seed, 0, views, tf.int64)
-        return tf.cast(tf.gather(flat, drawn * count + indices), tf.float32)
+        return pick(drawn * count + indices)
 
-    return Inputs(load=_pick_from(flat, tf.float32), change=choose_view)
+    return Inputs(load=_pick_by(pick), change=choose_view)
 
 
 def build_training_dataset(
