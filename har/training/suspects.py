@@ -29,8 +29,9 @@ def find_suspects(probabilities: Floats, labels: Ints) -> npt.NDArray[np.bool_]:
     """Mark suspects: (images, classes) out-of-fold probabilities and (images,) label ids to
     (images,).
 
-    A doubt counts by the class: the probe must be surer of the other label than it is on average of
-    images with that label. At least one image of each class stays.
+    For each two classes cleanlab counts the images of the first that are predicted as the second
+    with more confidence than images of the second have on average. So many images of that label are
+    suspects, those with the strongest doubt. At least one image of each class stays.
     """
     found = np.zeros(len(labels), bool)
     if len(np.unique(labels)) < 2:
