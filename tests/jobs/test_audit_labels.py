@@ -42,18 +42,18 @@ def backbone() -> Iterator[None]:
 
 @pytest.fixture
 def coloured(tmp_path: Path) -> tuple[Path, set[str], Manifest]:
-    """A folder with wrong labels outside the test split, and their paths."""
+    """A folder with wrong labels, the paths of those outside the test split, and its manifest."""
     folder = tmp_path / "coloured"
     true = write_coloured(folder)
-    # an image's content decides about its split, not its label
-    manifest = prepare(folder_source(folder, "a test"), tmp_path / "first", Split())
-    wrong = set(manifest.rows("train")["path"].sample(PLANTED, random_state=0))
+    planted = set(np.random.default_rng(1).choice(list(true), PLANTED, replace=False))
     rows = [
-        (name, CLASSES[CLASSES.index(label) - 1] if f"train/{name}" in wrong else label)
+        (name, CLASSES[CLASSES.index(label) - 1] if name in planted else label)
         for name, label in true.items()
     ]
     write_csv(folder, rows)
-    return folder, wrong, prepare(folder_source(folder, "a test"), tmp_path / "second", Split())
+    manifest = prepare(folder_source(folder, "a test"), tmp_path / "prepared", Split())
+    wrong = set(manifest.rows("train")["path"]) & {f"train/{name}" for name in planted}
+    return folder, wrong, manifest
 
 
 def read_suspects(out: str = "audit") -> list[dict[str, str]]:
@@ -69,13 +69,13 @@ def test_planted_errors_are_found_shown_and_recorded(
     result = cli(*command)
     assert result.exit_code == 0, result.output
     rows, train = read_suspects(), manifest.rows("train")
-    assert wrong <= set(train["path"])
+    assert len(wrong) > PLANTED / 2
     found = {row["path"] for row in rows}
-    recall, precision = len(found & wrong) / PLANTED, len(found & wrong) / len(found)
-    assert recall == 1 and precision >= 0.8, (recall, precision)
+    recall, precision = len(found & wrong) / len(wrong), len(found & wrong) / len(found)
+    assert recall >= 0.8 and precision >= 0.9, (recall, precision)
     scores = [float(row["score"]) for row in rows]
-    assert scores == sorted(scores) and {row["path"] for row in rows[:PLANTED]} == wrong
-    for row in rows[:PLANTED]:
+    assert scores == sorted(scores)
+    for row in [each for each in rows if each["path"] in wrong]:
         true = CLASSES[(CLASSES.index(row["label"]) + 1) % len(CLASSES)]
         assert row["suggested"] == true
         difference = float(row["label_probability"]) - float(row["suggested_probability"])
@@ -105,27 +105,25 @@ def test_labels_of_test_images_change_nothing(
     coloured: tuple[Path, set[str], Manifest], store: str, backbone: None, cli
 ) -> None:
     folder, _, manifest = coloured
-    # the first image of each class decides about the class ids
-    assert cli("audit-labels", "--data", folder, *TINY).exit_code == 0
-    prepared = folder.parent / "second"
+    # labels weigh in a split: so the split is written down, by moving test images into test/
     test = manifest.rows("test")
-    shuffled = dict(zip(test["path"], np.roll(test["label"], 1), strict=True))
-    assert (np.roll(test["label"], 1) != test["label"]).any()
-    write_csv(folder, [(n, shuffled.get(f"train/{n}", label)) for n, label in read_csv(folder)])
-    held_out = folder.parent / "held_out.csv"
-    names = {each.removeprefix("train/") for each in test["path"]}
-    # the same split, by moving the test images into the data's folder test/
+    names = [each.removeprefix("train/") for each in test["path"]]
     (folder / "test").mkdir()
     for name in names:
         (folder / "train" / name).rename(folder / "test" / name)
-    with held_out.open("w", newline="") as file:
-        rows = [(n, shuffled[f"train/{n}"]) for n in sorted(names)]
-        csv.writer(file).writerows([("filename", "label"), *rows])
     write_csv(folder, [row for row in read_csv(folder) if row[0] not in names])
-    result = cli("audit-labels", "--data", folder, "--test-file", held_out, "--out", "again", *TINY)
-    assert result.exit_code == 0, result.output
-    assert f"{len(manifest.rows('train'))} labels" in result.stdout and prepared.is_dir()
-    assert Path("again/suspects.csv").read_bytes() == Path("audit/suspects.csv").read_bytes()
+    table = folder.parent / "test.csv"
+    found = []
+    for labels in (test["label"], np.roll(test["label"], 1)):
+        with table.open("w", newline="") as file:
+            rows = zip(names, labels, strict=True)
+            csv.writer(file).writerows([("filename", "label"), *rows])
+        result = cli("audit-labels", "--data", folder, "--test-file", table, *TINY)
+        assert result.exit_code == 0, result.output
+        assert f"of {len(manifest.rows('train'))} labels" in result.stdout
+        found.append(Path("audit/suspects.csv").read_bytes())
+    assert (np.roll(test["label"], 1) != test["label"]).any()
+    assert found[0] == found[1] and found[0].count(b"\n") > 3
 
 
 def test_a_training_leaves_out_what_the_audit_finds(
@@ -146,7 +144,7 @@ def test_a_training_leaves_out_what_the_audit_finds(
     assert run.data.params["train_images"] == str(images - suspects)
     # every image is validated on, the planted errors included
     assert run.data.params["validation_images"] == str(images)
-    assert run.data.metrics["val_accuracy"] < 1 == run.data.metrics["train_accuracy"]
+    assert run.data.metrics["val_accuracy"] < 0.97 < run.data.metrics["train_accuracy"]
     assert "suspects=leave_out" in run.data.tags["differs_from_variant"]
 
 
