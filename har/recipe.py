@@ -34,6 +34,10 @@ Strategy = Literal["one_device", "mirrored"]
 Diagnostics = Literal["none", "explore"]
 TestTime = Literal["none", "mirror"]
 Calibration = Literal["none", "temperature"]
+Suspects = Literal["keep", "leave_out"]
+
+# With this share of validation images or more, out-of-fold predictions have only two folds.
+MAX_SUSPECT_FRACTION = 0.4
 
 
 def axis(
@@ -89,6 +93,13 @@ class Recipe:
         0.0,
         "Share of the images outside the test split to validate on, stratified; 0: no validation",
         high=0.9,
+    )
+    suspects: Suspects = axis(
+        "keep",
+        "Training images whose label is in doubt, as `har audit-labels` finds them. leave_out: do"
+        " not train on them; they are still validated on. Needs head linear_probe, and `pip install"
+        " cleanlab`",
+        added=True,
     )
     augmentation: Augmentation = axis(
         "none",
@@ -257,14 +268,14 @@ def _check_validation(recipe: Recipe) -> str:
         "patience": recipe.patience > 0,
         "checkpoint": recipe.checkpoint == "best",
         "calibration": recipe.calibration != "none",
+        "suspects": recipe.suspects != "keep",
     }
-    off = {"patience": "--patience 0", "checkpoint": "--checkpoint last"}
+    off = {"patience": "0", "checkpoint": "last", "calibration": "none", "suspects": "keep"}
     for name, watches in watching.items():
         if watches and recipe.validation_fraction == 0:
-            instead = off.get(name, "--calibration none")
             return (
                 f"{name}={getattr(recipe, name)} needs validation images, but validation_fraction"
-                f" is 0: use --validation-fraction 0.2, or {instead}"
+                f" is 0: use --validation-fraction 0.2, or --{name} {off[name]}"
             )
     return ""
 
@@ -296,6 +307,17 @@ def _check_head(recipe: Recipe) -> str:
             "head=linear_probe is solved for on features of the frozen backbone; received"
             f" loader={recipe.loader}, fine_tune={recipe.fine_tune}: use --loader features"
             " --fine-tune frozen, or --head gap_dropout --head-start linear_probe"
+        )
+    if recipe.suspects == "leave_out" and recipe.head != "linear_probe":
+        return (
+            "suspects=leave_out finds them by the linear probe that it trains; received"
+            f" head={recipe.head}: use --variant v6, or --suspects keep"
+        )
+    if recipe.suspects == "leave_out" and recipe.validation_fraction >= MAX_SUSPECT_FRACTION:
+        return (
+            "suspects=leave_out needs three folds; received"
+            f" validation_fraction={recipe.validation_fraction}: use --validation-fraction 0.2, or"
+            " --suspects keep"
         )
     if recipe.head_start == "linear_probe" and recipe.head != "gap_dropout":
         return (
@@ -452,6 +474,8 @@ VARIANTS = {
     "v6": V6,
     "v7": V7,
 }
+# The fields that `har audit-labels` has as options: they decide which labels are in doubt.
+AUDIT_FIELDS = ("resize", "image_size", "backbone", "weights", "class_weight", "precision", "seed")
 
 
 def parent_of(variant: str) -> str | None:

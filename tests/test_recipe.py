@@ -134,6 +134,7 @@ FEATURES = {"loader": "features", "augmentation": "none", "patience": 0, "checkp
         ({"evaluation_size": 31}, "evaluation_size must be 0 or from 32 to 1024; received 31"),
         ({"cut": "block6a"}, "use --fine-tune last_blocks, or --cut auto"),
         ({"head": "linear_probe"}, "--head gap_dropout --head-start linear_probe"),
+        ({"suspects": "leave_out"}, "use --variant v6, or --suspects keep"),
         ({"head_start": "linear_probe", "head": "flatten_dense512"}, "use --head gap_dropout"),
         ({**FEATURES, "augmentation": "mirror"}, "use --feature-views 2"),
         ({**FEATURES, "augmentation": "mirror", "feature_views": 3}, "received feature_views=3"),
@@ -145,9 +146,19 @@ def test_what_cannot_be_together_says_what_to_use(values: dict[str, Any], proble
         replace(V3, **values)
 
 
-def test_calibration_needs_validation() -> None:
-    with pytest.raises(UserError, match=r"--validation-fraction 0\.2, or --calibration none"):
-        replace(ORIGINAL, calibration="temperature")
+@pytest.mark.parametrize(
+    ("name", "value", "off"),
+    [("calibration", "temperature", "none"), ("suspects", "leave_out", "keep")],
+)
+def test_what_is_fitted_out_of_fold_needs_validation(name: str, value: str, off: str) -> None:
+    with pytest.raises(UserError, match=rf"use --validation-fraction 0\.2, or --{name} {off}$"):
+        replace(ORIGINAL, **{name: value})
+
+
+def test_suspects_are_found_in_three_folds() -> None:
+    with pytest.raises(UserError, match=r"received validation_fraction=0\.4: use --validation"):
+        replace(VARIANTS["v6"], suspects="leave_out", validation_fraction=0.4)
+    assert replace(VARIANTS["v6"], suspects="leave_out", validation_fraction=0.39)
 
 
 def test_features_are_of_a_backbone_that_stays_as_it_is() -> None:

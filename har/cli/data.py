@@ -1,13 +1,28 @@
-"""Commands about images and cached features: variants, sample, prepare, cache."""
+"""Commands about images and cached features: variants, sample, prepare, audit-labels, cache."""
 
+import shlex
+from collections.abc import Mapping
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
 import click
 
-from har.cli.options import data_options, experiment_option, find_named_data, pop_split
+from har.cli.options import (
+    Spelled,
+    combine,
+    data_options,
+    experiment_option,
+    find_named_data,
+    pop_split,
+    recipe_option,
+    runtime_option,
+    with_dashes,
+)
+from har.recipe import AUDIT_FIELDS, VARIANTS, Recipe
 from har.util.escaping import for_terminal
-from har.util.outputs import PREPARED, check_output_folder
+from har.util.files import shorten_home
+from har.util.outputs import AUDIT, PREPARED, check_output_folder
 from har.util.process import process_start
 from har.util.progress import show
 from har.util.units import format_bytes
@@ -64,6 +79,77 @@ def prepare(data: str, image_root: Path | None, out: Path, experiment: str, **op
 
 
 @click.command()
+@click.option(
+    "--variant",
+    type=Spelled([name for name, recipe in VARIANTS.items() if recipe.solved]),
+    default="v6",
+    help="Recipe whose features and linear probe judge the labels.",
+)
+@data_options
+@click.option(
+    "--out",
+    type=click.Path(path_type=Path, file_okay=False),
+    default=Path("audit"),
+    help="Folder for suspects.csv and report.html.",
+)
+@combine(*(recipe_option(each) for each in fields(Recipe) if each.name in AUDIT_FIELDS))
+@experiment_option
+@runtime_option
+def audit_labels(
+    variant: str,
+    data: str,
+    image_root: Path | None,
+    out: Path,
+    experiment: str,
+    runtime: str,
+    **options: Any,
+) -> None:
+    """Find images whose label is in doubt, and show them on a page.
+
+    Every image outside the test split is predicted by a linear probe that was fitted without it and
+    its copies. suspects.csv lists the labels that these predictions doubt, with the label that they
+    suggest, the strongest doubt first; report.html shows the pictures. A doubt is not an error:
+    look before you correct a label. Test images are never looked at. Needs `pip install cleanlab`.
+
+    `har run --variant v6 --suspects leave_out` trains without these images.
+    """
+    check_output_folder(out, AUDIT)
+    split = pop_split(options)
+    overrides = {name: value for name, value in options.items() if value is not None}
+    requested = replace(VARIANTS[variant], **overrides)
+    found = find_named_data(data)
+    from har.training.suspects import check_cleanlab
+
+    check_cleanlab()
+    from har.tracking.store import open_experiment
+
+    open_experiment(experiment)
+    from har.data.prepare import load_manifest
+    from har.jobs.audit_labels import run_audit
+    from har.training.job import build_job
+
+    manifest = load_manifest(found, split, image_root=image_root)
+    job = build_job(variant, requested, overrides, manifest, runtime)
+    given = {"variant": variant, "data": data, "image_root": image_root, **split, **overrides}
+    commands = (
+        _spell("audit-labels", {**given, "out": out}),
+        _spell("run", {**given, "suspects": "leave_out"}),
+    )
+    audited = run_audit(job, out, experiment, process_start(), commands)
+    show(f"{len(audited.suspects):,} of {audited.images:,} labels are in doubt")
+    show(for_terminal(str(out / AUDIT.file)))
+
+
+def _spell(command: str, options: Mapping[str, Any]) -> str:
+    """Spell a command as a user types it, without the name of the home folder."""
+    words = ["har", command]
+    for name, value in options.items():
+        if value is not None:
+            words += [f"--{with_dashes(name)}", shorten_home(str(value))]
+    return shlex.join(words)
+
+
+@click.command()
 @click.option("--clear", is_flag=True, help="Delete all features that no process is using.")
 def cache(clear: bool) -> None:
     """List or delete the cached features, most recently used first.
@@ -80,4 +166,4 @@ def cache(clear: bool) -> None:
     show("\n".join([feature_cache.describe_cache(), *describe_backups()]))
 
 
-COMMANDS = (variants, sample, prepare, cache)
+COMMANDS = (variants, sample, prepare, audit_labels, cache)

@@ -75,6 +75,16 @@ def describe_comparison(run_id: str, runs: int) -> str:
     )
 
 
+def describe_audit(run_id: str, manifest: Manifest, suspects: int, images: int) -> str:
+    """Describe an audit of labels."""
+    return _join_lines(
+        f"**{for_markdown(manifest.name)}**: {suspects:,} of {images:,} labels are in doubt; test"
+        " images are not looked at",
+        f"{_link_artifact(run_id, REPORT_FILE, 'page with the pictures')} ·"
+        f" {_link_artifact(run_id, 'suspects.csv', 'table of all')}",
+    )
+
+
 def _format_scores(evaluation: "Evaluation") -> str:
     scores = evaluation.scores
     return (

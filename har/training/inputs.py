@@ -33,6 +33,7 @@ from har.training.loaders import (
     split_training,
 )
 from har.training.probe import DEFAULT_C, fit_layers
+from har.training.suspects import check_cleanlab
 from har.util.errors import UserError
 
 
@@ -161,10 +162,12 @@ def split_job(job: TrainingJob) -> Splits:
     """Split a job's images into training and validation.
 
     Raises:
-        UserError: too few images, a batch that does not divide evenly over the devices, or images
-            that do not fit the memory.
+        UserError: cleanlab is missing, too few images, a batch that does not divide evenly over the
+            devices, or images that do not fit the memory.
     """
     recipe = job.used
+    if recipe.suspects == "leave_out":
+        check_cleanlab()
     splits = split_training(job.manifest, recipe)
     if recipe.batch_size % job.replicas:
         fits = recipe.batch_size // job.replicas * job.replicas or job.replicas

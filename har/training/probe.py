@@ -8,6 +8,7 @@ import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import combinations
 from typing import Any
 
 import numpy as np
@@ -16,6 +17,8 @@ import pandas as pd
 
 from har.recipe import Recipe
 from har.training.feature_cache import Features
+from har.training.suspects import find_suspects
+from har.util.errors import UserError
 from har.util.progress import progress
 
 Floats = npt.NDArray[np.floating[Any]]
@@ -49,13 +52,15 @@ class Probe:
     """A solved output layer.
 
     `probabilities` are those of every image out of fold, (images, classes), by the C that was
-    chosen without it; None without folds. `grid` has a row for each C.
+    chosen without it; None without folds. `grid` has a row for each C. `kept`, (images,), marks the
+    images that the layer was fitted on: all, or all but the suspects.
     """
 
     layer: Layer
     c: float
     probabilities: npt.NDArray[np.float32] | None
     grid: pd.DataFrame
+    kept: npt.NDArray[np.bool_]
 
 
 def _softmax(logits: Floats) -> Floats:
@@ -127,6 +132,11 @@ def assign_folds(rows: pd.DataFrame, count: int, seed: int) -> npt.NDArray[np.in
     """
     from sklearn.model_selection import StratifiedGroupKFold
 
+    if (most := rows["label_id"].value_counts().max()) < count:
+        raise UserError(
+            f"{count} folds need a label with {count} images outside the test split; the most"
+            f" frequent label has {most}: add images"
+        )
     folds = np.empty(len(rows), np.int64)
     splitter = StratifiedGroupKFold(count, shuffle=True, random_state=seed)
     with warnings.catch_warnings():
@@ -146,11 +156,13 @@ def predict_out_of_fold(
     folds: npt.NDArray[np.int64],
     recipe: Recipe,
     checkpoint: Callable[[], None] = lambda: None,
+    suspects: npt.NDArray[np.bool_] | None = None,
 ) -> tuple[npt.NDArray[np.float32], list[float]]:
     """Predict each image by layers that were fitted on the other folds.
 
-    `train` and `evaluated` are (views, images, features). Returns (C, images, classes)
-    probabilities in the order of GRID, and the seconds that each C took.
+    `train` and `evaluated` are (views, images, features); `suspects`, (folds, images), marks the
+    images that the layer for a fold leaves out. Returns (C, images, classes) probabilities in the
+    order of GRID, and the seconds that each C took.
     """
     count = int(folds.max()) + 1
     found = np.empty((len(GRID), len(labels), classes), np.float32)
@@ -158,7 +170,8 @@ def predict_out_of_fold(
     with progress("linear probe, fold", count) as advance:
         for fold in range(count):
             held_out, started = folds == fold, time.monotonic()
-            layers = fit_layers(train[:, ~held_out], labels[~held_out], classes, GRID, recipe)
+            fitted = ~held_out if suspects is None else ~held_out & ~suspects[fold]
+            layers = fit_layers(train[:, fitted], labels[fitted], classes, GRID, recipe)
             for number, layer in enumerate(layers):
                 found[number, held_out] = layer.predict(evaluated[:, held_out])
                 seconds[number] += time.monotonic() - started
@@ -171,13 +184,16 @@ def predict_out_of_fold(
 def report_probe(
     probe: Probe, train: Features, rows: pd.DataFrame, seconds: float
 ) -> dict[str, float]:
-    """Return what an epoch would report: the loss and accuracies on the training images as they
-    are, and those out of fold.
+    """Return what an epoch would report: the loss and accuracies on the images trained on, as they
+    are, and those out of fold of all images.
     """
-    labels = rows["label_id"].to_numpy()
-    found = {"train_": probe.layer.predict(train[:1]), "val_": probe.probabilities}
-    metrics: dict[str, float] = {}
-    for prefix, probabilities in found.items():
+    every, kept = rows["label_id"].to_numpy(), probe.kept
+    found = {
+        "train_": (probe.layer.predict(train[:1, kept]), every[kept]),
+        "val_": (probe.probabilities, every),
+    }
+    metrics: dict[str, float] = {} if kept.all() else {"suspects": int((~kept).sum())}
+    for prefix, (probabilities, labels) in found.items():
         if probabilities is None:
             continue
         order = np.argsort(-probabilities, axis=1)
@@ -196,9 +212,12 @@ def describe_probe(probe: Probe, metrics: dict[str, float]) -> str:
         if "val_loss" in metrics
         else ""
     )
+    left_out = int((~probe.kept).sum())
+    without = f"  without {left_out:,} of {len(probe.kept):,} suspects" if left_out else ""
     return (
         f"linear probe: C {probe.c:g}  loss {metrics['train_loss']:.3f} acc"
-        f" {metrics['train_accuracy']:.3f}{validation}  {metrics['epoch_time_s']:.1f} s"
+        f" {metrics['train_accuracy']:.3f}{validation}{without}"
+        f"  {metrics['epoch_time_s']:.1f} s"
     )
 
 
@@ -222,6 +241,83 @@ def choose_c(
     return int(losses.mean(axis=1).argmin()), np.array(by_fold)
 
 
+def find_suspects_by_fold(
+    train: Features,
+    evaluated: Features,
+    labels: npt.NDArray[Any],
+    classes: int,
+    folds: npt.NDArray[np.int64],
+    recipe: Recipe,
+    c: float,
+    checkpoint: Callable[[], None] = lambda: None,
+) -> npt.NDArray[np.bool_]:
+    """Mark for each fold, (folds, images), the suspects outside it, found without its images: their
+    labels have no say in which images the layer that predicts them leaves out.
+    """
+    count = int(folds.max()) + 1
+    predicted = np.zeros((count, len(labels), classes), np.float32)
+    suspects = np.zeros((count, len(labels)), bool)
+    pairs = list(combinations(range(count), 2))
+    with progress("labels in doubt, two folds", len(pairs)) as advance:
+        for pair in pairs:
+            fitted = ~np.isin(folds, pair)
+            (layer,) = fit_layers(train[:, fitted], labels[fitted], classes, [c], recipe)
+            for fold, other in (pair, pair[::-1]):
+                predicted[fold, folds == other] = layer.predict(evaluated[:, folds == other])
+            checkpoint()
+            advance(1)
+    for fold in range(count):
+        outside = folds != fold
+        suspects[fold, outside] = find_suspects(predicted[fold, outside], labels[outside])
+    return suspects
+
+
+@dataclass(frozen=True, kw_only=True)
+class OutOfFold:
+    """Predictions of each image by a layer that was fitted without it.
+
+    `probabilities` is (images, classes), each image by the C that was chosen without it. `best` is
+    the number in GRID of the C for all images, and `grid` has a row for each C.
+    """
+
+    probabilities: npt.NDArray[np.float32]
+    best: int
+    grid: pd.DataFrame
+
+
+def cross_validate(
+    train: Features,
+    evaluated: Features,
+    labels: npt.NDArray[Any],
+    classes: int,
+    folds: npt.NDArray[np.int64],
+    recipe: Recipe,
+    checkpoint: Callable[[], None] = lambda: None,
+    suspects: npt.NDArray[np.bool_] | None = None,
+) -> OutOfFold:
+    """Predict each image out of fold as `predict_out_of_fold`, and choose C by that."""
+    found, seconds = predict_out_of_fold(
+        train, evaluated, labels, classes, folds, recipe, checkpoint, suspects
+    )
+    best, by_fold = choose_c(found, labels, folds)
+    grid = {
+        "C": GRID,
+        "accuracy": (found.argmax(axis=2) == labels).mean(axis=1),
+        "log_loss": log_losses(found, labels).mean(axis=1),
+        "seconds": seconds,
+    }
+    return OutOfFold(
+        probabilities=found[by_fold[folds], np.arange(len(labels))],
+        best=best,
+        grid=pd.DataFrame(grid),
+    )
+
+
+def count_folds(recipe: Recipe) -> int:
+    """Return how many folds give the recipe's share of validation images."""
+    return max(2, round(1 / recipe.validation_fraction))
+
+
 def solve(
     train: Features,
     evaluated: Features,
@@ -230,31 +326,27 @@ def solve(
     recipe: Recipe,
     checkpoint: Callable[[], None] = lambda: None,
 ) -> Probe:
-    """Choose C by as many folds as give the recipe's share of validation images, and fit the layer
-    on all rows; without validation, use DEFAULT_C.
+    """Choose C by folds, and fit the layer on all rows, or all but the suspects; without
+    validation, use DEFAULT_C.
     """
-    labels = rows["label_id"].to_numpy()
+    labels, kept = rows["label_id"].to_numpy(), np.ones(len(rows), bool)
     if not recipe.validation_fraction:
         (layer,) = fit_layers(train, labels, classes, [DEFAULT_C], recipe)
-        return Probe(layer=layer, c=DEFAULT_C, probabilities=None, grid=pd.DataFrame())
-    count = max(2, round(1 / recipe.validation_fraction))
-    folds = assign_folds(rows, count, recipe.seed)
-    found, seconds = predict_out_of_fold(
-        train, evaluated, labels, classes, folds, recipe, checkpoint
-    )
-    best, by_fold = choose_c(found, labels, folds)
+        return Probe(layer=layer, c=DEFAULT_C, probabilities=None, grid=pd.DataFrame(), kept=kept)
+    folds = assign_folds(rows, count_folds(recipe), recipe.seed)
+    data = train, evaluated, labels, classes, folds, recipe
+    found = cross_validate(*data, checkpoint)
+    if recipe.suspects == "leave_out":
+        kept = ~find_suspects(found.probabilities, labels)
+        outside = find_suspects_by_fold(*data, GRID[found.best], checkpoint)
+        found = cross_validate(*data, checkpoint, outside)
     # every C up to the best: each solution starts from the one before
-    *_, layer = fit_layers(train, labels, classes, GRID[: best + 1], recipe)
+    grid = GRID[: found.best + 1]
+    *_, layer = fit_layers(train[:, kept], labels[kept], classes, grid, recipe)
     return Probe(
         layer=layer,
-        c=GRID[best],
-        probabilities=found[by_fold[folds], np.arange(len(labels))],
-        grid=pd.DataFrame(
-            {
-                "C": GRID,
-                "accuracy": (found.argmax(axis=2) == labels).mean(axis=1),
-                "log_loss": log_losses(found, labels).mean(axis=1),
-                "seconds": seconds,
-            }
-        ),
+        c=GRID[found.best],
+        probabilities=found.probabilities,
+        grid=found.grid,
+        kept=kept,
     )

@@ -119,7 +119,7 @@ def train(
         model=_finish(inputs, job),
         class_names=job.manifest.class_names,
         history=history,
-        train_images=len(splits.train),
+        train_images=len(splits.train) if probe is None else int(probe.kept.sum()),
         validation_images=len(splits.validation),
         train_time_s=train_time_s,
         temperature=temperature,
@@ -136,7 +136,7 @@ def _solve_head(
     assert found is not None
     started = time.monotonic()
     with defer_interrupts() as checkpoint:
-        train_views, views = (_apply_root(each) for each in (found.train, found.validation))
+        train_views, views = (apply_root(each) for each in (found.train, found.validation))
         probe = solve(train_views, views, rows, len(job.manifest.class_names), job.used, checkpoint)
     set_output_layer(inputs.learner, probe.layer.kernel, probe.layer.bias)
     metrics = report_probe(probe, train_views, rows, time.monotonic() - started)
@@ -146,7 +146,7 @@ def _solve_head(
     return probe, [metrics]
 
 
-def _apply_root(features: Features) -> Features:
+def apply_root(features: Features) -> Features:
     """Do what the head does before its output layer."""
     return np.asarray(signed_root(features))
 

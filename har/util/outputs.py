@@ -44,12 +44,19 @@ COMPARISON = OutputKind(
     file="report.html",
     mark=b"<title>Comparison of ",
 )
+AUDIT = OutputKind(
+    name="audit",
+    what="audit of labels",
+    file="report.html",
+    mark=b"<title>Labels in doubt: ",
+)
+KINDS = (PREPARED, COMPARISON, AUDIT)
 
 
 def is_output(folder: Path) -> bool:
-    """Return True for a folder that `har prepare` or `har compare` wrote."""
+    """Return True for a folder that one of our commands wrote."""
     try:
-        return any(_has_mark(folder / kind.file, kind.mark) for kind in (PREPARED, COMPARISON))
+        return any(_has_mark(folder / kind.file, kind.mark) for kind in KINDS)
     except OSError:
         return False
 

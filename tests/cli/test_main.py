@@ -26,7 +26,17 @@ TINY_RUN = (
 
 
 @pytest.mark.parametrize(
-    "command", [(), ("variants",), ("sample",), ("prepare",), ("train",), ("evaluate",), ("run",)]
+    "command",
+    [
+        (),
+        ("variants",),
+        ("sample",),
+        ("prepare",),
+        ("audit-labels",),
+        ("train",),
+        ("evaluate",),
+        ("run",),
+    ],
 )
 def test_help_everywhere(cli, command: tuple[str, ...]) -> None:
     result = cli(*command, "--help")

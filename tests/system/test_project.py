@@ -128,7 +128,7 @@ def entry_points() -> dict[str, dict]:
 def test_entry_points_forward_everything_they_declare(name: str) -> None:
     entry = entry_points()[name]
     words = entry["command"].split()
-    command = main.commands["run" if name == "main" else name]
+    command = main.commands["run" if name == "main" else name.replace("_", "-")]
     assert isinstance(command, Command)
     assert words[:4] == ["python", "-m", "har", command.name]
     options = {opt: param for param in command.params for opt in param.opts}

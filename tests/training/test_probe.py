@@ -11,11 +11,14 @@ from har.training.probe import (
     GRID,
     assign_folds,
     choose_c,
+    describe_probe,
+    find_suspects_by_fold,
     fit_layers,
     predict_out_of_fold,
     report_probe,
     solve,
 )
+from har.util.errors import UserError
 from tests.conftest import tiny_recipe
 
 CLASSES = 3
@@ -143,3 +146,62 @@ def test_without_validation_nothing_is_chosen(recipe: Recipe) -> None:
     found = solve(views, views, rows_of(labels), CLASSES, plain)
     assert found.probabilities is None and found.c == probe.DEFAULT_C
     assert "val_loss" not in report_probe(found, views, rows_of(labels), 1.0)
+
+
+def plant(labels: np.ndarray, share: float = 0.08) -> tuple[np.ndarray, np.ndarray]:
+    planted = np.random.default_rng(5).random(len(labels)) < share
+    return np.where(planted, (labels + 1) % CLASSES, labels), planted
+
+
+def test_suspects_are_left_out_and_still_predicted() -> None:
+    views, true = draw(images=300, noise=0.3)
+    labels, planted = plant(true)
+    rows = rows_of(labels)
+    kept, without = (
+        solve(views, views, rows, CLASSES, tiny_recipe("v6", suspects=name))
+        for name in ("keep", "leave_out")
+    )
+    assert kept.kept.all() and planted.sum() > 15
+    # recall and precision
+    assert (~without.kept)[planted].mean() >= 0.9 and planted[~without.kept].mean() >= 0.9
+    assert without.probabilities is not None and without.probabilities.shape == (300, CLASSES)
+    metrics = report_probe(without, views, rows, 1.0)
+    assert metrics["suspects"] == (~without.kept).sum()
+    assert "suspects" not in report_probe(kept, views, rows, 1.0)
+    # scored on every image, planted errors included
+    assert metrics["val_accuracy"] == (without.probabilities.argmax(axis=1) == labels).mean() < 1
+    losses = [
+        -np.log(each.layer.predict(views)[np.arange(300), true]).mean() for each in (kept, without)
+    ]
+    assert losses[1] < losses[0]
+    assert f"without {int(metrics['suspects'])} of 300 suspects" in describe_probe(without, metrics)
+
+
+def test_the_layer_saw_no_suspect() -> None:
+    views, true = draw(images=300, noise=0.5)
+    labels, _ = plant(true)
+    recipe = tiny_recipe("v6", suspects="leave_out")
+    found = solve(views, views, rows_of(labels), CLASSES, recipe)
+    grid = GRID[: GRID.index(found.c) + 1]
+    *_, expected = fit_layers(views[:, found.kept], labels[found.kept], CLASSES, grid, recipe)
+    np.testing.assert_array_equal(found.layer.kernel, expected.kernel)
+
+
+def test_a_fold_has_no_say_in_what_its_layer_leaves_out(recipe: Recipe) -> None:
+    views, true = draw(images=300, noise=1.0)
+    labels, _ = plant(true)
+    folds = assign_folds(rows_of(labels), 5, seed=0)
+    other = labels.copy()
+    other[folds == 2] = np.random.default_rng(0).permutation(other[folds == 2])
+    before, after = (
+        find_suspects_by_fold(views, views, each, CLASSES, folds, recipe, 1e-2)
+        for each in (labels, other)
+    )
+    np.testing.assert_array_equal(before[2], after[2])
+    assert before[2].any() and not before[2, folds == 2].any()
+    assert (before[0] != after[0]).any()
+
+
+def test_too_few_images_for_the_folds_are_counted() -> None:
+    with pytest.raises(UserError, match=r"5 folds need a label with 5 images.* has 4: add images"):
+        assign_folds(rows_of(np.arange(12) % CLASSES), 5, seed=0)

@@ -13,7 +13,7 @@ from har.inference.predict import list_unlabelled, predict_to_file
 from har.util.errors import UserError
 from har.util.files import replace_tree
 from har.util.locks import file_lock
-from har.util.outputs import COMPARISON, PREPARED, check_output_file, check_output_folder
+from har.util.outputs import AUDIT, COMPARISON, PREPARED, check_output_file, check_output_folder
 
 HEADER = "path,label,label_id,width,height,bytes,plain_jpeg\n"
 
@@ -80,6 +80,14 @@ def test_a_comparison_may_be_written_again(tmp_path: Path) -> None:
     check_output_folder(tmp_path / "out", COMPARISON)
 
 
+def test_an_audit_may_be_written_again_and_only_an_audit(tmp_path: Path) -> None:
+    fill(tmp_path / "out", report__html="<html><title>Labels in doubt: mine</title>")
+    check_output_folder(tmp_path / "out", AUDIT)
+    for kind in (COMPARISON, PREPARED):
+        with pytest.raises(UserError, match=r"report\.html"):
+            check_output_folder(tmp_path / "out", kind)
+
+
 @pytest.mark.parametrize("place", ["file/x", "file/x/y", f"{'n' * 300}", "x/" * 3000])
 def test_a_place_that_cannot_be_created(place: str, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
@@ -103,6 +111,7 @@ def test_the_suggestion_does_not_exist(tmp_path: Path, monkeypatch: pytest.Monke
 COMMANDS = {
     "prepare": ("prepare", "--data", "sample", "--out"),
     "compare": ("compare", "--out"),
+    "audit-labels": ("audit-labels", "--data", "sample", "--out"),
     "sample": ("sample", "--per-class", "2", "--test-images", "0", "--out"),
 }
 
@@ -217,6 +226,8 @@ SLOW = ("tensorflow", "keras", "mlflow", "sklearn", "matplotlib")
         ["predict", "--data", "images", "--out", "new.txt"],
         ["predict", "--data", "images", "--out", "taken/file.csv/new.csv"],
         ["compare", "--out", "taken"],
+        ["audit-labels", "--data", "/nope"],
+        ["audit-labels", "--out", "taken"],
         ["cache"],
     ],
 )
