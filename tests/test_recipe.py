@@ -183,6 +183,8 @@ DIGESTS = {
     "v3": "b1cad635abfe295a",
     "v4": "5f70de9f735f04b9",
     "v5": "9d8b8c11a22ab597",
+    "v6": "64922fd1c3aa3dfa",
+    "v7": "72a1f3cd880470bf",
 }
 
 

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from har.models.build import SMALLEST_PROBABILITY
+from har.models.served import SMALLEST_PROBABILITY
 
 Probabilities = npt.NDArray[np.floating[Any]]
 # Far beyond what any training needs.

@@ -12,13 +12,12 @@ import tensorflow as tf
 from har.data.manifest import Manifest
 from har.inference.freezing import compute_float32_in_full
 from har.models.build import (
-    build_float32_copy,
-    build_served,
     copy_head,
     set_output_layer,
     signed_root,
 )
 from har.models.devices import make_deterministic
+from har.models.served import build_float32_copy, build_served
 from har.recipe import Recipe
 from har.training.backup import Backup
 from har.training.bad_images import name_bad_images

@@ -57,7 +57,7 @@ def test_run_and_train_are_one_command() -> None:
 
 def test_help_shows_the_defaults_of_the_variants(cli) -> None:
     text = " ".join(cli("train", "--help").output.split())
-    assert "[40]" in text and "[original, v1: 0; v2, v3, v4, v5: 5]" in text
+    assert "[32]" in text and "[original, v1, v7: 0; v2, v3, v4, v5, v6: 5]" in text
 
 
 READING = [
@@ -249,7 +249,7 @@ def test_underscores_are_dashes(cli) -> None:
         (("run", "--epoch", "3"), "No such option '--epoch'"),
         (("rum",), "No such command 'rum'"),
         (("run", "--data", "/no/such"), "no such folder: /no/such (--data /no/such)"),
-        (("run", "--validation-fraction", "0"), "watches validation accuracy, but"),
+        (("run", "--validation-fraction", "0"), "needs validation images, but"),
         (
             ("train", "--reproduce", "x", "--epochs", "3", "--seed", "1"),
             "leave out --epochs, --seed",

@@ -86,7 +86,7 @@ def test_what_was_meant_is_suggested(words: list[object], meant: str, cli) -> No
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (["--patience", 3, "--validation-fraction", 0], "patience=3 watches validation accuracy"),
+        (["--patience", 3, "--validation-fraction", 0], "patience=3 needs validation images"),
         (["--checkpoint", "best", "--validation-fraction", 0, "--patience", 0], "checkpoint=best"),
         (["--variant", "v5", "--fine-tune", "top"], "loader=features computes the backbone once"),
         (["--feature-views", 4], "feature_views=4 are augmented views for loader=features"),

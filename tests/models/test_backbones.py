@@ -11,7 +11,8 @@ import pytest
 from keras import layers
 
 from har.models.backbones import BACKBONES, build_backbone, name_weights_by_content
-from har.models.build import build_float32_copy, build_model
+from har.models.build import build_model
+from har.models.served import build_float32_copy
 from har.recipe import digest_recipe
 from har.util.errors import UserError
 from tests.conftest import tiny_recipe

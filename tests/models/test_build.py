@@ -6,7 +6,8 @@ import keras
 import numpy as np
 import pytest
 
-from har.models.build import HEADS, LOSSES, build_float32_copy, build_model
+from har.models.build import HEADS, LOSSES, build_model
+from har.models.served import build_float32_copy
 from har.recipe import ORIGINAL
 from tests.conftest import TINY_SIZE, tiny_recipe
 

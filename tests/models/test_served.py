@@ -10,12 +10,11 @@ from har.inference.classifier import load_classifier, save_classifier
 from har.inference.runtimes import RUNTIMES
 from har.models.backbones import BACKBONES
 from har.models.build import (
-    build_float32_copy,
     build_last_blocks,
     build_model,
-    build_served,
     split_backbone,
 )
+from har.models.served import build_float32_copy, build_served
 from har.training.calibration import scale
 from har.util.errors import UserError
 from tests.conftest import tiny_recipe
