@@ -71,8 +71,8 @@ class Recipe:
     loader: Loader = axis(
         "memory",
         "memory: decode all images once into one array; stream: decode images during training;"
-        " features: run the frozen backbone, or its frozen blocks, once, cache the output, and train"
-        " only what follows",
+        " features: run the frozen backbone, or its frozen blocks, once, cache the output, and"
+        " train only what follows",
         our_choice="v2 to v4 do not state the shuffling: all training images, again in each epoch",
     )
     resize: Resize = axis(
