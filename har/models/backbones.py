@@ -139,6 +139,14 @@ def _find_block(names: Sequence[str], cut: str) -> int:
     raise UserError(f"no block {cut!r} to cut before; the blocks are {', '.join(blocks)}")
 
 
+def check_cut(recipe: Recipe) -> None:
+    """Raise a UserError if the backbone has no block of the name that the user gave."""
+    if recipe.cut == "auto":
+        return
+    network = BACKBONES[recipe.backbone].build_random(None)
+    _find_block([layer.name for layer in network.layers if layer.weights], recipe.cut)
+
+
 def find_cut(network: keras.Model, recipe: Recipe) -> Any:
     """Return the tensor that enters the first block to train."""
     layers_of = [layer for layer in network.layers if layer.weights]

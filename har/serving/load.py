@@ -23,7 +23,9 @@ from har.util.errors import UserError, first_line
 from har.util.files import read_regular_file
 
 MODEL_FILE = "MLmodel"
-_WAYS = "; a model is named by models:/har@champion, a run's id, or a folder that holds its MLmodel"
+_WAYS = "a model is named by models:/har@champion, a run's id, or a folder that holds its MLmodel"
+CHAMPIONS = "models:/har@"
+_NO_CHAMPION = "`har promote` makes the best run the champion; --model also takes a run's id"
 CLASSIFIER_PATH = f"artifacts/{CLASSIFIER_FOLDER}"
 # It has the names of the classes; 10,000 long ones have a megabyte.
 MAX_DESCRIPTION_BYTES = 5_000_000
@@ -60,7 +62,8 @@ def load_logged_model(uri: str) -> LoggedModel:
             folder = stack.enter_context(open_model(uri, (MODEL_FILE, CLASSIFIER_PATH)))
             description = _read_description(folder)
         except UNREADABLE as error:
-            raise UserError(f"no model at {uri}: {first_line(error)}{_WAYS}") from error
+            ways = _NO_CHAMPION if uri.startswith(CHAMPIONS) else _WAYS
+            raise UserError(f"no model at {uri}: {first_line(error)}; {ways}") from error
         classifier = load_classifier(folder / CLASSIFIER_PATH)
     return LoggedModel(
         uri=uri,

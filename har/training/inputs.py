@@ -7,7 +7,7 @@ from typing import Any
 
 import keras
 
-from har.models.backbones import copy_weights, name_cut
+from har.models.backbones import check_cut, copy_weights, name_cut
 from har.models.build import (
     build_head,
     build_last_blocks,
@@ -162,10 +162,11 @@ def split_job(job: TrainingJob) -> Splits:
     """Split a job's images into training and validation.
 
     Raises:
-        UserError: cleanlab is missing, too few images, a batch that does not divide evenly over the
-            devices, or images that do not fit the memory.
+        UserError: an unknown cut, cleanlab is missing, too few images, a batch that does not divide
+            evenly over the devices, or images that do not fit the memory.
     """
     recipe = job.used
+    check_cut(recipe)
     if recipe.suspects == "leave_out":
         check_cleanlab()
     splits = split_training(job.manifest, recipe)

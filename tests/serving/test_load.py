@@ -34,6 +34,12 @@ def test_a_folder_without_a_model_is_named(name: str, store: str) -> None:
         load_logged_model(name)
 
 
+def test_a_missing_champion_says_how_one_is_made(store: str) -> None:
+    mlflow.search_experiments()
+    with pytest.raises(UserError, match="no model at models:/har@champion: .*`har promote` makes"):
+        load_logged_model("models:/har@champion")
+
+
 class Pickled(mlflow.pyfunc.PythonModel):
     def predict(self, context, model_input):  # type: ignore[no-untyped-def]
         return model_input

@@ -107,6 +107,7 @@ def test_a_new_store_is_created_whole_or_not_at_all(tmp_path: Path) -> None:
     [
         (["--batch-size", 400], "batch_size 400 is more than"),
         (["--validation-fraction", 0.01], "validation fraction of 0.01"),
+        (["--fine-tune", "last_blocks", "--cut", "nothing"], "no block 'nothing'"),
     ],
 )
 def test_options_that_cannot_work_leave_no_run(
