@@ -36,7 +36,7 @@ def test_a_folder_without_a_model_is_named(name: str, store: str) -> None:
 
 def test_a_missing_champion_says_how_one_is_made(store: str) -> None:
     mlflow.search_experiments()
-    with pytest.raises(UserError, match="no model at models:/har@champion: .*`har promote` makes"):
+    with pytest.raises(UserError, match=r"no model at models:/har@champion: .*`har promote` makes"):
         load_logged_model("models:/har@champion")
 
 
