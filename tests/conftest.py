@@ -43,9 +43,12 @@ from har.training.epoch_report import OnEpoch
 from har.training.job import TrainingJob, build_job
 from har.training.state import State
 
-# A shell starts background jobs with SIGINT ignored, and so would be what the tests start.
+# A shell starts background jobs with SIGINT ignored, and nohup with SIGHUP; what the tests start
+# would inherit that.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
+if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN:
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 # MirroredStrategy is tested as it would run on two GPUs: two devices, two replicas.
 tf.config.set_logical_device_configuration(
