@@ -431,7 +431,8 @@ V4 = replace(V3, precision="mixed_float16")
 # not raise the accuracy (docs/experiment.md).
 V5 = replace(V4, loader="features", augmentation="none")
 # Not a notebook either. A better backbone, at the size that its features need, and a head that is
-# solved for instead of trained in epochs.
+# solved for instead of trained in epochs. 75 % on 6,000 photographs, in four minutes on two CPU
+# cores, where v5 has 62 %: `har run --variant v6 --data DIR` (docs/results.md).
 V6 = replace(
     V5,
     backbone="efficientnet-lite2",
@@ -443,6 +444,7 @@ V6 = replace(
     calibration="temperature",
 )
 # The last blocks of the backbone are trained too, on views that passed the blocks before them once.
+# 82 % on the same photographs, in 17 minutes on two CPU cores, with up to 10 GB of memory.
 V7 = replace(
     V6,
     image_size=260,

@@ -26,8 +26,8 @@ def gap_dropout(features: Any) -> Any:
 def signed_root(features: Any) -> Any:
     """Take the square root of each feature's size: a few large ones would outweigh the others.
 
-    Out of fold it adds half a point of accuracy on photographs ("power normalisation", Perronnin
-    et al., 2010). `har.training.probe` solves for the output layer behind it.
+    ("Power normalisation", Perronnin et al., 2010.) `har.training.probe` solves for the output
+    layer behind it.
     """
     return ops.sign(features) * ops.sqrt(ops.abs(features))
 

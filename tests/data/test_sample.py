@@ -164,6 +164,7 @@ def test_bad_counts_are_refused_by_value(tmp_path: Path, per_class: int, test_im
     assert not (tmp_path / "none").exists()
 
 
+@pytest.mark.slow
 def test_a_frozen_backbone_does_clearly_better_than_chance() -> None:
     """Chance is 1 in 15; the bar is three times that, from 8 pictures an action."""
     from sklearn.neighbors import NearestCentroid

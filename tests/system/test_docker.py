@@ -558,6 +558,7 @@ def test_slow_clients_take_no_slot(before_stub: str, name: str) -> None:
 
 
 @needs_nginx
+@pytest.mark.slow
 def test_a_pause_ends_an_upload(stub: int) -> None:
     with proxy(stub, client_body_timeout="1s", client_header_timeout="1s") as address:
         for sent, _ in SLOW.values():

@@ -159,7 +159,7 @@ def test_a_store_that_cannot_be_used_is_named() -> None:
         pass
 
 
-@pytest.mark.parametrize("server", ["none", "silent"])
+@pytest.mark.parametrize("server", ["none", pytest.param("silent", marks=pytest.mark.slow)])
 def test_a_server_that_does_not_answer_is_said_before_any_work(
     server: str, tiny_raw: Path, cli
 ) -> None:

@@ -63,7 +63,14 @@ def float32(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(runtimes, "has_bfloat16", lambda: False)
 
 
-@pytest.mark.parametrize("variant", RECIPES)
+@pytest.mark.parametrize(
+    "variant",
+    [
+        # takes as long as five others
+        pytest.param(name, marks=pytest.mark.slow if name == "v7 mirrored" else ())
+        for name in RECIPES
+    ],
+)
 def test_it_goes_on_to_the_same_numbers_and_weights(variant: str, manifest: Manifest) -> None:
     recipe = recipe_of(variant)
     backup = RecordingBackup()

@@ -4,6 +4,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 LOADING = """
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
@@ -22,6 +24,7 @@ if __name__ == "__main__":
 """
 
 
+@pytest.mark.slow
 def test_tensorflow_loads_quietly_in_every_process(tmp_path: Path) -> None:
     script = tmp_path / "loading.py"
     script.write_text(LOADING)
