@@ -84,7 +84,7 @@ def fit_layers(
         layer = Layer(kernel=np.zeros((views.shape[-1], classes), np.float32), bias=bias)
         yield from (layer for _ in grid)
         return
-    # its steps are small: more threads wait for each other, up to nine times as long
+    # its steps are small: on a busy machine more threads mostly wait for each other
     from threadpoolctl import threadpool_limits
 
     rows = views.reshape(-1, views.shape[-1])
