@@ -16,9 +16,8 @@ from har.training.feature_cache import Features, check_limit
 from har.training.features import Extraction, evaluation_views
 from har.training.job import TrainingJob
 from har.training.loaders import check_feature_memory
-from har.training.probe import assign_folds, count_folds, cross_validate
+from har.training.probe import apply_root, assign_folds, count_folds, cross_validate
 from har.training.suspects import check_cleanlab, find_suspects, suggest_labels
-from har.training.train import apply_root
 from har.util.errors import UserError
 from har.util.signals import defer_interrupts
 

@@ -184,7 +184,8 @@ def _read_state_of(recipe: Recipe, folder: Path) -> tuple[State | None, float]:
     """Read the state as `read_state`, and check that it is one of a training of `recipe`."""
     state, wall_s = read_state(folder)
     too_many = state is not None and len(state.history) > recipe.epochs
-    if too_many or (state and recipe.patience and not state.stopping):
+    stops = recipe.patience and not recipe.solved
+    if too_many or (state and stops and not state.stopping):
         raise UserError(
             f"{folder / STATE_FILE} is of another training: delete it to train this run from its"
             " first epoch"

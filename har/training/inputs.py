@@ -179,5 +179,6 @@ def split_job(job: TrainingJob) -> Splits:
     if not splits.validation.empty:
         size_evaluation_batches(len(splits.validation), recipe.batch_size, job.replicas)
     if recipe.loader == "memory":
-        check_memory(len(splits.train) + len(splits.validation), recipe.source_size)
+        images = len(splits.train) + len(splits.validation)
+        check_memory(images, max(recipe.source_size, recipe.served_size))
     return splits

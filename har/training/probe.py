@@ -15,6 +15,7 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
+from har.models.build import signed_root
 from har.recipe import Recipe
 from har.training.feature_cache import Features
 from har.training.suspects import find_suspects
@@ -66,6 +67,11 @@ class Probe:
 def _softmax(logits: Floats) -> Floats:
     shifted = np.exp(logits - logits.max(axis=1, keepdims=True))
     return np.asarray(shifted / shifted.sum(axis=1, keepdims=True))
+
+
+def apply_root(features: Features) -> Features:
+    """Do to features what the head of a model does before its output layer."""
+    return np.asarray(signed_root(features))
 
 
 def fit_layers(

@@ -34,7 +34,11 @@ class State:
     arrays: Arrays
 
     def first_epoch(self, recipe: Recipe) -> int:
-        """The next epoch, counted from 0; `recipe.epochs` if early stopping ended the training."""
+        """The next epoch, counted from 0; `recipe.epochs` if early stopping ended the training, or
+        its head was solved for.
+        """
+        if recipe.solved:
+            return recipe.epochs
         stopped = recipe.patience and self.stopping["wait"] >= recipe.patience
         return recipe.epochs if stopped else len(self.history)
 

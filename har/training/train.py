@@ -11,11 +11,7 @@ import tensorflow as tf
 
 from har.data.manifest import Manifest
 from har.inference.freezing import compute_float32_in_full
-from har.models.build import (
-    copy_head,
-    set_output_layer,
-    signed_root,
-)
+from har.models.build import copy_head, set_output_layer
 from har.models.devices import make_deterministic
 from har.models.served import build_float32_copy, build_served
 from har.recipe import Recipe
@@ -23,13 +19,12 @@ from har.training.backup import Backup
 from har.training.bad_images import name_bad_images
 from har.training.calibration import fit_temperature
 from har.training.epoch_report import EpochReport, OnEpoch, describe_end
-from har.training.feature_cache import Features
 from har.training.features import Extracted, FeatureSplits
 from har.training.inputs import FitInputs, build_inputs, split_job
 from har.training.job import TrainingJob
 from har.training.loaders import Splits, count_steps, weigh_classes
-from har.training.probe import Probe, describe_probe, report_probe, solve
-from har.training.state import State, Stopping, restore_state
+from har.training.probe import Probe, apply_root, describe_probe, report_probe, solve
+from har.training.state import State, Stopping, capture_state, restore_state
 from har.util.errors import UserError
 from har.util.progress import say
 from har.util.signals import defer_interrupts
@@ -105,11 +100,11 @@ def train(
     with _explain_errors(job.manifest):
         inputs = build_inputs(job, splits, first_epoch)
         if job.used.solved:
-            probe, history = _solve_head(inputs, job, splits, on_epoch)
-            train_time_s = time.monotonic() - started
+            probe, history, train_time_s = _solve_head(
+                inputs, job, splits, on_epoch, backup, started
+            )
         else:
-            steps = count_steps(len(splits.train), job.used)
-            report = _run_epochs(inputs, job, splits, steps, on_epoch, backup, started)
+            report = _run_epochs(inputs, job, splits, on_epoch, backup, started)
             probe, history, train_time_s = None, report.history, report.train_time_s
             say(describe_end(job.used, history, find_best_epoch(job.used, history)))
         temperature = _fit_temperature(inputs, job.used, splits, probe)
@@ -128,26 +123,36 @@ def train(
 
 
 def _solve_head(
-    inputs: FitInputs, job: TrainingJob, splits: Splits, on_epoch: OnEpoch | None
-) -> tuple[Probe, list[dict[str, float]]]:
-    """Solve for the output layer; return it and what one epoch would report."""
+    inputs: FitInputs,
+    job: TrainingJob,
+    splits: Splits,
+    on_epoch: OnEpoch | None,
+    backup: Backup | None,
+    started: float,
+) -> tuple[Probe, list[dict[str, float]], float]:
+    """Solve for the output layer; return it, what one epoch would report, and the seconds of
+    training since `started`.
+
+    A resumed training solves again, which gives the same layer, and keeps what it had reported.
+    """
     found, rows = inputs.features, splits.train
     assert found is not None
-    started = time.monotonic()
+    solving = time.monotonic()
     with defer_interrupts() as checkpoint:
         train_views, views = (apply_root(each) for each in (found.train, found.validation))
         probe = solve(train_views, views, rows, len(job.manifest.class_names), job.used, checkpoint)
     set_output_layer(inputs.learner, probe.layer.kernel, probe.layer.bias)
-    metrics = report_probe(probe, train_views, rows, time.monotonic() - started)
+    if backup and backup.state:
+        return probe, backup.state.history, backup.state.train_time_s
+    metrics = report_probe(probe, train_views, rows, time.monotonic() - solving)
     say(describe_probe(probe, metrics))
+    train_time_s = time.monotonic() - started
+    if backup is not None:
+        # without a state the backup would be deleted with the first error
+        backup.save(capture_state(inputs.learner, None, [metrics], train_time_s))
     if on_epoch is not None:
         on_epoch(1, metrics)
-    return probe, [metrics]
-
-
-def apply_root(features: Features) -> Features:
-    """Do what the head does before its output layer."""
-    return np.asarray(signed_root(features))
+    return probe, [metrics], train_time_s
 
 
 def _fit_temperature(
@@ -201,12 +206,11 @@ def _run_epochs(
     inputs: FitInputs,
     job: TrainingJob,
     splits: Splits,
-    steps: int,
     on_epoch: OnEpoch | None,
     backup: Backup | None,
     started: float,
 ) -> EpochReport:
-    """Run the epochs that are left, of `steps` steps each."""
+    """Run the epochs that are left."""
     state, recipe = backup.state if backup else None, job.used
     stopping = build_stopping(recipe, state)
     weights = weigh_classes(splits.train, recipe, len(job.manifest.class_names))
@@ -215,7 +219,7 @@ def _run_epochs(
     with defer_interrupts() as checkpoint:
         report = EpochReport(
             recipe,
-            steps,
+            count_steps(len(splits.train), recipe),
             checkpoint,
             started=started,
             stopping=stopping,

@@ -186,6 +186,31 @@ def test_an_end_that_was_not_recorded_is_recorded_once(
     assert not backup_folder(run_id).exists()
 
 
+def test_a_solved_head_is_recorded_later_too(data: Path, store: str, cli) -> None:
+    """It has no epochs to resume, and must not be lost with the store."""
+    end = mlflow.MlflowClient.set_terminated
+
+    def away(client: Any, run_id: str, status: str | None = None, end_time: Any = None) -> None:
+        if status == "FINISHED":
+            raise mlflow.exceptions.MlflowException("away")
+        end(client, run_id, status, end_time)
+
+    options = ("--variant", "v6", "--image-size", "32", "--backbone", "efficientnet-lite0")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(mlflow.MlflowClient, "set_terminated", away)
+        done = cli("run", "--data", data, "--experiment", "solved", *options)
+    assert done.exit_code == 2 and "cannot be used: away" in done.stderr, done.output
+    assert "to resume this training" in done.stderr
+    before = only_run("solved")
+    assert cli("sync").exit_code == 0
+    run = only_run("solved")
+    assert (run.info.run_id, run.info.status) == (before.info.run_id, "FINISHED")
+    for name in ("val_accuracy", "train_loss", "train_time_s", "temperature", "probe_c"):
+        assert len(history(run, name)) == 1
+        assert run.data.metrics[name] == before.data.metrics[name]
+    assert not backup_folder(run.info.run_id).exists()
+
+
 def interrupt(epoch: int) -> None:
     raise KeyboardInterrupt
 
