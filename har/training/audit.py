@@ -16,7 +16,7 @@ from har.training.feature_cache import Features, check_limit
 from har.training.features import Extraction, evaluation_views
 from har.training.job import TrainingJob
 from har.training.loaders import check_feature_memory
-from har.training.probe import apply_root, assign_folds, count_folds, cross_validate
+from har.training.probe import FoldedData, apply_root, assign_folds, count_folds, cross_validate
 from har.training.suspects import check_cleanlab, find_suspects, suggest_labels
 from har.util.errors import UserError
 from har.util.signals import defer_interrupts
@@ -62,7 +62,10 @@ def audit(job: TrainingJob) -> Audit:
     with name_bad_images(job.manifest):
         views = apply_root(_extract(job, rows))
     with defer_interrupts() as checkpoint:
-        found = cross_validate(views, views, labels, classes, folds, recipe, checkpoint)
+        data = FoldedData(
+            train=views, evaluated=views, labels=labels, folds=folds, classes=classes, recipe=recipe
+        )
+        found = cross_validate(data, checkpoint)
     suspects = tabulate_suspects(rows, found.probabilities, job.manifest.class_names)
     return Audit(
         suspects=suspects,

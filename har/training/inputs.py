@@ -32,7 +32,8 @@ from har.training.loaders import (
     size_evaluation_batches,
     split_training,
 )
-from har.training.probe import DEFAULT_C, fit_layers
+from har.training.probe import DEFAULT_C
+from har.training.regression import fit_layers
 from har.training.suspects import check_cleanlab
 from har.util.errors import UserError
 
@@ -102,14 +103,22 @@ def build_feature_inputs(job: TrainingJob, splits: Splits, first_epoch: int) -> 
     return FitInputs(
         learner=head,
         model=model,
-        train_data=build_training_dataset(
-            feature_inputs(found.train), manifest, splits.train, recipe, first_epoch
-        ),
-        validation_data=build_validation_dataset(
-            feature_inputs(found.validation[:1]), manifest, splits.validation, recipe, replicas
-        ),
+        train_data=_build_training_data(job, splits, found, first_epoch),
+        validation_data=_build_validation_data(job, splits, found),
         features=found,
     )
+
+
+def _build_training_data(
+    job: TrainingJob, splits: Splits, found: FeatureSplits, first_epoch: int
+) -> Any:
+    inputs = feature_inputs(found.train)
+    return build_training_dataset(inputs, job.manifest, splits.train, job.used, first_epoch)
+
+
+def _build_validation_data(job: TrainingJob, splits: Splits, found: FeatureSplits) -> Any:
+    inputs = feature_inputs(found.validation[:1])
+    return build_validation_dataset(inputs, job.manifest, splits.validation, job.used, job.replicas)
 
 
 def build_last_block_inputs(job: TrainingJob, splits: Splits, first_epoch: int) -> FitInputs:
@@ -132,12 +141,8 @@ def build_last_block_inputs(job: TrainingJob, splits: Splits, first_epoch: int) 
     return FitInputs(
         learner=learner,
         model=model,
-        train_data=build_training_dataset(
-            feature_inputs(found.train), manifest, splits.train, recipe, first_epoch
-        ),
-        validation_data=build_validation_dataset(
-            feature_inputs(found.validation[:1]), manifest, splits.validation, recipe, replicas
-        ),
+        train_data=_build_training_data(job, splits, found, first_epoch),
+        validation_data=_build_validation_data(job, splits, found),
         # the data set holds those of training, which may be gigabytes
         features=replace(found, train=found.train[:, :0].copy()),
     )

@@ -18,6 +18,7 @@ import pandas as pd
 from har.models.build import signed_root
 from har.recipe import Recipe
 from har.training.feature_cache import Features
+from har.training.regression import Layer, fit_layers
 from har.training.suspects import find_suspects
 from har.util.errors import UserError
 from har.util.progress import progress
@@ -28,24 +29,33 @@ Floats = npt.NDArray[np.floating[Any]]
 GRID = (1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2)
 # What an output layer starts from where nothing chooses.
 DEFAULT_C = 1e-3
-# The logit of a class that has no image: far below every other.
-NEVER = -30.0
-MAX_ITERATIONS = 300
-TOLERANCE = 1e-3
-# A constant feature is divided by this in the place of its deviation.
-SMALLEST_DEVIATION = 1e-6
 
 
 @dataclass(frozen=True, kw_only=True)
-class Layer:
-    """A dense softmax layer: kernel (features, classes) and bias (classes,), float32."""
+class FoldedData:
+    """What is predicted out of fold.
 
-    kernel: npt.NDArray[np.float32]
-    bias: npt.NDArray[np.float32]
+    `train` and `evaluated` are (views, images, features); `labels` and `folds` are (images,) ids
+    below `classes`, and numbers from 0.
+    """
 
-    def predict(self, views: Features) -> npt.NDArray[np.float32]:
-        """Map (views, images, features) to (images, classes) probabilities, averaged over views."""
-        return np.mean([_softmax(each @ self.kernel + self.bias) for each in views], axis=0)
+    train: Features
+    evaluated: Features
+    labels: npt.NDArray[Any]
+    folds: npt.NDArray[np.int64]
+    classes: int
+    recipe: Recipe
+
+    @property
+    def num_folds(self) -> int:
+        """The number of folds."""
+        return int(self.folds.max()) + 1
+
+    def fit(self, fitted: npt.NDArray[np.bool_], grid: Sequence[float]) -> Iterator[Layer]:
+        """Fit a layer for each C of `grid` on the images that `fitted`, (images,), marks."""
+        return fit_layers(
+            self.train[:, fitted], self.labels[fitted], self.classes, grid, self.recipe
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,72 +74,9 @@ class Probe:
     kept: npt.NDArray[np.bool_]
 
 
-def _softmax(logits: Floats) -> Floats:
-    shifted = np.exp(logits - logits.max(axis=1, keepdims=True))
-    return np.asarray(shifted / shifted.sum(axis=1, keepdims=True))
-
-
 def apply_root(features: Features) -> Features:
     """Do to features what the head of a model does before its output layer."""
     return np.asarray(signed_root(features))
-
-
-def fit_layers(
-    views: Features, labels: npt.NDArray[Any], classes: int, grid: Sequence[float], recipe: Recipe
-) -> Iterator[Layer]:
-    """Fit a layer for each C of `grid`, in turn, on (views, images, features); every view of an
-    image counts as an image of its own.
-    """
-    # loads for a second
-    from sklearn.exceptions import ConvergenceWarning
-    from sklearn.linear_model import LogisticRegression
-
-    if len(present := np.unique(labels)) == 1:
-        # a fold of a tiny data set; nothing to tell apart
-        bias = np.where(np.arange(classes) == present[0], 0.0, NEVER).astype(np.float32)
-        layer = Layer(kernel=np.zeros((views.shape[-1], classes), np.float32), bias=bias)
-        yield from (layer for _ in grid)
-        return
-    # its steps are small: on a busy machine more threads mostly wait for each other
-    from threadpoolctl import threadpool_limits
-
-    rows = views.reshape(-1, views.shape[-1])
-    mean = rows.mean(axis=0, dtype=np.float64)
-    deviation = rows.std(axis=0, dtype=np.float64) + SMALLEST_DEVIATION
-    scaled = ((rows - mean) / deviation).astype(np.float32)
-    repeated = np.tile(labels, len(views))
-    model = LogisticRegression(
-        max_iter=MAX_ITERATIONS,
-        tol=TOLERANCE,
-        # each C starts from the solution of the one before
-        warm_start=True,
-        class_weight="balanced" if recipe.class_weight == "balanced" else None,
-    )
-    for c in grid:
-        with warnings.catch_warnings(), threadpool_limits(1):
-            # the last digits of a solution decide nothing
-            warnings.simplefilter("ignore", ConvergenceWarning)
-            model.set_params(C=c).fit(scaled, repeated)
-        kernel, bias = _spread(model, classes)
-        kernel = kernel / deviation[:, None]
-        yield Layer(
-            kernel=kernel.astype(np.float32), bias=(bias - mean @ kernel).astype(np.float32)
-        )
-
-
-def _spread(model: Any, classes: int) -> tuple[Floats, Floats]:
-    """Return a kernel and a bias for all classes: scikit-learn has one column for two classes, and
-    none for a class without images.
-    """
-    coefficients, intercepts = model.coef_, model.intercept_
-    if len(coefficients) == 1:
-        coefficients = np.concatenate([-coefficients, coefficients]) / 2
-        intercepts = np.concatenate([-intercepts, intercepts]) / 2
-    kernel = np.zeros((coefficients.shape[1], classes))
-    bias = np.full(classes, NEVER)
-    kernel[:, model.classes_] = coefficients.T
-    bias[model.classes_] = intercepts
-    return kernel, bias
 
 
 def assign_folds(rows: pd.DataFrame, count: int, seed: int) -> npt.NDArray[np.int64]:
@@ -155,31 +102,23 @@ def assign_folds(rows: pd.DataFrame, count: int, seed: int) -> npt.NDArray[np.in
 
 
 def predict_out_of_fold(
-    train: Features,
-    evaluated: Features,
-    labels: npt.NDArray[Any],
-    classes: int,
-    folds: npt.NDArray[np.int64],
-    recipe: Recipe,
+    data: FoldedData,
     checkpoint: Callable[[], None] = lambda: None,
     suspects: npt.NDArray[np.bool_] | None = None,
 ) -> tuple[npt.NDArray[np.float32], list[float]]:
     """Predict each image by layers that were fitted on the other folds.
 
-    `train` and `evaluated` are (views, images, features); `suspects`, (folds, images), marks the
-    images that the layer for a fold leaves out. Returns (C, images, classes) probabilities in the
-    order of GRID, and the seconds that each C took.
+    `suspects`, (folds, images), marks the images that the layer for a fold leaves out. Returns
+    (C, images, classes) probabilities in the order of GRID, and the seconds that each C took.
     """
-    count = int(folds.max()) + 1
-    found = np.empty((len(GRID), len(labels), classes), np.float32)
+    found = np.empty((len(GRID), len(data.labels), data.classes), np.float32)
     seconds = np.zeros(len(GRID))
-    with progress("linear probe, fold", count) as advance:
-        for fold in range(count):
-            held_out, started = folds == fold, time.monotonic()
+    with progress("linear probe, fold", data.num_folds) as advance:
+        for fold in range(data.num_folds):
+            held_out, started = data.folds == fold, time.monotonic()
             fitted = ~held_out if suspects is None else ~held_out & ~suspects[fold]
-            layers = fit_layers(train[:, fitted], labels[fitted], classes, GRID, recipe)
-            for number, layer in enumerate(layers):
-                found[number, held_out] = layer.predict(evaluated[:, held_out])
+            for number, layer in enumerate(data.fit(fitted, GRID)):
+                found[number, held_out] = layer.predict(data.evaluated[:, held_out])
                 seconds[number] += time.monotonic() - started
                 started = time.monotonic()
                 checkpoint()
@@ -248,28 +187,20 @@ def choose_c(
 
 
 def find_suspects_by_fold(
-    train: Features,
-    evaluated: Features,
-    labels: npt.NDArray[Any],
-    classes: int,
-    folds: npt.NDArray[np.int64],
-    recipe: Recipe,
-    c: float,
-    checkpoint: Callable[[], None] = lambda: None,
+    data: FoldedData, c: float, checkpoint: Callable[[], None] = lambda: None
 ) -> npt.NDArray[np.bool_]:
     """Mark for each fold, (folds, images), the suspects outside it, found without its images: their
     labels have no say in which images the layer that predicts them leaves out.
     """
-    count = int(folds.max()) + 1
-    predicted = np.zeros((count, len(labels), classes), np.float32)
+    count, labels, folds = data.num_folds, data.labels, data.folds
+    predicted = np.zeros((count, len(labels), data.classes), np.float32)
     suspects = np.zeros((count, len(labels)), bool)
     pairs = list(combinations(range(count), 2))
     with progress("labels in doubt, two folds", len(pairs)) as advance:
         for pair in pairs:
-            fitted = ~np.isin(folds, pair)
-            (layer,) = fit_layers(train[:, fitted], labels[fitted], classes, [c], recipe)
+            (layer,) = data.fit(~np.isin(folds, pair), [c])
             for fold, other in (pair, pair[::-1]):
-                predicted[fold, folds == other] = layer.predict(evaluated[:, folds == other])
+                predicted[fold, folds == other] = layer.predict(data.evaluated[:, folds == other])
             checkpoint()
             advance(1)
     for fold in range(count):
@@ -292,20 +223,14 @@ class OutOfFold:
 
 
 def cross_validate(
-    train: Features,
-    evaluated: Features,
-    labels: npt.NDArray[Any],
-    classes: int,
-    folds: npt.NDArray[np.int64],
-    recipe: Recipe,
+    data: FoldedData,
     checkpoint: Callable[[], None] = lambda: None,
     suspects: npt.NDArray[np.bool_] | None = None,
 ) -> OutOfFold:
     """Predict each image out of fold as `predict_out_of_fold`, and choose C by that."""
-    found, seconds = predict_out_of_fold(
-        train, evaluated, labels, classes, folds, recipe, checkpoint, suspects
-    )
-    best, by_fold = choose_c(found, labels, folds)
+    found, seconds = predict_out_of_fold(data, checkpoint, suspects)
+    labels = data.labels
+    best, by_fold = choose_c(found, labels, data.folds)
     grid = {
         "C": GRID,
         "accuracy": (found.argmax(axis=2) == labels).mean(axis=1),
@@ -313,7 +238,7 @@ def cross_validate(
         "seconds": seconds,
     }
     return OutOfFold(
-        probabilities=found[by_fold[folds], np.arange(len(labels))],
+        probabilities=found[by_fold[data.folds], np.arange(len(labels))],
         best=best,
         grid=pd.DataFrame(grid),
     )
@@ -340,15 +265,22 @@ def solve(
         (layer,) = fit_layers(train, labels, classes, [DEFAULT_C], recipe)
         return Probe(layer=layer, c=DEFAULT_C, probabilities=None, grid=pd.DataFrame(), kept=kept)
     folds = assign_folds(rows, count_folds(recipe), recipe.seed)
-    data = train, evaluated, labels, classes, folds, recipe
-    found = cross_validate(*data, checkpoint)
+    data = FoldedData(
+        train=train,
+        evaluated=evaluated,
+        labels=labels,
+        folds=folds,
+        classes=classes,
+        recipe=recipe,
+    )
+    found = cross_validate(data, checkpoint)
     if recipe.suspects == "leave_out":
         kept = ~find_suspects(found.probabilities, labels)
-        outside = find_suspects_by_fold(*data, GRID[found.best], checkpoint)
-        found = cross_validate(*data, checkpoint, outside)
+        outside = find_suspects_by_fold(data, GRID[found.best], checkpoint)
+        found = cross_validate(data, checkpoint, outside)
     # every C up to the best: each solution starts from the one before
     grid = GRID[: found.best + 1]
-    *_, layer = fit_layers(train[:, kept], labels[kept], classes, grid, recipe)
+    *_, layer = data.fit(kept, grid)
     return Probe(
         layer=layer,
         c=GRID[found.best],

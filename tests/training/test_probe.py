@@ -3,23 +3,24 @@
 import numpy as np
 import pandas as pd
 import pytest
-from sklearn.linear_model import LogisticRegression
 
 from har.recipe import Recipe
 from har.training import probe
 from har.training.probe import (
     GRID,
+    FoldedData,
     assign_folds,
     choose_c,
     describe_probe,
     find_suspects_by_fold,
-    fit_layers,
     predict_out_of_fold,
     report_probe,
     solve,
 )
+from har.training.regression import fit_layers
 from har.util.errors import UserError
 from tests.conftest import tiny_recipe
+from tests.training.test_regression import draw
 
 CLASSES = 3
 
@@ -29,14 +30,10 @@ def recipe() -> Recipe:
     return tiny_recipe("v6")
 
 
-def draw(images: int = 90, features: int = 6, noise: float = 1.0, seed: int = 0):
-    """Two views of images whose classes can be told apart, of very unequal scales."""
-    rng = np.random.default_rng(seed)
-    labels = np.arange(images) % CLASSES
-    centres = rng.normal(0, 1, (CLASSES, features))
-    scales = 10.0 ** np.arange(features)
-    views = (centres[labels] + rng.normal(0, noise, (2, images, features))) * scales + 7
-    return views.astype(np.float32), labels
+def folded(views: np.ndarray, labels: np.ndarray, folds: np.ndarray, recipe: Recipe) -> FoldedData:
+    return FoldedData(
+        train=views, evaluated=views, labels=labels, folds=folds, classes=CLASSES, recipe=recipe
+    )
 
 
 def rows_of(labels: np.ndarray, copies: int = 1) -> pd.DataFrame:
@@ -45,45 +42,6 @@ def rows_of(labels: np.ndarray, copies: int = 1) -> pd.DataFrame:
     groups = np.empty(len(labels), np.int64)
     groups[order] = np.arange(len(labels)) // copies
     return pd.DataFrame({"label_id": labels, "duplicate_group": groups})
-
-
-@pytest.mark.parametrize("c", [GRID[0], GRID[-1]])
-def test_the_layer_is_the_regression_on_standardised_features(c: float, recipe: Recipe) -> None:
-    views, labels = draw()
-    (layer,) = fit_layers(views, labels, CLASSES, [c], recipe)
-    rows = views.reshape(-1, views.shape[-1]).astype(np.float64)
-    scaled = (rows - rows.mean(axis=0)) / rows.std(axis=0)
-    reference = LogisticRegression(C=c, max_iter=5000, tol=1e-8).fit(scaled, np.tile(labels, 2))
-    found = np.concatenate([layer.predict(each[None]) for each in views])
-    np.testing.assert_allclose(found, reference.predict_proba(scaled), atol=5e-3)
-
-
-def test_views_are_averaged(recipe: Recipe) -> None:
-    views, labels = draw()
-    (layer,) = fit_layers(views, labels, CLASSES, [1e-2], recipe)
-    each = [layer.predict(view[None]) for view in views]
-    np.testing.assert_allclose(layer.predict(views), np.mean(each, axis=0), rtol=1e-6)
-
-
-def test_balanced_classes_weigh_the_same() -> None:
-    """With useless features and the strongest penalty, only the frequencies are learned."""
-    labels = np.array([0] * 60 + [1] * 20 + [2] * 10)
-    views = np.random.default_rng(0).normal(0, 1, (1, 90, 2)).astype(np.float32)
-    for weight, expected in (("none", [6 / 9, 2 / 9, 1 / 9]), ("balanced", [1 / 3] * 3)):
-        recipe = tiny_recipe("v6", class_weight=weight)
-        (layer,) = fit_layers(views, labels, CLASSES, [1e-6], recipe)
-        np.testing.assert_allclose(layer.predict(views).mean(axis=0), expected, atol=0.02)
-
-
-@pytest.mark.parametrize("present", [[0], [0, 2], [0, 1, 2]])
-def test_a_class_without_images_is_never_predicted(present: list[int], recipe: Recipe) -> None:
-    views, _ = draw()
-    labels = np.array(present)[np.arange(90) % len(present)]
-    (layer,) = fit_layers(views, labels, CLASSES, [1e-2], recipe)
-    probabilities = layer.predict(views)
-    np.testing.assert_allclose(probabilities.sum(axis=1), 1, rtol=1e-5)
-    absent = sorted(set(range(CLASSES)) - set(present))
-    assert probabilities[:, absent].sum() < 1e-3
 
 
 @pytest.mark.parametrize("copies", [1, 3])
@@ -105,7 +63,7 @@ def test_no_image_is_predicted_by_a_layer_that_saw_it(recipe: Recipe) -> None:
     views = rng.normal(0, 1, (1, 240, 400)).astype(np.float32)
     labels = rng.integers(0, CLASSES, 240)
     folds = assign_folds(rows_of(labels), 4, seed=0)
-    found, seconds = predict_out_of_fold(views, views, labels, CLASSES, folds, recipe)
+    found, seconds = predict_out_of_fold(folded(views, labels, folds, recipe))
     assert found.shape == (len(GRID), 240, CLASSES) and len(seconds) == len(GRID)
     accuracy = (found[-1].argmax(axis=1) == labels).mean()
     assert accuracy == pytest.approx(1 / CLASSES, abs=0.1)
@@ -194,8 +152,7 @@ def test_a_fold_has_no_say_in_what_its_layer_leaves_out(recipe: Recipe) -> None:
     other = labels.copy()
     other[folds == 2] = np.random.default_rng(0).permutation(other[folds == 2])
     before, after = (
-        find_suspects_by_fold(views, views, each, CLASSES, folds, recipe, 1e-2)
-        for each in (labels, other)
+        find_suspects_by_fold(folded(views, each, folds, recipe), 1e-2) for each in (labels, other)
     )
     np.testing.assert_array_equal(before[2], after[2])
     assert before[2].any() and not before[2, folds == 2].any()
