@@ -7,7 +7,7 @@ from typing import Any
 
 import keras
 
-from har.models.backbones import check_cut, copy_weights, name_cut
+from har.models.backbones import build_backbone, check_cut, copy_weights, name_cut
 from har.models.build import (
     build_head,
     build_last_blocks,
@@ -18,7 +18,6 @@ from har.models.build import (
     split_backbone,
 )
 from har.models.devices import STRATEGIES, precision_policy
-from har.models.merging import fold_batch_norms
 from har.training.features import Extraction, FeatureSplits, View, extract_splits
 from har.training.job import TrainingJob
 from har.training.loaders import (
@@ -74,8 +73,13 @@ def _start_head(model: keras.Model, job: TrainingJob, train: Any) -> None:
     recipe, classes = job.used, len(job.manifest.class_names)
     if recipe.head_start != "linear_probe":
         return
-    with precision_policy("float32"):
-        backbone = fold_batch_norms(find_backbone(model), size=recipe.image_size)
+    backbone = find_backbone(model)
+    if recipe.precision != "float32" or job.replicas > 1:
+        # the same in float32, on one device
+        with precision_policy("float32"):
+            plain = build_backbone(replace(recipe, weights="random"))
+        copy_weights(backbone, plain)
+        backbone = plain
     extraction = Extraction(backbone, job.manifest, recipe, job.feature_runtime)
     features = extraction.features(train, View(size=recipe.image_size))
     labels = train["label_id"].to_numpy()

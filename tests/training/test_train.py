@@ -15,6 +15,10 @@ from har.data.splits import Split
 from har.inference import runtimes
 from har.models.backbones import FINE_TUNES, build_backbone
 from har.recipe import VARIANTS
+from har.training.features import Extraction
+from har.training.loaders import split_training
+from har.training.probe import DEFAULT_C
+from har.training.regression import fit_layers
 from har.training.train import Result, train
 from har.util.errors import UserError
 from tests.conftest import tiny_job, tiny_recipe
@@ -267,6 +271,42 @@ def test_last_blocks_on_features_are_those_trained_on_images(
         pairs = zip(images.model.get_weights(), features.model.get_weights(), strict=True)
         for weight, other in pairs:
             np.testing.assert_allclose(weight, other, rtol=2e-2, atol=2e-3)
+
+
+@pytest.mark.parametrize("fine_tune", ["all", "last_blocks"])
+@pytest.mark.parametrize(
+    ("precision", "strategy"),
+    [("float32", "one_device"), ("mixed_float16", "one_device"), ("float32", "mirrored")],
+)
+def test_a_head_starts_from_a_probe_of_float32_features(
+    precision: str,
+    strategy: str,
+    fine_tune: str,
+    manifest: Manifest,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Also where the model computes in 16 bits: at a rate near 0, both end with the same head."""
+    computed: list[np.ndarray] = []
+    extract = Extraction.features
+
+    def watched(self: Extraction, *arguments: object, **options: object) -> np.ndarray:
+        computed.append(extract(self, *arguments, **options))
+        assert self.network.compute_dtype == "float32"
+        assert {layer.compute_dtype for layer in self.network.layers} == {"float32"}
+        return computed[-1]
+
+    monkeypatch.setattr(Extraction, "features", watched)
+    recipe = tiny_recipe(
+        "v3", fine_tune=fine_tune, head_start="linear_probe", precision=precision, strategy=strategy,
+        learning_rate=1e-9, epochs=1,
+    )  # fmt: skip
+    result = train(tiny_job(recipe, manifest))
+    (features,) = computed
+    labels = split_training(manifest, recipe).train["label_id"].to_numpy()
+    (layer,) = fit_layers(features[None], labels, 3, [DEFAULT_C], recipe)
+    np.testing.assert_allclose(
+        result.model.get_layer("label").get_weights()[0], layer.kernel, atol=1e-4
+    )
 
 
 def test_the_averaged_weights_are_validated_and_kept(manifest: Manifest) -> None:
