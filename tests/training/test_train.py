@@ -297,8 +297,8 @@ def test_a_head_starts_from_a_probe_of_float32_features(
 
     monkeypatch.setattr(Extraction, "features", watched)
     recipe = tiny_recipe(
-        "v3", fine_tune=fine_tune, head_start="linear_probe", precision=precision, strategy=strategy,
-        learning_rate=1e-9, epochs=1,
+        "v3", fine_tune=fine_tune, head_start="linear_probe", precision=precision,
+        strategy=strategy, learning_rate=1e-9, epochs=1,
     )  # fmt: skip
     result = train(tiny_job(recipe, manifest))
     (features,) = computed
