@@ -138,7 +138,8 @@ def read_images(manifest: Manifest, rows: pd.DataFrame, recipe: Recipe) -> tf.Te
 def check_memory(images: int, size: int) -> None:
     """Raise a UserError if so many decoded images do not fit the free memory."""
     what = f"loader memory needs {{}} for {images:,} images at {size} px"
-    _check_free_memory(images * size * size * 3, what, "use --loader stream")
+    # the array and the tensor exist side by side for a moment
+    _check_free_memory(2 * images * size * size * 3, what, "use --loader stream")
 
 
 def check_feature_memory(images: int, views: int, size: int) -> None:
@@ -147,10 +148,9 @@ def check_feature_memory(images: int, views: int, size: int) -> None:
     _check_free_memory(images * views * size, what, "take fewer --feature-views")
 
 
-def _check_free_memory(size: int, what: str, instead: str) -> None:
-    """Raise a UserError unless an array of `size` bytes can become a tensor."""
-    # the array and the tensor exist side by side for a moment
-    needed, free = 2 * size, free_memory()
+def _check_free_memory(needed: int, what: str, instead: str) -> None:
+    """Raise a UserError if `needed` bytes are too much of the free memory."""
+    free = free_memory()
     if needed > MAX_MEMORY_SHARE * free:
         needs = what.format(format_bytes(needed, math.ceil))
         may = format_bytes(MAX_MEMORY_SHARE * free, math.floor)
@@ -197,18 +197,19 @@ def feature_inputs(features: Features) -> Inputs:
 
     In training, each row comes each time as one of its views at random; else as the first view.
     """
-    views, count, *shape = features.shape
-    with tf.device("CPU:0"):
-        # One row for each view of an image. A pipeline copies the tensors that its functions use,
-        # and not the variables.
-        flat = tf.Variable(features.reshape(views * count, *shape), trainable=False)
+    views, _, *shape = features.shape
 
-    def pick(rows: Any) -> Any:
-        return tf.cast(tf.gather(flat, rows), tf.float32)
+    def read(view: Any, rows: Any) -> Any:
+        return features[view, rows].astype(np.float32)
+
+    def pick(rows: Any, view: Any = 0) -> Any:
+        # by NumPy, since a tensor would be another copy of gigabytes
+        found = tf.numpy_function(read, (view, rows), tf.float32, stateful=False)
+        return tf.ensure_shape(found, (*rows.shape, *shape))
 
     def choose_view(inputs: Any, indices: Any, seed: Any) -> Any:
         drawn = tf.random.stateless_uniform(tf.shape(indices), seed, 0, views, tf.int64)
-        return pick(drawn * count + indices)
+        return pick(indices, drawn)
 
     return Inputs(load=_pick_by(pick), change=choose_view)
 
