@@ -97,9 +97,8 @@ class Recipe:
     )
     suspects: Suspects = axis(
         "keep",
-        "Training images whose label is in doubt, as `har audit-labels` finds them. leave_out: do"
-        " not train on them; they are still validated on. Needs head linear_probe, and `pip install"
-        " cleanlab`",
+        "Training images whose label is in doubt, by a linear probe as in `har audit-labels`."
+        " leave_out: do not train on them; all are validated on. Needs `pip install cleanlab`",
         added=True,
     )
     augmentation: Augmentation = axis(
@@ -269,7 +268,7 @@ def _check_validation(recipe: Recipe) -> str:
         "patience": recipe.patience > 0,
         "checkpoint": recipe.checkpoint == "best",
         "calibration": recipe.calibration != "none",
-        "suspects": recipe.suspects != "keep",
+        "suspects": recipe.suspects != "keep" and recipe.solved,
     }
     off = {"patience": "0", "checkpoint": "last", "calibration": "none", "suspects": "keep"}
     for name, watches in watching.items():
@@ -309,14 +308,10 @@ def _check_head(recipe: Recipe) -> str:
             f" loader={recipe.loader}, fine_tune={recipe.fine_tune}: use --loader features"
             " --fine-tune frozen, or --head gap_dropout --head-start linear_probe"
         )
-    if recipe.suspects == "leave_out" and recipe.head != "linear_probe":
+    doubts = recipe.solved and recipe.suspects == "leave_out"
+    if doubts and recipe.validation_fraction >= MAX_SUSPECT_FRACTION:
         return (
-            "suspects=leave_out finds them by the linear probe that it trains; received"
-            f" head={recipe.head}: use --variant v6, or --suspects keep"
-        )
-    if recipe.suspects == "leave_out" and recipe.validation_fraction >= MAX_SUSPECT_FRACTION:
-        return (
-            "suspects=leave_out needs three folds; received"
+            "suspects=leave_out with head=linear_probe needs three folds; received"
             f" validation_fraction={recipe.validation_fraction}: use --validation-fraction 0.2, or"
             " --suspects keep"
         )

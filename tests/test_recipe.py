@@ -134,7 +134,6 @@ FEATURES = {"loader": "features", "augmentation": "none", "patience": 0, "checkp
         ({"evaluation_size": 31}, "evaluation_size must be 0 or from 32 to 1024; received 31"),
         ({"cut": "block6a"}, "use --fine-tune last_blocks, or --cut auto"),
         ({"head": "linear_probe"}, "--head gap_dropout --head-start linear_probe"),
-        ({"suspects": "leave_out"}, "use --variant v6, or --suspects keep"),
         ({"head_start": "linear_probe", "head": "flatten_dense512"}, "use --head gap_dropout"),
         ({**FEATURES, "augmentation": "mirror"}, "use --feature-views 2"),
         ({**FEATURES, "augmentation": "mirror", "feature_views": 3}, "received feature_views=3"),
@@ -148,7 +147,7 @@ def test_what_cannot_be_together_says_what_to_use(values: dict[str, Any], proble
 
 @pytest.mark.parametrize(
     ("name", "value", "off"),
-    [("calibration", "temperature", "none"), ("suspects", "leave_out", "keep")],
+    [("calibration", "temperature", "none"), ("patience", 3, "0")],
 )
 def test_what_is_fitted_out_of_fold_needs_validation(name: str, value: str, off: str) -> None:
     with pytest.raises(UserError, match=rf"use --validation-fraction 0\.2, or --{name} {off}$"):

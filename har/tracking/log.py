@@ -81,6 +81,8 @@ def log_result(run: Run, job: TrainingJob, result: Result) -> None:
         metrics["probe_c"] = probe.c
         if not probe.grid.empty:
             run.log_table(lambda: probe.grid, "linear_probe.csv")
+    if job.used.suspects != "keep":
+        metrics["suspects"] = result.suspects
     if job.used.calibration != "none":
         metrics["temperature"] = result.temperature
     # after a cache hit the wall time is not the whole job's

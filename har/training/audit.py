@@ -1,4 +1,6 @@
-"""`audit(job)` finds the images whose label the linear probe doubts, without the test split."""
+"""`audit(job)` finds the images whose label a linear probe doubts, without the test split;
+`leave_out_suspects` takes them out of a training.
+"""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -9,20 +11,30 @@ import numpy.typing as npt
 import pandas as pd
 
 from har.inference.freezing import compute_float32_in_full
-from har.models.build import build_model, find_backbone
+from har.models.backbones import build_backbone
 from har.models.devices import make_deterministic
 from har.training.bad_images import name_bad_images
 from har.training.feature_cache import Features, check_limit
-from har.training.features import Extraction, evaluation_views
+from har.training.features import Extraction, View, evaluation_views
 from har.training.job import TrainingJob
-from har.training.loaders import check_feature_memory
-from har.training.probe import FoldedData, apply_root, assign_folds, count_folds, cross_validate
+from har.training.loaders import Splits, check_batch, check_feature_memory
+from har.training.probe import (
+    FoldedData,
+    OutOfFold,
+    apply_root,
+    assign_folds,
+    count_folds,
+    cross_validate,
+)
 from har.training.suspects import check_cleanlab, find_suspects, suggest_labels
 from har.util.errors import UserError
+from har.util.progress import say
 from har.util.signals import defer_interrupts
 
 # Digits of a probability in the table.
 DIGITS = 4
+# Folds by which a training finds its suspects, unless its head is solved for by folds of its own.
+NUM_FOLDS = 5
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,29 +70,57 @@ def audit(job: TrainingJob) -> Audit:
     compute_float32_in_full()
     keras.utils.set_random_seed(recipe.seed)
     folds = assign_folds(rows, count_folds(recipe), recipe.seed)
-    labels, classes = rows["label_id"].to_numpy(), len(job.manifest.class_names)
     with name_bad_images(job.manifest):
-        views = apply_root(_extract(job, rows))
-    with defer_interrupts() as checkpoint:
-        data = FoldedData(
-            train=views, evaluated=views, labels=labels, folds=folds, classes=classes, recipe=recipe
-        )
-        found = cross_validate(data, checkpoint)
+        found = _predict(job, rows, evaluation_views(recipe), folds)
     suspects = tabulate_suspects(rows, found.probabilities, job.manifest.class_names)
+    right = found.probabilities.argmax(axis=1) == rows["label_id"].to_numpy()
     return Audit(
         suspects=suspects,
         by_class=_count_by_class(rows, suspects),
         images=len(rows),
         folds=int(folds.max()) + 1,
-        accuracy=float((found.probabilities.argmax(axis=1) == labels).mean()),
+        accuracy=float(right.mean()),
     )
 
 
-def _extract(job: TrainingJob, rows: pd.DataFrame) -> Features:
-    """Compute or read the (views, rows, features) of the views that a trained model averages."""
-    recipe, views = job.used, evaluation_views(job.used)
-    model = build_model(replace(recipe, precision="float32"), len(job.manifest.class_names))
-    extraction = Extraction(find_backbone(model), job.manifest, recipe, job.feature_runtime)
+def leave_out_suspects(job: TrainingJob, splits: Splits) -> Splits:
+    """Return the splits without the training images whose label a linear probe doubts. It knows no
+    other images, and predicts each from the backbone's features of the image as it is.
+
+    Raises:
+        UserError: as `audit`, or fewer images remain than a batch has.
+    """
+    rows, recipe = splits.train, job.used
+    folds = assign_folds(rows, NUM_FOLDS, recipe.seed)
+    found = _predict(job, rows, [View(size=recipe.image_size)], folds)
+    kept = ~find_suspects(found.probabilities, rows["label_id"].to_numpy())
+    say(f"without {int((~kept).sum()):,} of {len(rows):,} suspects")
+    check_batch(int(kept.sum()), recipe)
+    return Splits(train=rows[kept].reset_index(drop=True), validation=splits.validation)
+
+
+def _predict(
+    job: TrainingJob, rows: pd.DataFrame, views: Sequence[View], folds: npt.NDArray[np.int64]
+) -> OutOfFold:
+    """Predict each row out of fold by a linear probe on the features of the views."""
+    features, labels = apply_root(_extract(job, rows, views)), rows["label_id"].to_numpy()
+    classes = len(job.manifest.class_names)
+    with defer_interrupts() as checkpoint:
+        data = FoldedData(
+            train=features,
+            evaluated=features,
+            labels=labels,
+            folds=folds,
+            classes=classes,
+            recipe=job.used,
+        )
+        return cross_validate(data, checkpoint)
+
+
+def _extract(job: TrainingJob, rows: pd.DataFrame, views: Sequence[View]) -> Features:
+    """Compute or read the (views, rows, features) of the pretrained backbone."""
+    backbone = build_backbone(replace(job.used, precision="float32"))
+    extraction = Extraction(backbone, job.manifest, job.used, job.feature_runtime)
     size = int(np.prod(extraction.count_features(views[0]))) * extraction.dtype.itemsize
     check_limit(size * len(views) * len(rows))
     check_feature_memory(len(rows), len(views), size)

@@ -49,13 +49,18 @@ def split_training(manifest: Manifest, recipe: Recipe) -> Splits:
         # every image is validated out of fold, and trained on
         return Splits(train=rows, validation=rows if held_out.any() else rows[:0])
     train = rows[~held_out].reset_index(drop=True)
-    if len(train) < recipe.batch_size:
-        fits = 1 << max(0, len(train).bit_length() - 1)
+    check_batch(len(train), recipe)
+    return Splits(train=train, validation=rows[held_out].reset_index(drop=True))
+
+
+def check_batch(images: int, recipe: Recipe) -> None:
+    """Raise a UserError if there are fewer training images than a batch has."""
+    if images < recipe.batch_size:
+        fits = 1 << max(0, images.bit_length() - 1)
         raise UserError(
-            f"batch_size {recipe.batch_size} is more than the {len(train)} training images: use"
+            f"batch_size {recipe.batch_size} is more than the {images} training images: use"
             f" --batch-size {fits} or fewer, or more images"
         )
-    return Splits(train=train, validation=rows[held_out].reset_index(drop=True))
 
 
 def count_steps(images: int, recipe: Recipe) -> int:

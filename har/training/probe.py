@@ -137,7 +137,7 @@ def report_probe(
         "train_": (probe.layer.predict(train[:1, kept]), every[kept]),
         "val_": (probe.probabilities, every),
     }
-    metrics: dict[str, float] = {} if kept.all() else {"suspects": int((~kept).sum())}
+    metrics: dict[str, float] = {}
     for prefix, (probabilities, labels) in found.items():
         if probabilities is None:
             continue

@@ -15,6 +15,7 @@ from har.models.build import copy_head, set_output_layer
 from har.models.devices import make_deterministic
 from har.models.served import build_float32_copy, build_served
 from har.recipe import Recipe
+from har.training.audit import leave_out_suspects
 from har.training.backup import Backup
 from har.training.bad_images import name_bad_images
 from har.training.calibration import fit_temperature
@@ -35,8 +36,9 @@ class Result:
     """A finished training.
 
     `model` is float32 on one device, with the weights that `recipe.checkpoint` keeps; `served` is
-    what to log. `history` has one dict of metrics for each epoch. `features` are those of the
-    loader features. `probe` is the solved head, if it was solved.
+    what to log. `suspects` were left out of the `train_images`. `history` has one dict of metrics
+    for each epoch. `features` are those of the loader features. `probe` is the solved head, if it
+    was solved.
     """
 
     recipe: Recipe
@@ -45,6 +47,7 @@ class Result:
     history: list[dict[str, float]]
     train_images: int
     validation_images: int
+    suspects: int
     train_time_s: float
     temperature: float = 1.0
     features: FeatureSplits | None = None
@@ -93,11 +96,15 @@ def train(
     compute_float32_in_full()
     keras.utils.set_random_seed(job.used.seed)
     splits = split_job(job)
+    images = len(splits.train)
     # decoding into memory and extraction count as training, or the loaders could not be compared
     started = time.monotonic()
     state = backup.state if backup else None
     first_epoch = state.first_epoch(job.used) if state else 0
     with _explain_errors(job.manifest):
+        # a head that is solved for has its own folds
+        if job.used.suspects == "leave_out" and not job.used.solved:
+            splits = leave_out_suspects(job, splits)
         inputs = build_inputs(job, splits, first_epoch)
         if job.used.solved:
             probe, history, train_time_s = _solve_head(
@@ -108,13 +115,15 @@ def train(
             probe, history, train_time_s = None, report.history, report.train_time_s
             say(describe_end(job.used, history, find_best_epoch(job.used, history)))
         temperature = _fit_temperature(inputs, job.used, splits, probe)
+    train_images = len(splits.train) if probe is None else int(probe.kept.sum())
     return Result(
         recipe=job.used,
         model=_finish(inputs, job),
         class_names=job.manifest.class_names,
         history=history,
-        train_images=len(splits.train) if probe is None else int(probe.kept.sum()),
+        train_images=train_images,
         validation_images=len(splits.validation),
+        suspects=images - train_images,
         train_time_s=train_time_s,
         temperature=temperature,
         features=inputs.features,

@@ -148,6 +148,58 @@ def test_a_training_leaves_out_what_the_audit_finds(
     assert "suspects=leave_out" in run.data.tags["differs_from_variant"]
 
 
+@pytest.mark.parametrize(
+    "options",
+    [
+        ("--variant", "v7", "--feature-views", 2, "--evaluation-size", 0),
+        ("--variant", "v3", "--strategy", "one_device", "--augmentation", "none"),
+        ("--variant", "original",),
+    ],
+    ids=["v7", "v3", "original"],
+)  # fmt: skip
+def test_every_training_can_leave_out_suspects(
+    options: tuple[object, ...],
+    coloured: tuple[Path, set[str], Manifest],
+    store: str,
+    backbone: None,
+    cli,
+) -> None:
+    folder, wrong, manifest = coloured
+    words = ("run", "--data", folder, *TINY, *options, "--epochs", 2, "--batch-size", 16)
+    result = cli(*words, "--suspects", "leave_out")
+    assert result.exit_code == 0, result.output
+    kept_all = cli(*words)
+    assert kept_all.exit_code == 0, kept_all.output
+    every, run = mlflow.search_runs(
+        experiment_names=["har"],
+        output_format="list",
+        order_by=["start_time DESC"],
+        max_results=2,
+    )
+    images = int(every.data.params["train_images"])
+    suspects = int(run.data.metrics["suspects"])
+    assert f"without {suspects} of {images} suspects" in result.stderr
+    assert run.data.params["train_images"] == str(images - suspects)
+    for name in ("validation_images", "split_digest", "manifest_digest"):
+        assert run.data.params.get(name) == every.data.params.get(name)
+    # about the errors among the training images, of which validation takes some
+    share = images / len(manifest.rows("train"))
+    assert 0.5 * share * len(wrong) <= suspects <= 1.5 * len(wrong)
+    assert "suspects" not in every.data.metrics
+
+
+def test_too_few_remain_without_suspects(
+    coloured: tuple[Path, set[str], Manifest], store: str, backbone: None, cli
+) -> None:
+    folder, _, manifest = coloured
+    images = len(manifest.rows("train"))
+    result = cli(
+        "run", "--data", folder, *TINY, "--variant", "original", "--suspects", "leave_out",
+        "--batch-size", images,
+    )  # fmt: skip
+    assert result.exit_code == 2 and f"batch_size {images} is more than the" in result.stderr
+
+
 def test_it_works_on_the_sample(store: str, backbone: None, cli) -> None:
     result = cli("audit-labels", "--data", "sample", *TINY)
     assert result.exit_code == 0, result.output
@@ -160,7 +212,10 @@ def test_it_works_on_the_sample(store: str, backbone: None, cli) -> None:
         (("audit-labels", "--variant", "v3"), "--variant"),
         (("audit-labels", "--out", "taken"), "no audit of labels: give a new folder"),
         (("audit-labels", "--image-size", 5), "--image-size"),
-        (("run", "--suspects", "leave_out"), "use --variant v6, or --suspects keep"),
+        (
+            ("run", "--variant", "v6", "--suspects", "leave_out", "--validation-fraction", 0.5),
+            "use --validation-fraction 0.2, or --suspects keep",
+        ),
     ],
 )
 def test_mistakes_are_one_line(

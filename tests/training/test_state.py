@@ -40,6 +40,7 @@ RECIPES: dict[str, dict[str, Any]] = {
     "v3 class_weight": {"class_weight": "balanced"},
     "v3 head_start": {"head_start": "linear_probe"},
     "v3 last_blocks": {"fine_tune": "last_blocks"},
+    "v3 suspects": {"suspects": "leave_out"},
     # and all together, on features on two devices
     "v7 mirrored": {"mixing": "mixup", "class_weight": "balanced", "strategy": "mirrored"},
 }
