@@ -64,54 +64,54 @@ RUN, HARDWARE = _field("run", "run", kind="nominal"), _field("hardware", "hardwa
 
 def chart_accuracy_and_time(group: Group, front: Sequence[Record]) -> Spec | None:
     """Chart test accuracy with its interval against wall time, and the Pareto front as steps."""
-    rows = [
-        {
-            "run": _label(each),
-            "hardware": each.hardware,
-            "seconds": each.seconds,
-            "accuracy": each.accuracy,
-            "low": each.test_metrics.get("accuracy_low", each.accuracy),
-            "high": each.test_metrics.get("accuracy_high", each.accuracy),
-            "time": "with features from the cache" if each.cache_hit else "whole job",
-            "front": each in front,
-        }
-        for each in group.ranked[:MOST_RUNS]
-        if each.seconds
-    ]
-    if not rows:
+    timed = [each for each in group.ranked[:MOST_RUNS] if each.seconds]
+    if not timed:
         return None
-    time = _field("seconds", "wall time, s (logarithmic)", ",.0f")
-    x = time | {"scale": {"type": "log", "nice": True}, "axis": {"format": "~s", "tickCount": 6}}
+    seconds = _field("seconds", "wall time, s (logarithmic)", ",.0f")
+    x = seconds | {"scale": {"type": "log", "nice": True}, "axis": {"format": "~s", "tickCount": 6}}
+    scale: Spec = {"scale": {"zero": False}}
+    y = _field("accuracy", "test accuracy") | {"axis": {"format": ".0%"}} | scale
+    color = RUN | {"title": None}
+    dashed = {"strokeDash": [4, 4], "opacity": 0.6, "color": "currentColor"}
+    steps = {
+        "transform": [{"filter": "datum.front"}],
+        "mark": {"type": "line", "interpolate": "step-after", **dashed},
+        "encoding": {"x": x, "y": y},
+    }
+    low = _field("low", "test accuracy") | scale
+    bars = {
+        "mark": {"type": "rule", "strokeWidth": 1.5},
+        "encoding": {"x": x, "y": low, "y2": {"field": "high"}, "color": color},
+    }
+    shape = _field("time", "wall time of", kind="nominal")
     tooltip = [
         RUN,
         HARDWARE,
-        _field("accuracy", "test accuracy", ".1%"),
-        _field("low", "from", ".1%"),
-        _field("high", "to", ".1%"),
+        *(
+            _field(*each, ".1%")
+            for each in (("accuracy", "accuracy"), ("low", "from"), ("high", "to"))
+        ),
         _field("seconds", "wall time, s", ",.0f"),
         _field("time", "time of", kind="nominal"),
     ]
-    y = _field("accuracy", "test accuracy") | {
-        "axis": {"format": ".0%"},
-        "scale": {"zero": False},
-    }
-    steps = {
-        "transform": [{"filter": "datum.front"}],
-        "mark": {"type": "line", "interpolate": "step-after", "strokeDash": [4, 4], "opacity": 0.6,
-                 "color": "currentColor"},
-        "encoding": {"x": x, "y": y},
-    }  # fmt: skip
-    bars = {
-        "mark": {"type": "rule", "strokeWidth": 1.5},
-        "encoding": {"x": x, "y": _field("low", "test accuracy") | {"scale": {"zero": False}},
-                     "y2": {"field": "high"}, "color": RUN | {"title": None}},
-    }  # fmt: skip
     points = {
         "mark": {"type": "point", "filled": True, "size": 110, "opacity": 1},
-        "encoding": {"x": x, "y": y, "color": RUN | {"title": None}, "tooltip": tooltip,
-                     "shape": _field("time", "wall time of", kind="nominal")},
-    }  # fmt: skip
-    return _build(rows, height=320, layer=[steps, bars, points])
+        "encoding": {"x": x, "y": y, "color": color, "tooltip": tooltip, "shape": shape},
+    }
+    return _build([_point(each, front) for each in timed], height=320, layer=[steps, bars, points])
+
+
+def _point(record: Record, front: Sequence[Record]) -> dict[str, Any]:
+    return {
+        "run": _label(record),
+        "hardware": record.hardware,
+        "seconds": record.seconds,
+        "accuracy": record.accuracy,
+        "low": record.test_metrics.get("accuracy_low", record.accuracy),
+        "high": record.test_metrics.get("accuracy_high", record.accuracy),
+        "time": "with features from the cache" if record.cache_hit else "whole job",
+        "front": record in front,
+    }
 
 
 def chart_curves(records: Sequence[Record]) -> Spec | None:

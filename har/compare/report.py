@@ -109,15 +109,7 @@ def build_comparison(
         for name, png in part["figures"].items()
     }
     figures |= _draw_all({"learning_curves": lambda: draw_curves(ordered)})
-    differences = tables.tabulate_differences(ordered)
-    by_name = {
-        "runs": tables.tabulate_runs(ordered),
-        "differences": differences.rename_axis("field").reset_index(),
-        "pairs": _concat([part["pairs"] for part in parts]),
-        "recalls": _concat([part["recalls"] for part in parts]),
-    }
-    by_run = differences.T.reset_index(drop=True)
-    by_run.insert(0, "run", [f"{each.name} ({each.run_id[:8]})" for each in ordered])
+    by_name, by_run = _tabulate(ordered, parts)
     page = render_page(
         TEMPLATE,
         records=ordered,
@@ -139,6 +131,22 @@ def build_comparison(
         script=_build_script(),
     )  # fmt: skip
     return Comparison(page=page, tables=by_name, figures=figures)
+
+
+def _tabulate(
+    records: Sequence[Record], parts: Sequence[Mapping[str, Any]]
+) -> tuple[dict[str, pd.DataFrame], pd.DataFrame]:
+    """Return the tables by file name, and that of the recipes with a row for each run."""
+    differences = tables.tabulate_differences(records)
+    by_run = differences.T.reset_index(drop=True)
+    by_run.insert(0, "run", [f"{each.name} ({each.run_id[:8]})" for each in records])
+    by_name = {
+        "runs": tables.tabulate_runs(records),
+        "differences": differences.rename_axis("field").reset_index(),
+        "pairs": _concat([part["pairs"] for part in parts]),
+        "recalls": _concat([part["recalls"] for part in parts]),
+    }
+    return by_name, by_run
 
 
 def write_comparison(comparison: Comparison, folder: Path) -> None:
