@@ -14,6 +14,7 @@ from har.tracking.local_store import store_lock
 from har.tracking.query import find_runs
 from har.tracking.records import Record
 from har.tracking.store import (
+    check_store,
     explain_store_errors,
     open_experiment,
     quiet_mlflow,
@@ -52,6 +53,8 @@ def import_runs(sources: Sequence[str], experiment: str | None) -> list[Imported
 
 def _import(source: str, experiment: str | None) -> Imported:
     with open_store(source) as store:
+        # a new store is created whole, or not at all
+        check_store()
         with _explain_source(store.name):
             carried = read_runs(store, _find_runs(store))
         with explain_store_errors(), store_lock(), open_work():

@@ -259,8 +259,17 @@ def test_what_a_source_has_gained_is_added(
     assert "0 runs added, 0 updated, 3" in ok(cli("import-runs", grown)).stdout
 
 
-@pytest.mark.parametrize("step", ["create_logged_model", "log_model_artifacts", "log_batch",
-                                  "log_outputs", "log_artifacts", "set_terminated"])  # fmt: skip
+SLOW_STEPS = ("create_logged_model", "log_batch", "log_outputs", "log_artifacts")
+
+
+@pytest.mark.parametrize(
+    "step",
+    [
+        "log_model_artifacts",
+        "set_terminated",
+        *(pytest.param(step, marks=pytest.mark.slow) for step in SLOW_STEPS),
+    ],
+)
 def test_an_interrupted_import_goes_on(
     step: str, sessions: dict[str, Path], home: Path, monkeypatch: pytest.MonkeyPatch, cli
 ) -> None:
