@@ -58,7 +58,7 @@ def describe_variants() -> str:
             content, 88, initial_indent=indent, subsequent_indent=indent, break_on_hyphens=False
         )
     lines.append(
-        "\nWithout a GPU use v7, or v6 where ten minutes are too long. v5 takes a 25th\n"
+        "\nWithout a GPU use v7, or v6 where a quarter of an hour is too long. v5 takes a 25th\n"
         "of v3's time and is at least as accurate."
     )
     lines.append("\nOur choices where the notebooks do not state a value:")
