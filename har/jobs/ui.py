@@ -36,7 +36,8 @@ def show_runs(port: int, experiment: str | None) -> None:
     command = [sys.executable, "-m", "mlflow", "server", "--backend-store-uri", uri]
     command += ["--workers", "1", "--host", HOST, "--port", str(port)]
     environment = {**os.environ, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
-    server = subprocess.Popen(command, env=environment)
+    # results alone go to stdout
+    server = subprocess.Popen(command, env=environment, stdout=sys.stderr.fileno())
     try:
         _wait(server, port)
         _open(f"http://{HOST}:{port}{page}")
