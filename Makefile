@@ -57,7 +57,7 @@ run: $(READY)  ## Run the main job: make run [VARIANT=v5] [DATA=/path] [ARGS="-P
 ui: $(READY)  ## Show the recorded runs at http://127.0.0.1:5000: make ui [PORT=5055]
 	@$(VENV)/bin/python -c 'import socket; socket.create_server(("127.0.0.1", $(PORT)))' 2>/dev/null \
 		|| { echo "error: cannot use port $(PORT); give a free one: make ui PORT=5055" >&2; exit 1; }
-	$(RUN) MLFLOW_SERVER_ENABLE_JOB_EXECUTION=false mlflow server --backend-store-uri sqlite:///mlflow.db --workers 1 --port $(PORT)
+	$(RUN) har ui --offline --port $(PORT)
 
 test: $(READY)  ## Run the tests: about seven minutes on two cores, in two processes
 	$(RUN) python -m pytest $(IN_TWO_PROCESSES)

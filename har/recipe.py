@@ -448,14 +448,15 @@ V6 = replace(
     calibration="temperature",
 )
 # The last blocks of the backbone are trained too, on views that passed the blocks before them once.
-# As many views and epochs as raise the validation accuracy; twice as many do not, nor do 300 px.
+# Five views and epochs take half the time, and validation images cannot tell them apart from these;
+# other photographs could.
 V7 = replace(
     V6,
     image_size=260,
     evaluation_size=320,
     validation_fraction=0.1,
     augmentation="crop_flip_color",
-    feature_views=5,
+    feature_views=8,
     fine_tune="last_blocks",
     head="gap_dropout",
     head_start="linear_probe",
@@ -467,7 +468,7 @@ V7 = replace(
     warmup_epochs=0.5,
     weight_decay=0.02,
     ema_momentum=0.995,
-    epochs=5,
+    epochs=10,
     patience=0,
     checkpoint="last",
 )

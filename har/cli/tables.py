@@ -4,8 +4,10 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from har.util.escaping import for_terminal
+from har.util.units import format_seconds
 
 if TYPE_CHECKING:
+    from har.jobs.import_runs import Imported
     from har.tracking.records import Record
 
 
@@ -39,8 +41,7 @@ def _format_row(record: "Record", id_length: int | None) -> Mapping[str, str]:
         accuracy = f"{scores['accuracy']} ({interval})"
         top_3 = scores.get("top_3_accuracy", top_3)
     if record.seconds is not None:
-        minutes, rest = divmod(round(record.seconds), 60)
-        time = f"{minutes} min {rest:02} s{' (cache hit)' if record.cache_hit else ''}"
+        time = f"{format_seconds(record.seconds)}{' (cache hit)' if record.cache_hit else ''}"
     what = {"variant": record.variant, "hardware": record.hardware}
     if id_length is not None:
         what = {"run": f"{record.name}{' (published)' if record.published else ''}"}
@@ -63,3 +64,18 @@ def describe_training(record: "Record") -> str:
     lines.append(f"differs from {record.variant}: {record.differs_from_variant}")
     lines += describe_run_page(record.run_id)
     return "\n".join([_format_table([record]), *map(for_terminal, lines)])
+
+
+def format_imported(imported: "Imported") -> str:
+    """Describe what a source brought: counts, then each new training and the hardware of its
+    twins.
+    """
+    copied = imported.copied
+    lines = [
+        f"{imported.source}: {len(copied.added):,} runs added, {len(copied.grown):,} updated,"
+        f" {len(copied.kept):,} were here already"
+    ]
+    for record, twins in imported.twins:
+        hardware = ", ".join(sorted(each.hardware for each in twins)) or "none"
+        lines.append(f"  {record.run_id[:8]}  {record.name}  twins: {hardware}")
+    return "\n".join(map(for_terminal, lines))

@@ -20,6 +20,7 @@ import psutil
 from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID
 
 from har.compare import ablation
+from har.compare.costs import Cost, measure_cost
 from har.compare.figures import draw_waterfall
 from har.data.manifest import Manifest
 from har.jobs.train import run_training
@@ -94,7 +95,7 @@ def run_ablation(asked: Ablation) -> str:
 
 def _measure_steps(
     asked: Ablation, steps: Sequence[ablation.Step], parent: str, cache: str
-) -> list[ablation.Cost | None]:
+) -> list[Cost | None]:
     """Measure the cost of each step, None for a forbidden one; equal recipes have one Cost object.
 
     The trainings share the features in the folder `cache`.
@@ -124,9 +125,7 @@ def _measure_steps(
             if not (records[key].history and records[key].recipe):
                 raise UserError(f"the history of run {run_id} cannot be read: delete the run")
     groups = [tuple(key_of[recipe] for recipe in group) for group in recipes]
-    costs = {
-        each: ablation.measure_cost([records[key] for key in each]) for each in set(groups) if each
-    }
+    costs = {each: measure_cost([records[key] for key in each]) for each in set(groups) if each}
     return [costs.get(each) for each in groups]
 
 

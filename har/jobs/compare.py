@@ -1,6 +1,7 @@
 """The job `compare`: trainings side by side in one report, recorded as a run."""
 
 import tempfile
+from collections import Counter
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
@@ -44,7 +45,8 @@ def run_comparison(
         where = "among those named" if run_ids else f"in experiment {name}"
         raise UserError(f"a comparison needs two finished trainings; {where}: {len(records)}")
     say("drawing the comparison")
-    comparison = build_comparison(records, partial(find_recorded_images, named=images))
+    looks = _count_looks(name)
+    comparison = build_comparison(records, partial(find_recorded_images, named=images), looks)
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch) / "comparison"
         write_comparison(comparison, folder)
@@ -57,3 +59,14 @@ def run_comparison(
             raise UserError(f"{out} cannot be written: {first_line(error)}") from error
     say(*describe_run_page(run.id))
     return records, out / REPORT_FILE
+
+
+def _count_looks(experiment: str) -> Counter[str]:
+    """Count the finished evaluations of an experiment by the digest of their test images."""
+    try:
+        ids = [query.find_experiment(experiment)]
+    except UserError:
+        # the comparison's own experiment may be new
+        return Counter()
+    runs = query.find_runs("attributes.status = 'FINISHED' and metrics.accuracy >= 0", ids)
+    return Counter(run.data.tags.get("test_digest", "") for run in runs)

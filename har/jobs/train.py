@@ -62,7 +62,7 @@ def run_training(
         open_backup(run.id, job, started) as backup,
     ):
         log_job(run, job)
-        if not parent and not job.hardware.num_gpus and job.used.loader != "features":
+        if not parent and job.hardware.is_cpu and job.used.loader != "features":
             say(SLOW_ON_CPU)
         with open_epoch_log(run.id, backup) as log_epoch:
             result = train(job, on_epoch=log_epoch, backup=backup)

@@ -15,12 +15,19 @@ import tensorflow as tf
 
 from har.models.backbones import BACKBONES
 from har.recipe import Recipe
+from har.util.errors import UserError, first_line
 from har.util.hardware import available_cpus, cpu_name
+
+# An environment variable: names of GPUs, separated by commas, to record runs under without having
+# them. It is for trying how runs of several machines are compared.
+PRETEND = "HAR_PRETEND_GPUS"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Hardware:
-    """The GPUs that TensorFlow can use, their driver, the CPU, and the RAM."""
+    """The GPUs that TensorFlow can use, their driver, the CPU, and the RAM; `pretended` if the GPUs
+    are only said to be there, by PRETEND.
+    """
 
     gpu_names: tuple[str, ...]
     compute_capabilities: tuple[str, ...]
@@ -28,6 +35,7 @@ class Hardware:
     cpu: str
     cpu_count: int
     memory_gb: float
+    pretended: bool = False
 
     @property
     def gpu_type(self) -> str:
@@ -36,8 +44,13 @@ class Hardware:
 
     @property
     def num_gpus(self) -> int:
-        """Number of GPUs that TensorFlow can use."""
+        """Number of GPUs that TensorFlow can use, or that are pretended."""
         return len(self.gpu_names)
+
+    @property
+    def is_cpu(self) -> bool:
+        """Return whether the CPU does the work."""
+        return self.pretended or not self.gpu_names
 
 
 def short_name(gpu_name: str) -> str:
@@ -58,8 +71,10 @@ def find_hardware() -> Hardware:
     gpus = tf.config.list_physical_devices("GPU")
     details = [tf.config.experimental.get_device_details(gpu) for gpu in gpus]
     capabilities = [d.get("compute_capability", ()) for d in details]
+    pretended = [name.strip() for name in os.environ.get(PRETEND, "").split(",") if name.strip()]
     return Hardware(
-        gpu_names=tuple(d.get("device_name", "GPU") for d in details),
+        gpu_names=tuple(pretended or [d.get("device_name", "GPU") for d in details]),
+        pretended=bool(pretended),
         compute_capabilities=tuple(".".join(map(str, c)) or "unknown" for c in capabilities),
         driver=_nvidia_driver() or "none",
         cpu=cpu_name(),
@@ -89,7 +104,7 @@ def fit_to_hardware(
 
     Fields in `overridden`, which the user gave, stay as they are.
     """
-    if hardware.num_gpus:
+    if not hardware.is_cpu:
         return recipe, []
     fallbacks: dict[str, Any] = {}
     # a weights file fits only its own backbone
@@ -105,8 +120,36 @@ def fit_to_hardware(
     return replace(recipe, **fallbacks), [f"no GPU: using {used} (to insist: {insist})"]
 
 
+def check_gpus(hardware: Hardware) -> None:
+    """Raise a UserError if TensorFlow sees a GPU but has no code for it: the first step would fail,
+    after minutes of other work.
+    """
+    if hardware.is_cpu:
+        return
+    for gpu, name, capability in zip(
+        tf.config.list_logical_devices("GPU"),
+        hardware.gpu_names,
+        hardware.compute_capabilities,
+        strict=False,
+    ):
+        try:
+            with tf.device(gpu.name):
+                float(tf.reduce_sum(tf.matmul(tf.ones((8, 8)), tf.ones((8, 8)))))
+        except tf.errors.OpError as error:
+            raise UserError(
+                f"TensorFlow {tf.__version__} sees the GPU {name} (compute capability {capability})"
+                f" but cannot compute on it: {first_line(error)}; choose another GPU, or install"
+                " the build that has code for 6.0 (P100) and newer,  pip install"
+                " 'tensorflow[and-cuda]>=2.21,<2.22', or set CUDA_VISIBLE_DEVICES= to use the CPU"
+            ) from error
+
+
 def describe_unused_gpu(hardware: Hardware) -> list[str]:
-    """Say what to install if there is a GPU and its driver, but no CUDA libraries; else []."""
+    """Say what to install if there is a GPU and its driver, but no CUDA libraries; say that GPUs
+    are pretended; else [].
+    """
+    if hardware.pretended:
+        return [f"{PRETEND}: recorded as of {', '.join(hardware.gpu_names)}, computed by the CPU"]
     hidden = os.environ.get("CUDA_VISIBLE_DEVICES") in ("", "-1")
     if hardware.num_gpus or hardware.driver == "none" or hidden:
         return []

@@ -19,8 +19,10 @@ from har.tracking.artifacts import UNREADABLE, open_model
 from har.tracking.query import WHOLE_RUN_ID, complete_model_uri, load_csv
 from har.tracking.records import read_split
 from har.tracking.store import quiet_mlflow
+from har.tracking.tags import FROM_TAG, ORIGIN_TAG
 from har.util.errors import UserError, first_line
 from har.util.files import read_regular_file
+from har.util.progress import say
 
 MODEL_FILE = "MLmodel"
 _WAYS = "a model is named by models:/har@champion, a run's id, or a folder that holds its MLmodel"
@@ -64,12 +66,13 @@ def load_logged_model(uri: str) -> LoggedModel:
         except UNREADABLE as error:
             ways = _NO_CHAMPION if uri.startswith(CHAMPIONS) else _WAYS
             raise UserError(f"no model at {uri}: {first_line(error)}; {ways}") from error
+        run = _find_run(description.run_id)
+        if run and (source := run.data.tags.get(FROM_TAG)):
+            origin = run.data.tags.get(ORIGIN_TAG, "unknown")
+            say(f"this model is not of this store: it came with {source}, as run {origin} there")
         classifier = load_classifier(folder / CLASSIFIER_PATH)
     return LoggedModel(
-        uri=uri,
-        identity=str(description.model_uuid),
-        classifier=classifier,
-        run=_find_run(description.run_id),
+        uri=uri, identity=str(description.model_uuid), classifier=classifier, run=run
     )
 
 

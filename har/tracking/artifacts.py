@@ -7,7 +7,7 @@ run's or a model's own folder are read. Whatever is wrong is a ValueError or an 
 import resource
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from tempfile import TemporaryDirectory
 from typing import Any
 
@@ -26,6 +26,8 @@ MAX_JSON_BYTES = 50_000_000
 # Files that a model consists of, and their bytes together: EfficientNetB7 has half a gigabyte.
 MAX_MODEL_FILES = 100
 MAX_MODEL_BYTES = 4_000_000_000
+# Files that a run consists of: ours have about thirty.
+MAX_RUN_FILES = 10_000
 
 
 def read_artifact(run_id: str, path: str, limit: int) -> bytes:
@@ -62,6 +64,34 @@ def open_model(uri: str, parts: tuple[str, ...]) -> Iterator[Path]:
             for each in files:
                 repository.download_artifacts(each, scratch)
         yield Path(scratch)
+
+
+def list_all(repository: Any) -> dict[str, int]:
+    """Map every file of a repository to its announced size; all lie inside the repository."""
+    sizes: dict[str, int] = {}
+    folders = [""]
+    while folders:
+        for each in repository.list_artifacts(folders.pop() or None):
+            path = PurePosixPath(each.path)
+            if path.is_absolute() or ".." in path.parts or "\\" in each.path:
+                raise ValueError(f"{each.path[:200]!r} would lie outside of its folder")
+            if each.path in sizes or len(sizes) + len(folders) > MAX_RUN_FILES:
+                raise ValueError(f"it comes twice, or there are more than {MAX_RUN_FILES:,} files")
+            if each.is_dir:
+                folders.append(each.path)
+            else:
+                sizes[each.path] = each.file_size or 0
+    if (size := sum(sizes.values())) > MAX_MODEL_BYTES:
+        raise ValueError(f"{size:,} bytes, more than {MAX_MODEL_BYTES:,}")
+    return sizes
+
+
+def download_all(repository: Any, folder: Path) -> None:
+    """Download every file of a repository into `folder`, in which it comes to lie."""
+    names = list_all(repository)
+    with _limit_file_size(MAX_MODEL_BYTES):
+        for name in names:
+            repository.download_artifacts(name, str(folder))
 
 
 def _find_repository(uri: str) -> Any:

@@ -49,7 +49,7 @@ class Record:
     `started` is in milliseconds since the epoch. `digests` are those of DIGESTS, "" where unknown.
     `seconds` is the wall time; after a `cache_hit` the whole job would have taken `saved_s` more.
     `test_metrics` holds the TEST_METRICS that the run has; accuracies are shares of 1. `runtime` is
-    the value of --runtime. Only promotion fills `model_uri`.
+    the value of --runtime. The hardware may be `pretended`. Only promotion fills `model_uri`.
 
     `load_details` fills the rest: `recipe`, every field as used; `history`, the metrics of each
     epoch; `predictions`, path, label and predicted of each test image.
@@ -79,6 +79,7 @@ class Record:
     val_accuracy: float | None
     train_accuracy: float | None
     train_images: int | None
+    pretended: bool = False
     model_uri: str | None = None
     recipe: dict[str, Any] = field(default_factory=dict)
     history: list[dict[str, float]] = field(default_factory=list)
@@ -120,6 +121,7 @@ def read_record(run: mlflow.entities.Run) -> Record:
         differs_from_variant=tags["differs_from_variant"],
         hardware=tags["hardware"],
         published=tags.get(SOURCE_TAG) == NOTEBOOK,
+        pretended="hardware_pretended" in tags,
         cache_hit=feature_cache == "hit",
         started=run.info.start_time or 0,
         digests=tuple(tags.get(name, "") for name in DIGESTS),

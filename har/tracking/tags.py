@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 RECIPE_ARTIFACT, HISTORY_ARTIFACT = "recipe.json", "history.json"
 # Where a training's numbers come from: measured by this project, or published in a notebook.
 SOURCE_TAG, MEASURED, NOTEBOOK = "source", "measured", "notebook"
+# Of a run that was copied from another store: its id where it was recorded, and what it came in.
+ORIGIN_TAG, FROM_TAG = "original_run_id", "imported_from"
 # The recipe fields that are logged under their plain names, which the UI shows and filters by.
 PLAIN_FIELDS = ("precision", "strategy", "backbone")
 # Older names of tags, and older spellings of their values.
@@ -119,6 +121,7 @@ def training_tags(
         "overrides": job.overrides,
         "differs_from_variant": job.differs_from_variant,
         "hardware": job.hardware_tag,
+        **({"hardware_pretended": "yes"} if job.hardware.pretended else {}),
         **_data_tags(job.manifest),
         "recipe_digest": job.recipe_digest,
     }

@@ -18,7 +18,9 @@ from har.util.process import format_program
 
 VIEW = "results"
 VIEW_TAG = f"mlflow.sharedViewState.{VIEW}"
-VIEW_TAGS = ("feature_cache", "source", "hardware", "differs_from_variant", "test_digest")
+VIEW_TAGS = ("feature_cache", "source", "test_digest")
+# Runs of one recipe stand together, whatever their hardware.
+GROUP_TAGS = ("variant", "differs_from_variant")
 NOTE = f"""Choose Views > {VIEW} (top right) for the columns to compare.
 
 `accuracy` is measured on the test split; its 95 % interval is from `accuracy_low` to
@@ -40,9 +42,14 @@ def set_up_experiment(experiment_id: str) -> None:
     user changed.
     """
     shown = [name for name, each in TEST_METRICS.items() if each.in_view]
-    columns = [f"metrics.`{name}`" for name in (*shown, "wall_time_s")]
+    columns = ["tags.`hardware`", *(f"metrics.`{name}`" for name in ("wall_time_s", *shown))]
     columns += [f"tags.`{name}`" for name in VIEW_TAGS]
-    state = {"selectedColumns": columns, "searchFilter": "tags.job = 'train'"}
+    groups = [{"mode": "tag", "groupByData": name} for name in GROUP_TAGS]
+    state = {
+        "selectedColumns": columns,
+        "searchFilter": "tags.job = 'train'",
+        "groupBy": {"aggregateFunction": "average", "groupByKeys": groups},
+    }
     view = {"name": VIEW, "createdAt": 0, "updatedAt": 0, "state": json.dumps(state)}
     wanted = {
         # otherwise the UI shows pages for language models
@@ -76,11 +83,15 @@ def find_sqlite_file(uri: str) -> Path | None:
     return Path(uri.removeprefix("sqlite:///").partition("?")[0]).absolute()
 
 
+def name_page(experiment_id: str) -> str:
+    """Return the address, below the server's, of the saved view of an experiment."""
+    return f"/#/experiments/{experiment_id}/runs?viewStateShareKey={VIEW}"
+
+
 def describe_run_page(run_id: str) -> list[str]:
     """Describe, in lines, how to open the UI on this run's experiment."""
     uri = without_password(mlflow.get_tracking_uri())
-    experiment_id = mlflow.get_run(run_id).info.experiment_id
-    page = f"/#/experiments/{experiment_id}/runs?viewStateShareKey={VIEW}"
+    page = name_page(mlflow.get_run(run_id).info.experiment_id)
     if uri.startswith(("http://", "https://")):
         return [f"see it: {uri.rstrip('/')}{page}"]
     # absolute paths: `mlflow run` starts this process in another folder than the user's

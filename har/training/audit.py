@@ -66,9 +66,7 @@ def audit(job: TrainingJob) -> Audit:
     rows, recipe = job.manifest.rows("train"), job.used
     if rows.empty:
         raise UserError("every image is a test image: use a smaller --test-fraction")
-    make_deterministic()
-    compute_float32_in_full()
-    keras.utils.set_random_seed(recipe.seed)
+    make_repeatable(recipe.seed)
     folds = assign_folds(rows, count_folds(recipe), recipe.seed)
     with name_bad_images(job.manifest):
         found = _predict(job, rows, evaluation_views(recipe), folds)
@@ -83,14 +81,24 @@ def audit(job: TrainingJob) -> Audit:
     )
 
 
+def make_repeatable(seed: int) -> None:
+    """Make all numbers that follow depend on the seed alone, as far as the hardware allows."""
+    make_deterministic()
+    compute_float32_in_full()
+    keras.utils.set_random_seed(seed)
+
+
 def leave_out_suspects(job: TrainingJob, splits: Splits) -> Splits:
-    """Return the splits without the training images whose label a linear probe doubts. It knows no
-    other images, and predicts each from the backbone's features of the image as it is.
+    """Return the splits without the training images whose label a linear probe doubts, if the
+    recipe asks for it. The probe knows no other images, and predicts each from the backbone's
+    features of the image as it is. A head that is solved for leaves out its own.
 
     Raises:
         UserError: as `audit`, or fewer images remain than a batch has.
     """
     rows, recipe = splits.train, job.used
+    if recipe.suspects == "keep" or recipe.solved:
+        return splits
     folds = assign_folds(rows, NUM_FOLDS, recipe.seed)
     found = _predict(job, rows, [View(size=recipe.image_size)], folds)
     kept = ~find_suspects(found.probabilities, rows["label_id"].to_numpy())

@@ -9,6 +9,7 @@ from har.models.backbones import name_weights_by_content
 from har.models.devices import (
     STRATEGIES,
     Hardware,
+    check_gpus,
     describe_unused_gpu,
     find_hardware,
     fit_to_hardware,
@@ -81,6 +82,7 @@ def build_job(
     A `feature_runtime` is used whatever `runtime` says.
     """
     hardware = find_hardware()
+    check_gpus(hardware)
     used, warnings = fit_to_hardware(requested, overridden, hardware)
     for message in describe_unused_gpu(hardware) + warnings:
         warn(message)
@@ -94,5 +96,7 @@ def build_job(
         recipe_digest=digest_recipe(name_weights_by_content(used)),
         manifest=manifest,
         runtime=runtime,
-        feature_runtime=choose_runtime(feature_runtime or runtime, hardware.num_gpus),
+        feature_runtime=choose_runtime(
+            feature_runtime or runtime, 0 if hardware.is_cpu else hardware.num_gpus
+        ),
     )

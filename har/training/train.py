@@ -10,12 +10,10 @@ import numpy as np
 import tensorflow as tf
 
 from har.data.manifest import Manifest
-from har.inference.freezing import compute_float32_in_full
 from har.models.build import copy_head, set_output_layer
-from har.models.devices import make_deterministic
 from har.models.served import build_float32_copy, build_served
 from har.recipe import Recipe
-from har.training.audit import leave_out_suspects
+from har.training.audit import leave_out_suspects, make_repeatable
 from har.training.backup import Backup
 from har.training.bad_images import name_bad_images
 from har.training.calibration import fit_temperature
@@ -92,19 +90,14 @@ def train(
         UserError: too few images, weights that cannot be had, too little memory, an image that is
             gone or changed, or a batch that does not divide evenly over the devices.
     """
-    make_deterministic()
-    compute_float32_in_full()
-    keras.utils.set_random_seed(job.used.seed)
+    make_repeatable(job.used.seed)
     splits = split_job(job)
-    images = len(splits.train)
     # decoding into memory and extraction count as training, or the loaders could not be compared
-    started = time.monotonic()
+    images, started = len(splits.train), time.monotonic()
     state = backup.state if backup else None
     first_epoch = state.first_epoch(job.used) if state else 0
     with _explain_errors(job.manifest):
-        # a head that is solved for has its own folds
-        if job.used.suspects == "leave_out" and not job.used.solved:
-            splits = leave_out_suspects(job, splits)
+        splits = leave_out_suspects(job, splits)
         inputs = build_inputs(job, splits, first_epoch)
         if job.used.solved:
             probe, history, train_time_s = _solve_head(

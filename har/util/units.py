@@ -18,3 +18,11 @@ def format_bytes(size: float, rounding: Callable[[float], int] = round) -> str:
         unit = "TB"
         value = rounding(size * 100) / 100
     return f"{value:,g} {unit}"
+
+
+def format_seconds(seconds: float) -> str:
+    """Format a time as minutes and seconds, such as 8 min 05 s; 12.3 s below a minute."""
+    if seconds < 60:
+        return f"{seconds:.3g} s"
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes:,} min {rest:02} s"

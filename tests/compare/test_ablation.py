@@ -8,15 +8,14 @@ import pandas as pd
 import pytest
 
 from har.compare.ablation import (
-    Cost,
     Effect,
     describe_table,
     find_effects,
-    measure_cost,
     plan_ablation,
     summarise_effect,
     tabulate_effects,
 )
+from har.compare.costs import Cost, measure_cost
 from har.evaluation.metrics import mean_paired_difference, paired_difference
 from har.recipe import VARIANTS, changes, describe_changes
 from har.tracking.records import Record

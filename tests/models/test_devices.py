@@ -4,9 +4,11 @@ from dataclasses import replace
 
 import keras
 import pytest
+import tensorflow as tf
 
 from har.models.devices import (
     Hardware,
+    check_gpus,
     describe_unused_gpu,
     find_hardware,
     fit_to_hardware,
@@ -15,6 +17,7 @@ from har.models.devices import (
     short_name,
 )
 from har.recipe import V3, V4, VARIANTS
+from har.util.errors import UserError
 
 
 def hardware(*gpus: str, driver: str = "none") -> Hardware:
@@ -98,3 +101,34 @@ def test_policy_is_put_back_even_on_an_error() -> None:
 def test_this_machine_is_described() -> None:
     found = find_hardware()
     assert found.num_gpus == 0 and found.cpu and found.cpu_count >= 1 and found.memory_gb > 0.5
+
+
+def test_a_gpu_without_code_is_named_before_any_work(monkeypatch: pytest.MonkeyPatch) -> None:
+    (cpu, *_) = tf.config.list_logical_devices("CPU")
+    monkeypatch.setattr(tf.config, "list_logical_devices", lambda kind: [cpu])
+    check_gpus(P100)  # this one computes
+
+    def fail(*_: object) -> None:
+        raise tf.errors.InternalError(None, None, "CUDA_ERROR_NO_BINARY_FOR_GPU\nmore")
+
+    monkeypatch.setattr(tf, "matmul", fail)
+    with pytest.raises(
+        UserError, match=r"Tesla P100-PCIE-16GB \(compute capability 6\.0\) but cannot"
+    ) as it:
+        check_gpus(P100)
+    assert "CUDA_ERROR_NO_BINARY_FOR_GPU" in str(it.value) and "CUDA_VISIBLE_DEVICES=" in str(
+        it.value
+    )
+    # where the CPU does the work, nothing is tried
+    check_gpus(replace(P100, pretended=True))
+
+
+def test_pretended_gpus_are_named_and_the_cpu_computes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HAR_PRETEND_GPUS", "Tesla T4, Tesla T4")
+    found = find_hardware()
+    assert found.pretended and found.is_cpu and found.gpu_type == "T4"
+    assert format_hardware(found, 2) == "2xT4" and format_hardware(found, 1) == "1xT4"
+    used, _ = fit_to_hardware(VARIANTS["v4"], (), found)
+    assert used.precision == "float32" and used.backbone == "efficientnet-lite0"
+    (said,) = describe_unused_gpu(found)
+    assert "computed by the CPU" in said
