@@ -140,6 +140,7 @@ def test_run_ends_with_the_table(cli, tiny_backbone: None, raw: Path, store: str
     assert f"accuracy           {run.data.metrics['accuracy']:.4f}" in evaluated.stdout
 
 
+@pytest.mark.slow
 def test_a_run_is_repeated_with_equal_numbers(
     cli, tiny_backbone: None, raw: Path, store: str
 ) -> None:

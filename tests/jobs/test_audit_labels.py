@@ -151,12 +151,15 @@ def test_a_training_leaves_out_what_the_audit_finds(
 @pytest.mark.parametrize(
     "options",
     [
-        ("--variant", "v7", "--feature-views", 2, "--evaluation-size", 0),
+        pytest.param(
+            ("--variant", "v7", "--feature-views", 2, "--evaluation-size", 0),
+            marks=pytest.mark.slow,
+        ),
         ("--variant", "v3", "--strategy", "one_device", "--augmentation", "none"),
-        ("--variant", "original",),
+        pytest.param(("--variant", "original"), marks=pytest.mark.slow),
     ],
     ids=["v7", "v3", "original"],
-)  # fmt: skip
+)
 def test_every_training_can_leave_out_suspects(
     options: tuple[object, ...],
     coloured: tuple[Path, set[str], Manifest],

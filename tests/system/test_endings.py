@@ -85,6 +85,7 @@ def test_nohup_keeps_a_training_alive(raw: Path, store: str) -> None:
     assert process.returncode == 130 and running_runs() == []
 
 
+@pytest.mark.slow
 def test_a_new_store_is_created_whole_or_not_at_all(tmp_path: Path) -> None:
     """A half created sqlite database can never be used again."""
     file = tmp_path / "new.db"

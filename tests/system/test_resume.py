@@ -154,6 +154,7 @@ def test_stopped_and_killed_it_goes_on_in_the_same_run(
     assert again.exit_code == 2 and "is finished: there is nothing to resume" in again.output
 
 
+@pytest.mark.slow
 def test_an_end_that_was_not_recorded_is_recorded_once(
     whole: mlflow.entities.Run, data: Path, store: str, cli
 ) -> None:
@@ -186,6 +187,7 @@ def test_an_end_that_was_not_recorded_is_recorded_once(
     assert not backup_folder(run_id).exists()
 
 
+@pytest.mark.slow
 def test_a_solved_head_is_recorded_later_too(data: Path, store: str, cli) -> None:
     """It has no epochs to resume, and must not be lost with the store."""
     end = mlflow.MlflowClient.set_terminated

@@ -117,6 +117,7 @@ def test_an_old_store_of_files_is_refused_with_the_way_out(
     assert not Path("mlflow.db").exists()
 
 
+@pytest.mark.slow
 def test_the_way_out_of_an_old_store_works(cli, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     with monkeypatch.context() as patch:

@@ -108,7 +108,9 @@ def test_features_train_on_two_devices_as_on_one(manifest: Manifest) -> None:
         np.testing.assert_allclose(weight, other, rtol=1e-3, atol=1e-4)
 
 
-@pytest.mark.parametrize(("fraction", "last_batch"), [(0.35, 3), (0.28, 1)])
+@pytest.mark.parametrize(
+    ("fraction", "last_batch"), [(0.35, 3), pytest.param(0.28, 1, marks=pytest.mark.slow)]
+)
 def test_two_devices_equal_one(fraction: float, last_batch: int, manifest: Manifest) -> None:
     """Also where the last validation batch is uneven, or has fewer images than devices."""
     same = {"head": "flatten_dense512", "validation_fraction": fraction, "epochs": 3}
@@ -121,7 +123,9 @@ def test_two_devices_equal_one(fraction: float, last_batch: int, manifest: Manif
 
 
 @pytest.mark.parametrize("variant", ["v4", "v7"])
-@pytest.mark.parametrize("precision", ["mixed_float16", "mixed_bfloat16"])
+@pytest.mark.parametrize(
+    "precision", ["mixed_bfloat16", pytest.param("mixed_float16", marks=pytest.mark.slow)]
+)
 def test_mixed_precision_trains_and_leaves_a_float32_model(
     variant: str, precision: str, manifest: Manifest
 ) -> None:
