@@ -2,12 +2,15 @@
 
     python benchmarks/backbones.py --data DIR
 
-The forward passes of all backbones take turns over 32 images that were decoded before. For the
-backbones whose ImageNet weights are installed with the project, a logistic regression is trained on
-the frozen features; its regularisation is chosen on a fifth of the training images.
+Each backbone is measured in a process of its own, with random weights where the real ones are a
+download. In turn, the runtimes compute the features of 32 images that were decoded before, at the
+size that the backbone was trained for and in the arithmetic of a training, and TensorFlow runs
+Keras' own graph at 160 px. For the backbones whose ImageNet weights are installed with the project,
+a logistic regression is trained on the frozen features at 160 px; its regularisation is chosen on a
+fifth of the training images.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, get_args
@@ -19,11 +22,18 @@ from har.data.manifest import Manifest
 from har.data.prepare import load_manifest
 from har.data.splits import hold_out
 from har.evaluation.metrics import wilson_interval
-from har.recipe import VARIANTS, Backbone, Recipe
+from har.recipe import NATIVE_SIZES, VARIANTS, Backbone, Recipe
 from measuring import Claim, Tables
 
 BATCH = 32
 STRENGTHS = [10.0**n for n in range(-4, 1)]
+EFFICIENTNET_SIZES = (224, 240, 260, 300, 380, 456, 528, 600)
+# The height and width that each backbone was trained for.
+SIZES = NATIVE_SIZES | {
+    f"efficientnet{kind}{number}": size
+    for kind, count in (("b", 8), ("-lite", 3))
+    for number, size in enumerate(EFFICIENTNET_SIZES[:count])
+}
 
 
 def _is_installed(backbone: str) -> bool:
@@ -36,23 +46,35 @@ def _recipe_for(backbone: str) -> Recipe:
     return replace(VARIANTS["v3"], backbone=backbone, weights=weights)
 
 
-def _measure_costs(manifest: Manifest, names: Sequence[str], turns: int) -> list[dict[str, Any]]:
-    """Return the table's rows without accuracy."""
+def _measure_costs(manifest: Manifest, name: str, turns: int) -> dict[str, Any]:
+    """Return the table's row without accuracy."""
     import internals
 
+    small = _recipe_for(name)
+    own = small.at_size(SIZES[name])
+    network = internals.build_backbone(own)
     rows = manifest.rows("test")[:BATCH]
-    images = internals.read_images(manifest, rows, _recipe_for(names[0]))
-    networks = {name: internals.build_backbone(_recipe_for(name)) for name in names}
-    forwards = {name: _build_forward(network) for name, network in networks.items()}
-    found = measuring.take_turns(
-        {name: lambda f=f: {"images/s at 160 px": len(images) / measuring.timed(lambda: f(images))}
-         for name, f in forwards.items()},
-        turns,
-    )  # fmt: skip
-    return [
-        {"name": row["name"], "parameters": networks[row["name"]].count_params(), **row}
-        for row in measuring.summarise(found)
-    ]
+    images = internals.read_images(manifest, rows, own).astype(np.float32)
+    calls = {
+        runtime: _count_rate(internals.build_forward(own, runtime), images)
+        for runtime in measuring.RUNTIMES
+    }
+    keras_graph = _build_forward(internals.build_backbone(small))
+    images = internals.read_images(manifest, rows, small)
+    calls["Keras at 160 px"] = _count_rate(keras_graph, images)
+    found = measuring.summarise(measuring.take_turns(calls, turns))
+    return {
+        "name": name,
+        "parameters": network.count_params(),
+        "MB": 4 * network.count_params() / 1e6,
+        "px": SIZES[name],
+        "GFLOP": internals.count_multiplications(network) / 1e9,
+        **{f"images/s, {row['name']}": row["rate"] for row in found},
+    }
+
+
+def _count_rate(forward: Callable[[Any], Any], images: Any) -> Callable[[], dict[str, float]]:
+    return lambda: {"rate": len(images) / measuring.timed(lambda: forward(images))}
 
 
 def _build_forward(network: Any) -> Any:
@@ -91,16 +113,19 @@ def _measure_accuracy(manifest: Manifest, backbone: str) -> str:
 
 
 def measure(data: str, scratch: Path, tiny: bool) -> tuple[Tables, list[Claim]]:
-    """Measure the costs of all backbones in one process, then each accuracy."""
+    """Measure the costs and the accuracy of each backbone, one after the other."""
     manifest = load_manifest(data)
-    names = [name for name in get_args(Backbone) if not tiny or name == "efficientnet-lite0"]
-    rows = measuring.in_fresh_process(_measure_costs, manifest, names, 1 if tiny else 5)
-    for row in rows:
+    rows = []
+    for name in get_args(Backbone):
+        if tiny and name != "efficientnet-lite0":
+            continue
+        row = measuring.in_fresh_process(_measure_costs, manifest, name, 1 if tiny else 5)
         row["test accuracy of its features"] = (
-            measuring.in_fresh_process(_measure_accuracy, manifest, row["name"])
-            if _is_installed(row["name"])
+            measuring.in_fresh_process(_measure_accuracy, manifest, name)
+            if _is_installed(name)
             else "not measured"
         )
+        rows.append(row)
     return {"backbone": rows}, []
 
 

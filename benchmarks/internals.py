@@ -3,6 +3,7 @@
 Importing this loads TensorFlow: import it in the functions that run in a fresh process.
 """
 
+import math
 import os
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
@@ -18,7 +19,9 @@ import pandas as pd
 from har.util.progress import quiet_loading
 
 with quiet_loading():
+    import keras
     import tensorflow as tf
+    from keras import layers
 
 from har.data.manifest import Manifest
 from har.inference.runtimes import RUNTIMES, build_function, choose_arithmetic, run_batches
@@ -102,6 +105,23 @@ def build_forward(recipe: Recipe, runtime: str) -> Callable[[Images], None]:
         run_batches(compiled, batches, lambda start, found: None)
 
     return forward
+
+
+def count_multiplications(network: Any) -> int:
+    """Count the multiplications of an image's forward pass in convolutions and dense layers, which
+    papers call FLOPs.
+    """
+    total = 0
+    for layer in network.layers:
+        if isinstance(layer, keras.Model):
+            total += count_multiplications(layer)
+        elif isinstance(layer, layers.DepthwiseConv2D):
+            # each output needs one input channel's window
+            total += math.prod(layer.output.shape[1:]) * math.prod(layer.kernel_size)
+        elif isinstance(layer, layers.Conv2D | layers.Dense):
+            # a kernel's last axis is the output's channels
+            total += math.prod(layer.output.shape[1:]) * math.prod(layer.kernel.shape[:-1])
+    return total
 
 
 def build_extraction(

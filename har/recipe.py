@@ -6,6 +6,7 @@ difference between two recipes is computed (`changes`), not written down.
 
 import hashlib
 import json
+from collections.abc import Mapping
 from dataclasses import Field, dataclass, field, fields, replace
 from typing import Any, Literal, get_args, get_origin
 
@@ -19,6 +20,10 @@ Backbone = Literal[
     "efficientnetb0", "efficientnetb1", "efficientnetb2", "efficientnetb3", "efficientnetb4",
     "efficientnetb5", "efficientnetb6", "efficientnetb7",
     "efficientnet-lite0", "efficientnet-lite1", "efficientnet-lite2",
+    "efficientnetv2-b0", "efficientnetv2-b1", "efficientnetv2-b2", "efficientnetv2-b3",
+    "efficientnetv2-s", "efficientnetv2-m", "efficientnetv2-l",
+    "convnext-tiny", "convnext-small", "convnext-base", "convnext-large",
+    "mobilenetv3-large", "resnet50v2",
 ]  # fmt: skip
 FineTune = Literal["frozen", "top", "all", "last_blocks"]
 Head = Literal["flatten_dense512", "gap_dropout", "linear_probe"]
@@ -81,7 +86,11 @@ class Recipe:
         " tf.image.resize",
     )
     image_size: int = axis(
-        160, "Height and width of the network's input, in pixels", low=32, high=1024
+        160,
+        "Height and width of the network's input, in pixels. v6 and v7 take the backbone's own size"
+        " if you name a convnext, efficientnetv2, mobilenetv3 or resnet50v2 backbone and no size",
+        low=32,
+        high=1024,
     )
     evaluation_size: int = axis(
         0,
@@ -135,7 +144,7 @@ class Recipe:
     cut: str = axis(
         "auto",
         "For fine_tune last_blocks: the first block to train, by its name in the backbone, such as"
-        " blocks.11; auto: the block with the last stride",
+        " blocks.11; auto: the block with the last stride, or the first block after it",
         added=True,
     )
     head: Head = axis(
@@ -473,8 +482,49 @@ VARIANTS = {
     "v6": V6,
     "v7": V7,
 }
+# The height and width, in pixels, of the images that these backbones were trained for.
+NATIVE_SIZES: dict[str, int] = {
+    "efficientnetv2-b0": 224,
+    "efficientnetv2-b1": 240,
+    "efficientnetv2-b2": 260,
+    "efficientnetv2-b3": 300,
+    "efficientnetv2-s": 384,
+    "efficientnetv2-m": 480,
+    "efficientnetv2-l": 480,
+    "convnext-tiny": 224,
+    "convnext-small": 224,
+    "convnext-base": 224,
+    "convnext-large": 224,
+    "mobilenetv3-large": 224,
+    "resnet50v2": 224,
+}
+# The variants that take them. The others have the notebooks' size, whatever the backbone.
+NATIVELY_SIZED = ("v6", "v7")
+# The pixels that become one in the last layer of each of these backbones, in each direction.
+TOTAL_STRIDE = 32
+# Images for evaluation are larger by this, as in v7 with its own backbone.
+EVALUATION_RATIO = 1.2
 # The fields that `har audit-labels` has as options: they decide which labels are in doubt.
 AUDIT_FIELDS = ("resize", "image_size", "backbone", "weights", "class_weight", "precision", "seed")
+
+
+def build_recipe(variant: str, overrides: Mapping[str, Any]) -> Recipe:
+    """Change a variant by the user's values. If they name a backbone of NATIVE_SIZES and no size,
+    v6 and v7 take images of that backbone's size.
+    """
+    return replace(VARIANTS[variant], **(_choose_sizes(variant, overrides) | dict(overrides)))
+
+
+def _choose_sizes(variant: str, overrides: Mapping[str, Any]) -> dict[str, int]:
+    """Return the sizes that follow from the backbone; {} if the variant or the user says them."""
+    size = NATIVE_SIZES.get(overrides.get("backbone", ""))
+    given = {"image_size", "evaluation_size"} & set(overrides)
+    if size is None or given or variant not in NATIVELY_SIZED:
+        return {}
+    if not VARIANTS[variant].evaluation_size:
+        return {"image_size": size}
+    larger = TOTAL_STRIDE * round(EVALUATION_RATIO * size / TOTAL_STRIDE)
+    return {"image_size": size, "evaluation_size": larger}
 
 
 def parent_of(variant: str) -> str | None:

@@ -10,13 +10,17 @@ import pytest
 from har.data import images
 from har.models import backbones, build, devices
 from har.recipe import (
+    NATIVE_SIZES,
     ORIGINAL,
     V2,
     V3,
     V4,
+    V7,
     VARIANTS,
+    Backbone,
     Recipe,
     axis,
+    build_recipe,
     changes,
     describe_changes,
     digest_recipe,
@@ -69,6 +73,40 @@ def test_recipe_is_frozen() -> None:
 def test_every_literal_has_its_builder(name: str) -> None:
     (field,) = (f for f in fields(Recipe) if f.name == name)
     assert set(TABLES[name]) == set(get_args(field.type))
+
+
+@pytest.mark.parametrize(
+    ("variant", "given", "sizes"),
+    [
+        ("v6", {"backbone": "convnext-base"}, (224, 0)),
+        ("v7", {"backbone": "convnext-base"}, (224, 256)),
+        ("v7", {"backbone": "efficientnetv2-m"}, (480, 576)),
+        # as the user says, and as the variant says where it is no newer backbone, or no v6 or v7
+        ("v6", {"backbone": "convnext-base", "image_size": 96}, (96, 0)),
+        ("v7", {"backbone": "convnext-base", "evaluation_size": 96}, (260, 96)),
+        ("v6", {"backbone": "efficientnet-lite0"}, (416, 0)),
+        ("v7", {"backbone": "efficientnetb0"}, (260, 320)),
+        ("v7", {}, (260, 320)),
+        ("v5", {"backbone": "convnext-base"}, (160, 0)),
+    ],
+)
+def test_v6_and_v7_take_the_size_of_a_backbone_that_is_named(
+    variant: str, given: dict[str, Any], sizes: tuple[int, int]
+) -> None:
+    recipe = build_recipe(variant, given)
+    assert (recipe.image_size, recipe.evaluation_size) == sizes
+    same = replace(VARIANTS[variant], **{**given, "image_size": sizes[0]})
+    assert recipe == replace(same, evaluation_size=sizes[1])
+
+
+def test_sizes_are_of_backbones_and_fit_their_stride() -> None:
+    assert set(NATIVE_SIZES) < set(get_args(Backbone))
+    for name in NATIVE_SIZES:
+        recipe = build_recipe("v7", {"backbone": name})
+        assert recipe.evaluation_size % 32 == 0
+        assert 1.1 < recipe.evaluation_size / recipe.image_size < 1.3
+    # which is what v7 has with its own backbone
+    assert V7.evaluation_size == 32 * round(1.2 * V7.image_size / 32)
 
 
 def test_every_field_has_help() -> None:

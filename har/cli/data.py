@@ -2,7 +2,7 @@
 
 import shlex
 from collections.abc import Mapping
-from dataclasses import fields, replace
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,7 @@ from har.cli.options import (
     runtime_option,
     with_dashes,
 )
-from har.recipe import AUDIT_FIELDS, VARIANTS, Recipe
+from har.recipe import AUDIT_FIELDS, VARIANTS, Recipe, build_recipe
 from har.util.escaping import for_terminal
 from har.util.files import shorten_home
 from har.util.outputs import AUDIT, PREPARED, check_output_folder
@@ -116,7 +116,7 @@ def audit_labels(
     check_output_folder(out, AUDIT)
     split = pop_split(options)
     overrides = {name: value for name, value in options.items() if value is not None}
-    requested = replace(VARIANTS[variant], **overrides)
+    requested = build_recipe(variant, overrides)
     found = find_named_data(data)
     from har.training.suspects import check_cleanlab
 

@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Collection
-from dataclasses import fields, replace
+from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,7 +23,7 @@ from har.cli.options import (
     with_dashes,
 )
 from har.cli.tables import describe_training
-from har.recipe import VARIANTS, Recipe
+from har.recipe import VARIANTS, Recipe, build_recipe
 from har.util.errors import UserError
 from har.util.process import process_start
 from har.util.progress import show, warn
@@ -97,7 +97,7 @@ def _train(
 ) -> "Record":
     split = pop_split(options)
     overrides = {name: value for name, value in options.items() if value is not None}
-    requested = replace(VARIANTS[variant], **overrides)
+    requested = build_recipe(variant, overrides)
 
     found = find_named_data(data)
     from har.tracking.store import open_experiment

@@ -26,7 +26,7 @@ from har.data.manifest import Manifest
 from har.jobs.train import run_training
 from har.models.backbones import name_weights_by_content
 from har.models.devices import STRATEGIES, find_hardware, fit_to_hardware, format_hardware
-from har.recipe import VARIANTS, Recipe, digest_recipe
+from har.recipe import Recipe, build_recipe, digest_recipe
 from har.tracking.query import find_current_experiment, find_experiment, find_runs
 from har.tracking.records import Record, load_details, read_record
 from har.tracking.store import open_run
@@ -69,8 +69,8 @@ ONE_SEED = (
 
 def run_ablation(asked: Ablation) -> str:
     """Train what is missing, record the table and the picture; return the text to print."""
-    base = replace(VARIANTS[asked.from_variant], **asked.overrides)
-    end = replace(VARIANTS[asked.to_variant], **asked.overrides)
+    base = build_recipe(asked.from_variant, asked.overrides)
+    end = build_recipe(asked.to_variant, asked.overrides)
     steps = ablation.plan_ablation(base, end, asked.groups, asked.chain_only)
     asked = replace(asked, experiment=find_current_experiment() or asked.experiment)
     tags = job_tags("ablate", f"{asked.from_variant} to {asked.to_variant}", asked.manifest)

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import h5py
 import keras
@@ -28,6 +28,8 @@ from har.util.errors import UserError, first_line
 from har.util.files import digest_file
 
 CPU_BACKBONE = "efficientnet-lite0"
+# ImageNet weights are the same for every size, but MobileNetV3 warns about any other.
+DOWNLOAD_SIZE = 224
 
 
 @dataclass(frozen=True)
@@ -36,7 +38,8 @@ class Backbone:
     weights.
 
     `cpu_fallback` is the backbone that replaces this one on a machine without a GPU, where this
-    one would take hours; "" if a CPU can train it. `cut` is the block with the last stride.
+    one would take hours; "" if a CPU can train it. `cut` is the block with the last stride, or the
+    first block after it, which starts from smaller features.
     """
 
     build_random: Callable[[int | None], keras.Model]
@@ -45,20 +48,27 @@ class Backbone:
     cut: str = ""
 
 
-def keras_application(name: str, cpu_fallback: str = "", cut: str = "") -> Backbone:
-    """Wrap a network of keras.applications that normalises 0..255 itself, as `EfficientNetB7`."""
+def keras_application(
+    name: str, cpu_fallback: str = "", cut: str = "", pixels: Literal["0..255", "-1..1"] = "0..255"
+) -> Backbone:
+    """Wrap a network of keras.applications, such as `EfficientNetB7`. `pixels` are the values that
+    it takes; one for -1..1 gets a layer that scales 0..255 to these.
+    """
 
     def build(image_size: int | None, weights: str | None = None) -> keras.Model:
-        return getattr(keras.applications, name)(
-            include_top=False,
-            weights=weights,
-            input_shape=(image_size, image_size, 3),
-            pooling="avg",
-        )
+        application = getattr(keras.applications, name)
+        options = {"include_top": False, "weights": weights, "pooling": "avg"}
+        shape = (image_size, image_size, 3)
+        if pixels == "0..255":
+            return application(input_shape=shape, **options)
+        images = layers.Input(shape)
+        scaled = layers.Rescaling(1 / 127.5, offset=-1.0)(images)
+        network = application(input_shape=shape, input_tensor=scaled, **options)
+        return keras.Model(images, network.output, name=network.name)
 
     def build_imagenet(image_size: int | None) -> keras.Model:
         try:
-            downloaded = build(image_size, "imagenet")
+            downloaded = build(DOWNLOAD_SIZE, "imagenet")
         # Keras raises a bare Exception for every network error
         except Exception as error:
             raise UserError(
@@ -66,7 +76,7 @@ def keras_application(name: str, cpu_fallback: str = "", cut: str = "") -> Backb
                 " --weights FILE (a copy of Keras' file), --backbone efficientnet-lite0 (its"
                 " weights are installed with this project), or --weights random"
             ) from error
-        # With ImageNet weights, Keras adds one more layer to the network. Copy the weights into
+        # With ImageNet weights, Keras adds one more layer to EfficientNet. Copy the weights into
         # the network without it: a saved model is rebuilt without ImageNet weights.
         network = build(image_size)
         copy_weights(downloaded, network)
@@ -89,6 +99,18 @@ BACKBONES: dict[str, Backbone] = {
         )
         for name, lite in LITES.items()
     },
+    **{
+        f"efficientnetv2-{size}": keras_application(f"EfficientNetV2{size.upper()}", cut="block6a")
+        for size in ("b0", "b1", "b2", "b3", "s", "m", "l")
+    },
+    **{
+        f"convnext-{size}": keras_application(
+            f"ConvNeXt{size.title()}", cut=f"convnext_{size}_stage_3"
+        )
+        for size in ("tiny", "small", "base", "large")
+    },
+    "mobilenetv3-large": keras_application("MobileNetV3Large", cut="expanded_conv_12"),
+    "resnet50v2": keras_application("ResNet50V2", cut="conv5", pixels="-1..1"),
 }
 
 
@@ -135,8 +157,16 @@ def _find_block(names: Sequence[str], cut: str) -> int:
     for place, name in enumerate(names):
         if name == cut or (name.startswith(cut) and not name[len(cut)].isalnum()):
             return place
-    blocks = dict.fromkeys(re.split(r"[._](?=[a-z])", name)[0] for name in names)
+    blocks = dict.fromkeys(map(_name_block, names))
     raise UserError(f"no block {cut!r} to cut before; the blocks are {', '.join(blocks)}")
+
+
+def _name_block(layer: str) -> str:
+    """Return the block of a layer: `blocks.11` of `blocks.11.bn0`, `conv5_block1` of
+    `conv5_block1_2_conv`; for layers outside all blocks, the first word.
+    """
+    found = re.match(r".*(?:block|stage|expanded_conv|\bconv)s?[._]?\d+[a-z]?(?=[._]|$)", layer)
+    return found[0] if found else re.split(r"[._](?=[a-z])", layer)[0]
 
 
 def check_cut(recipe: Recipe) -> None:

@@ -20,7 +20,10 @@ MAX_WEIGHT_BYTES = 2_000_000_000
 # What decides how large a layer is, and the most that it may be. The product of two numbers of
 # channels is about the number of a layer's weights.
 CHANNELS = ("units", "filters", "output_dim", "input_dim", "num_heads", "key_dim")
-SIDES = ("batch_shape", "target_shape", "kernel_size", "pool_size", "size", "padding", "n")
+SIDES = (
+    "batch_shape", "target_shape", "kernel_size", "pool_size", "size", "padding", "n",
+    "projection_dim",
+)  # fmt: skip
 MAX_SIDE = 100_000
 
 

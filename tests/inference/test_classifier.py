@@ -257,6 +257,7 @@ KERAS_FILES: dict[str, dict[str, str | bytes]] = {
     "no network": {"metadata.json": "{}"},
     "a deep network": {"config.json": "[" * 100_000},
     "a layer of a billion": {"config.json": dense(10**9)},
+    "a scale of a billion": {"config.json": dense(10**9).replace("units", "projection_dim")},
     "layers of 4 TB": {"config.json": f"[{dense(90_000)}, {dense(90_000)}]"},
     "weights of 4 TB": {"config.json": "{}", "model.weights.h5": weights_of(a=(10**6, 10**6))},
     "weights beyond 64 bits": {

@@ -5,15 +5,18 @@ from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
+import h5py
 import keras
 import numpy as np
 import pytest
 from keras import layers
+from keras.src.legacy.saving import legacy_h5_format
 
 from har.models.backbones import BACKBONES, build_backbone, name_weights_by_content
 from har.models.build import build_model
+from har.models.efficientnet_lite import LITES
 from har.models.served import build_float32_copy
-from har.recipe import digest_recipe
+from har.recipe import NATIVE_SIZES, digest_recipe
 from har.util.errors import UserError
 from tests.conftest import tiny_recipe
 
@@ -135,9 +138,61 @@ def test_backbones_are_frozen_and_pooled(name: str) -> None:
 
 
 def test_every_keras_backbone_is_known() -> None:
-    assert [name for name in BACKBONES if "lite" not in name] == [
-        f"efficientnetb{n}" for n in range(8)
-    ]
+    older = [f"efficientnetb{n}" for n in range(8)]
+    assert [name for name in BACKBONES if name not in LITES] == [*older, *NATIVE_SIZES]
+
+
+# The smallest network of each newer family, and what Keras asks its users to do to the pixels.
+NEWER = {
+    "efficientnetv2-b0": ("EfficientNetV2B0", keras.applications.efficientnet_v2),
+    "convnext-tiny": ("ConvNeXtTiny", keras.applications.convnext),
+    "mobilenetv3-large": ("MobileNetV3Large", keras.applications.mobilenet_v3),
+    "resnet50v2": ("ResNet50V2", keras.applications.resnet_v2),
+}
+
+
+def spread(network: keras.Model) -> keras.Model:
+    """Let every layer matter: a new ConvNeXt scales its blocks by a millionth, and a new batch
+    normalisation is none.
+    """
+    random = np.random.default_rng(0)
+    for layer in network.layers:
+        if type(layer).__name__ == "LayerScale":
+            layer.set_weights([random.uniform(0.5, 1, each.shape) for each in layer.get_weights()])
+        elif isinstance(layer, layers.BatchNormalization):
+            # a larger scale would make deep networks chaotic: rounding alone would decide
+            gamma, _beta, mean, variance = layer.get_weights()
+            layer.set_weights([gamma, *random.normal(0, 0.1, (2, *mean.shape)), variance])
+    return network
+
+
+def save_published(network: keras.Model, path: Path) -> None:
+    """As the files that Keras publishes: HDF5 with weights alone, in the order of the layers."""
+    with h5py.File(path, "w") as file:
+        legacy_h5_format.save_weights_to_hdf5_group(file, network)
+
+
+@pytest.mark.parametrize("name", NEWER)
+def test_newer_networks_are_keras_own_on_pixels_of_0_to_255(
+    name: str, tmp_path: Path, recwarn: pytest.WarningsRecorder
+) -> None:
+    keras.utils.set_random_seed(0)
+    application, module = NEWER[name]
+    network = getattr(keras.applications, application)(
+        include_top=False, weights=None, input_shape=(64, 64, 3), pooling="avg"
+    )
+    spread(network)
+    wanted = network(module.preprocess_input(IMAGES.copy()), training=False).numpy()
+    assert np.abs(wanted).max() > 1e-6
+    network.save_weights(saved := tmp_path / "saved.weights.h5")
+    save_published(network, published := tmp_path / "published.h5")
+    for weights in (str(saved), str(published), "imagenet"):
+        with downloaded(published):
+            ours = build_backbone(tiny_recipe(backbone=name, image_size=64, weights=weights))
+        found = ours(IMAGES, training=False).numpy()
+        np.testing.assert_allclose(found, wanted, rtol=1e-3, atol=1e-4 * np.abs(wanted).max())
+    # MobileNetV3 would warn that the size is not the one of its weights
+    assert [each for each in recwarn if "input_shape" in str(each.message)] == []
 
 
 def test_no_network_names_the_ways_out(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -101,6 +101,31 @@ def test_a_bias_before_the_normalisation_is_counted(kind: type) -> None:
     assert_equal_inference(folded, model)
 
 
+@pytest.mark.parametrize("policy", ["float32", "mixed_bfloat16"])
+def test_sums_and_products_that_are_no_layers_are_copied(policy: str) -> None:
+    """As in ConvNeXt and MobileNetV3; they have no dtype policy of their own."""
+    inputs = keras.Input((32, 32, 3))
+    x = layers.Conv2D(4, 3)(inputs)
+    model = keras.Model(inputs, (x + 3.0) * 0.5 + x)
+    wanted, found = model(IMAGES), fold_batch_norms(model, policy)(IMAGES)
+    scale = np.abs(wanted).max()
+    np.testing.assert_allclose(keras.ops.cast(found, "float32"), wanted, atol=0.02 * scale)
+
+
+@pytest.mark.parametrize("groups", [2, 4])
+def test_groups_of_one_channel_become_a_depthwise_convolution(groups: int) -> None:
+    """Other groups stay: a depthwise convolution cannot compute them."""
+    inputs = keras.Input((32, 32, 3))
+    x = layers.Conv2D(4, 3)(inputs)
+    x = layers.Conv2D(4, 3, groups=groups, bias_initializer="random_normal", name="grouped")(x)
+    model = randomise(keras.Model(inputs, layers.BatchNormalization()(x)))
+    folded = fold_batch_norms(model)
+    kind = layers.DepthwiseConv2D if groups == 4 else layers.Conv2D
+    assert type(folded.get_layer("grouped")) is kind
+    assert norms(folded) == []
+    assert_equal_inference(folded, model)
+
+
 def activated(inputs: Any) -> Any:
     return layers.BatchNormalization()(layers.Conv2D(4, 3, activation="relu")(inputs))
 

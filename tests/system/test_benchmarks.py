@@ -6,6 +6,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import get_args
 
 import pytest
 
@@ -14,6 +15,7 @@ import feature_extraction
 import input_pipeline
 import measuring
 import training_epoch
+from har.recipe import Backbone
 from measuring import Claim
 from tests.conftest import tiny_recipe, write_images
 
@@ -110,8 +112,10 @@ def test_the_parts_of_a_training_epoch_take_turns(
 
 
 def test_features_have_an_accuracy(manifest, tiny_backbone: None) -> None:
-    (row,) = backbones._measure_costs(manifest, ["efficientnet-lite0"], turns=1)
-    assert row["parameters"] > 0 and row["images/s at 160 px"] > 0
+    row = backbones._measure_costs(manifest, "efficientnet-lite0", turns=1)
+    assert set(backbones.SIZES) == set(get_args(Backbone))
+    assert row["GFLOP"] > 0 and row["parameters"] > 0
+    assert all(row[f"images/s, {each}"] > 0 for each in ("tensorflow", "openvino"))
     assert "%" in backbones._measure_accuracy(manifest, "efficientnet-lite0")
 
 

@@ -1,0 +1,182 @@
+"""Every backbone of keras.applications with random weights, through everything that a run does: the
+smallest of each family always, the others with the slow tests.
+"""
+
+import re
+from typing import Any
+
+import keras
+import mlflow
+import numpy as np
+import pytest
+from keras import layers
+
+from har.data.manifest import Manifest
+from har.inference.freezing import freeze, trace
+from har.inference.runtimes import RUNTIMES, TOLERANCE, run_batches
+from har.jobs.train import _log_model, run_training
+from har.models.backbones import BACKBONES, _find_block, build_backbone
+from har.models.build import build_model, find_backbone, split_backbone
+from har.models.merging import fold_batch_norms
+from har.recipe import NATIVE_SIZES
+from har.serving.load import load_served
+from har.training.job import build_job
+from har.training.train import train
+from har.util.errors import UserError
+from tests.conftest import RecordingBackup, tiny_job, tiny_recipe
+from tests.models.test_backbones import spread
+
+SMALLEST = ("efficientnetv2-b0", "convnext-tiny", "mobilenetv3-large", "resnet50v2")
+EVERY = [
+    pytest.param(name, marks=[] if name in SMALLEST else pytest.mark.slow) for name in NATIVE_SIZES
+]
+SIZE, LARGER = 64, 96
+
+
+def pictures(count: int) -> np.ndarray:
+    return np.random.default_rng(0).uniform(0, 255, (count, SIZE, SIZE, 3)).astype(np.float32)
+
+
+def recipe_of(variant: str, name: str, **fields: Any):
+    small = {"backbone": name, "weights": "random", "image_size": SIZE}
+    # large networks take one image at a time
+    batch = {"batch_size": 4 if name in SMALLEST else 1}
+    return tiny_recipe(variant, **{**small, **batch, **fields})
+
+
+@pytest.mark.parametrize("name", EVERY)
+def test_both_runtimes_compute_what_keras_computes(name: str) -> None:
+    keras.utils.set_random_seed(0)
+    network = spread(build_backbone(recipe_of("v5", name)))
+    images = pictures(3)
+    wanted = network.predict(images, verbose=0)
+    assert np.isfinite(wanted).all() and np.abs(wanted).max() > 1e-6
+    for runtime in RUNTIMES.values():
+        compiled = runtime.compile(runtime.convert(network), "float32")
+        found = np.empty_like(wanted)
+
+        def keep(start: int, outputs: np.ndarray, found: np.ndarray = found) -> None:
+            found[start : start + len(outputs)] = outputs
+
+        run_batches(compiled, [(0, images)], keep)
+        distance = np.linalg.norm(found - wanted) / np.linalg.norm(wanted)
+        assert distance < TOLERANCE["float32"]
+
+
+# With the three other small ones this takes as long as ten other tests.
+STEPS = [
+    pytest.param(name, marks=[] if name == "mobilenetv3-large" else pytest.mark.slow)
+    for name in NATIVE_SIZES
+]
+
+
+@pytest.mark.parametrize("name", STEPS)
+def test_a_step_trains_what_the_recipe_says(name: str) -> None:
+    keras.utils.set_random_seed(0)
+    model = build_model(recipe_of("v3", name, fine_tune="top"), 3)
+    backbone = find_backbone(model)
+    before = {layer.name: layer.get_weights() for layer in backbone.layers}
+    loss, *_ = model.train_on_batch(pictures(2), np.array([0, 1]))
+    assert np.isfinite(loss)
+    moved = {
+        layer.name
+        for layer in backbone.layers
+        if any(
+            np.any(one != other)
+            for one, other in zip(before[layer.name], layer.get_weights(), strict=True)
+        )
+    }
+    trained = {layer.name for layer in backbone.layers if layer.trainable and layer.weights}
+    # behind a new layer scale of a millionth some gradients are 0
+    assert moved and moved <= trained
+    frozen = [x for x in backbone.layers if isinstance(x, layers.BatchNormalization)]
+    assert not any(layer.trainable for layer in frozen)
+
+
+@pytest.mark.parametrize("name", EVERY)
+def test_it_is_cut_where_nothing_bypasses_the_cut(name: str) -> None:
+    recipe = recipe_of("v7", name, evaluation_size=LARGER)
+    model = build_model(recipe, 3)
+    before, after = split_backbone(model, recipe)
+    for size in (SIZE, LARGER):
+        images = np.resize(pictures(2), (2, size, size, 3))
+        inner = before(images)
+        assert inner.shape[1] in (size // 16, size // 32)
+        features = find_backbone(model)(images, training=False)
+        np.testing.assert_allclose(after(inner, training=False), features, rtol=1e-4, atol=1e-5)
+    trained = {layer.name for layer in after.layers if layer.weights and layer.trainable}
+    assert trained == {x.name for x in find_backbone(model).layers if x.weights and x.trainable}
+    # a step on a CPU needs no other compiler
+    assert not any(getattr(layer, "groups", 1) > 1 for layer in find_backbone(model).layers)
+
+
+# v7 with images of one size for the quickest; for all others, and with two sizes as v7 has them, with
+# the slow tests.
+STORIES = [
+    ("mobilenetv3-large", 0),
+    *(pytest.param(name, LARGER, marks=pytest.mark.slow) for name in NATIVE_SIZES),
+]
+
+
+@pytest.mark.parametrize(("name", "evaluation_size"), STORIES)
+def test_v7_trains_resumes_logs_and_serves(
+    name: str, evaluation_size: int, manifest: Manifest, store: str
+) -> None:
+    # a head that starts from a linear probe needs the features of the whole backbone too
+    start = "linear_probe" if evaluation_size else "random"
+    sizes = {"evaluation_size": evaluation_size, "feature_views": 1}
+    recipe = recipe_of("v7", name, head_start=start, **sizes)
+    job, backup = tiny_job(recipe, manifest, "openvino"), RecordingBackup()
+    whole = train(job, backup=backup)
+    resumed = train(job, backup=RecordingBackup(backup.states[0]))
+    for one, other in zip(whole.model.get_weights(), resumed.model.get_weights(), strict=True):
+        np.testing.assert_array_equal(one, other)
+    with mlflow.start_run():
+        model_id = _log_model(job, whole)
+    _, classifier = load_served(f"models:/{model_id}")
+    images = np.resize(pictures(2), (2, *whole.served.input_shape[1:])).astype(np.uint8)
+    wanted = whole.served.predict(images, verbose=0)
+    np.testing.assert_allclose(classifier.forward(images), wanted, atol=1e-4)
+    (answer,) = classifier.classify([(manifest.root / manifest.table["path"][0]).read_bytes()])
+    assert answer["error"] is None and answer["label"] in manifest.class_names
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("variant", ["v6", "v7"])
+def test_a_whole_run_is_finished(variant: str, manifest: Manifest, store: str) -> None:
+    recipe = recipe_of(variant, "convnext-tiny")
+    job = build_job(variant, recipe, ("backbone",), manifest)
+    record = run_training(job, "backbones", started=0.0)
+    run = mlflow.get_run(record.run_id)
+    assert run.info.status == "FINISHED" and 0 <= run.data.metrics["accuracy"] <= 1
+
+
+def needs_xla(network: keras.Model) -> bool:
+    return "_XlaMustCompile" in str(freeze(trace(network, "float32")).graph_def.library)
+
+
+def test_the_graph_of_a_server_compiles_nothing_by_xla() -> None:
+    """Keras' own ConvNeXt would, at the first image of each size of a batch."""
+    network = BACKBONES["convnext-tiny"].build_random(SIZE)
+    traced = trace(network, "float32").graph.as_graph_def()
+    assert "_XlaMustCompile" in str(traced.library)
+    assert not needs_xla(fold_batch_norms(network))
+
+
+@pytest.mark.parametrize(
+    ("name", "block"),
+    [
+        ("convnext-tiny", "convnext_tiny_stage_3_block_2"),
+        ("mobilenetv3-large", "expanded_conv_14"),
+        ("resnet50v2", "conv5_block3"),
+        ("efficientnetv2-b0", "block6h"),
+    ],
+)
+def test_an_unknown_cut_lists_names_that_can_be_cut_at(name: str, block: str) -> None:
+    layers_of = [x.name for x in BACKBONES[name].build_random(None).layers if x.weights]
+    with pytest.raises(UserError, match=r"no block 'nothing'") as caught:
+        _find_block(layers_of, "nothing")
+    named = re.split(r"the blocks are |, ", str(caught.value))[1:]
+    assert block in named
+    for each in named:
+        assert layers_of[_find_block(layers_of, each)].startswith(each)
