@@ -110,8 +110,7 @@ def test_it_is_cut_where_nothing_bypasses_the_cut(name: str) -> None:
     assert not any(getattr(layer, "groups", 1) > 1 for layer in find_backbone(model).layers)
 
 
-# v7 with images of one size for the quickest; for all others, and with two sizes as v7 has them, with
-# the slow tests.
+# v7 with images of one size for the quickest; all others, and two sizes as v7 has them, are slow.
 STORIES = [
     ("mobilenetv3-large", 0),
     *(pytest.param(name, LARGER, marks=pytest.mark.slow) for name in NATIVE_SIZES),
