@@ -70,6 +70,11 @@ def _find_runs(run_ids: Sequence[str], experiment: str | None) -> list[Any]:
 
 def _write_zip(root: Path, out: Path) -> None:
     files = sorted(path for path in root.rglob("*") if path.is_file())
-    with replace_file(out) as opened, zipfile.ZipFile(opened, "w", zipfile.ZIP_DEFLATED) as archive:
+    out.parent.mkdir(parents=True, exist_ok=True)
+    with (
+        replace_file(out) as opened,
+        # files may be dated before 1980
+        zipfile.ZipFile(opened, "w", zipfile.ZIP_DEFLATED, strict_timestamps=False) as archive,
+    ):
         for path in files:
             archive.write(path, path.relative_to(root))

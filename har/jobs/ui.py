@@ -33,9 +33,11 @@ def show_runs(port: int, experiment: str | None) -> None:
     except OSError as error:
         raise UserError(f"cannot use port {port}: give a free one, such as --port 5055") from error
     # one worker needs a quarter of the memory, and nothing here needs the server's own jobs
-    command = [sys.executable, "-m", "mlflow", "server", "--backend-store-uri", uri]
-    command += ["--workers", "1", "--host", HOST, "--port", str(port)]
-    environment = {**os.environ, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
+    command = [sys.executable, "-m", "mlflow", "server", "--workers", "1"]
+    command += ["--host", HOST, "--port", str(port)]
+    # others see a command line, and the address may hold a password
+    environment = {**os.environ, "MLFLOW_BACKEND_STORE_URI": uri}
+    environment["MLFLOW_SERVER_ENABLE_JOB_EXECUTION"] = "false"
     # results alone go to stdout
     server = subprocess.Popen(command, env=environment, stdout=sys.stderr.fileno())
     try:
@@ -57,6 +59,7 @@ def _wait(server: "subprocess.Popen[bytes]", port: int) -> None:
             return
         except OSError:
             time.sleep(0.2)
+    raise UserError(f"the server does not answer within {START_TIMEOUT_S} s")
 
 
 def _open(address: str) -> None:

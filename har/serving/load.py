@@ -69,7 +69,7 @@ def load_logged_model(uri: str) -> LoggedModel:
         run = _find_run(description.run_id)
         if run and (source := run.data.tags.get(FROM_TAG)):
             origin = run.data.tags.get(ORIGIN_TAG, "unknown")
-            say(f"this model is not of this store: it came with {source}, as run {origin} there")
+            say(f"this model is not of this store: it came with {source}, recorded as run {origin}")
         classifier = load_classifier(folder / CLASSIFIER_PATH)
     return LoggedModel(
         uri=uri, identity=str(description.model_uuid), classifier=classifier, run=run

@@ -69,18 +69,19 @@ def open_model(uri: str, parts: tuple[str, ...]) -> Iterator[Path]:
 def list_all(repository: Any) -> dict[str, int]:
     """Map every file of a repository to its announced size; all lie inside the repository."""
     sizes: dict[str, int] = {}
-    folders = [""]
+    folders, seen = [""], 0
     while folders:
         for each in repository.list_artifacts(folders.pop() or None):
+            seen += 1
             path = PurePosixPath(each.path)
             if path.is_absolute() or ".." in path.parts or "\\" in each.path:
                 raise ValueError(f"{each.path[:200]!r} would lie outside of its folder")
-            if each.path in sizes or len(sizes) + len(folders) > MAX_RUN_FILES:
+            if each.path in sizes or seen > MAX_RUN_FILES:
                 raise ValueError(f"it comes twice, or there are more than {MAX_RUN_FILES:,} files")
             if each.is_dir:
                 folders.append(each.path)
             else:
-                sizes[each.path] = each.file_size or 0
+                sizes[each.path] = max(each.file_size or 0, 0)
     if (size := sum(sizes.values())) > MAX_MODEL_BYTES:
         raise ValueError(f"{size:,} bytes, more than {MAX_MODEL_BYTES:,}")
     return sizes
@@ -88,10 +89,11 @@ def list_all(repository: Any) -> dict[str, int]:
 
 def download_all(repository: Any, folder: Path) -> None:
     """Download every file of a repository into `folder`, in which it comes to lie."""
-    names = list_all(repository)
-    with _limit_file_size(MAX_MODEL_BYTES):
-        for name in names:
+    for name, size in list_all(repository).items():
+        with _limit_file_size(max(size, 1)):
             repository.download_artifacts(name, str(folder))
+        if (found := (folder / name).stat().st_size) != size:
+            raise ValueError(f"{name} has {found:,} bytes, not the announced {size:,}")
 
 
 def _find_repository(uri: str) -> Any:

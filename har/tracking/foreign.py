@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from tempfile import TemporaryDirectory
 from typing import Any
+from urllib.parse import urlsplit
 
 import mlflow
 from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
@@ -30,6 +31,11 @@ from har.util.files import digest_file, read_regular_file
 from har.util.progress import say
 
 DATABASE, ARTIFACTS, DIGESTS_FILE = "mlflow.db", "mlruns", "digests.json"
+# What SQLite leaves beside a database in which a program was killed while it wrote.
+JOURNAL = f"{DATABASE}-journal"
+# Where a tracking server may say that its files are: never on this machine.
+SCHEMES = ("mlflow-artifacts", "s3", "gs", "wasbs", "abfss")
+CREDENTIALS = ("MLFLOW_TRACKING_USERNAME", "MLFLOW_TRACKING_PASSWORD", "MLFLOW_TRACKING_TOKEN")
 MAX_DATABASE_BYTES = 20_000_000_000
 MAX_DIGESTS_BYTES = 100_000_000
 MAX_ROWS, MAX_CELL = 50_000_000, 50_000_000
@@ -90,7 +96,7 @@ def open_store(source: str) -> Iterator[ForeignStore]:
 
 def _is_wanted(path: PurePosixPath) -> bool:
     """Of an archive, take the database, what MLflow keeps beside it, and the digests."""
-    known = (DATABASE, f"{DATABASE}-wal", DIGESTS_FILE)
+    known = (DATABASE, f"{DATABASE}-wal", JOURNAL, DIGESTS_FILE)
     return path.name in known or ARTIFACTS in path.parts[:-1]
 
 
@@ -148,7 +154,7 @@ def _find_database(source: str, root: Path) -> Path:
         return found[0]
     if found:
         named = ", ".join(str(path.relative_to(root)) for path in found[:5])
-        raise UserError(f"{source} holds {len(found)} stores: give one of them: {named}")
+        raise UserError(f"{source} holds {len(found)} stores; give the folder of one: {named}")
     if any(root.glob(f"{ARTIFACTS}/*/meta.yaml")):
         raise UserError(
             f"{source} is a store of files, which MLflow {mlflow.__version__} does not read: there,"
@@ -161,7 +167,12 @@ def _find_database(source: str, root: Path) -> Path:
 def _find_folders(root: Path) -> dict[str, Path]:
     """Map the ids of runs and models to the folders of their artifacts below `root`."""
     found: dict[str, Path] = {}
-    for folder, folders, _ in _walk(root):
+    usual = root / ARTIFACTS
+    if usual.is_symlink():
+        raise UserError(f"{usual} is a link: it is not followed")
+    for folder, folders, _ in _walk(usual if usual.exists() else root):
+        if links := [each for each in folders if (folder / each).is_symlink()]:
+            raise UserError(f"{folder / links[0]} is a link: it is not followed")
         if ID.fullmatch(folder.name) and "artifacts" in folders:
             found.setdefault(folder.name, folder / "artifacts")
             folders.clear()
@@ -219,10 +230,12 @@ def _download(repository: Any) -> Iterator[Path | None]:
 def _open_server(uri: str) -> ForeignStore:
     def find_repository(entity: Any) -> Any:
         where = _find_location(entity)
-        if get_uri_scheme(where) in ("", "file"):
+        scheme, host = get_uri_scheme(where), urlsplit(where).netloc
+        if scheme not in SCHEMES or (scheme == "mlflow-artifacts" and host):
             raise UserError(
-                f"{without_password(uri)} keeps its files in a folder of its own machine: import"
-                " that folder there, or start the server with --serve-artifacts"
+                f"{without_password(uri)} keeps its files where they cannot be read from here"
+                f" ({scheme or 'a folder'}): import its folder there, or start the server with"
+                " --serve-artifacts"
             )
         return get_artifact_repository(where, tracking_uri=uri)
 
@@ -230,8 +243,28 @@ def _open_server(uri: str) -> ForeignStore:
         name=without_password(uri),
         client=mlflow.MlflowClient(tracking_uri=uri),
         list_files=lambda entity: list_all(find_repository(entity)),
-        open_files=lambda entity: _download(find_repository(entity)),
+        open_files=lambda entity: _download_apart(uri, lambda: find_repository(entity)),
     )
+
+
+@contextmanager
+def _download_apart(uri: str, find_repository: Callable[[], Any]) -> Iterator[Path | None]:
+    with TemporaryDirectory() as scratch:
+        with without_credentials(uri):
+            download_all(find_repository(), Path(scratch))
+        yield Path(scratch)
+
+
+@contextmanager
+def without_credentials(source: str) -> Iterator[None]:
+    """Keep the password of the store in use from another server, to which MLflow would send it."""
+    own = urlsplit(mlflow.get_tracking_uri()).netloc
+    foreign = source.startswith("http") and urlsplit(source).netloc != own
+    before = {name: os.environ.pop(name) for name in CREDENTIALS if foreign and name in os.environ}
+    try:
+        yield
+    finally:
+        os.environ.update(before)
 
 
 def _find_location(entity: Any) -> str:
@@ -247,6 +280,9 @@ def _open_database(database: Path, scratch: Path) -> mlflow.MlflowClient:
     """Copy a database, bring the copy up to date if need be, and open it."""
     copy = scratch / DATABASE
     try:
+        journal = database.with_name(database.name + "-journal")
+        if journal.exists() and journal.stat().st_size:
+            raise ValueError("a program was writing it: open it once where it lies, by `har ui`")
         if database.is_symlink() or database.stat().st_size > MAX_DATABASE_BYTES:
             raise ValueError(f"it is a link, or larger than {MAX_DATABASE_BYTES:,} bytes")
         for suffix in ("", "-wal"):
@@ -275,15 +311,19 @@ def _check_database(connection: sqlite3.Connection) -> str:
     size; return the revision of its tables.
     """
     connection.execute("PRAGMA trusted_schema = OFF")
+    connection.execute("PRAGMA ignore_check_constraints = ON")
     tables: list[str] = []
-    for kind, name, sql in connection.execute("SELECT type, name, sql FROM sqlite_master"):
-        if name == UNREAD_TABLE:
-            continue
-        computed = re.search(r"\bVIRTUAL\s+TABLE\b|\bAS\s*\(", sql or "", re.IGNORECASE)
-        if kind == "view" or computed:
+    for _, name, kind, *_ in connection.execute("PRAGMA main.table_list").fetchall():
+        columns = connection.execute(f"PRAGMA table_xinfo({_quote(name)})").fetchall()
+        # the last value of a column is 2 or 3 if it is computed
+        computed = name != UNREAD_TABLE and any(row[6] in (2, 3) for row in columns)
+        if kind not in ("table", "shadow") or computed:
             raise ValueError(f"{kind} {name!r} is computed when it is read")
-        if kind == "table" and not name.startswith("sqlite_"):
+        if not name.startswith("sqlite_"):
             tables.append(name)
+    # pages that lead to one another in circles would be read for ever
+    if (problem := connection.execute("PRAGMA quick_check(1)").fetchone()[0]) != "ok":
+        raise ValueError(problem)
     # the copy is only read
     triggers = connection.execute("SELECT name FROM sqlite_master WHERE type = 'trigger'")
     for (name,) in triggers.fetchall():

@@ -8,6 +8,7 @@ import json
 import re
 import shutil
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -18,7 +19,7 @@ from mlflow.entities import LoggedModelOutput, LoggedModelStatus, Metric, Param,
 from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID
 from mlflow.utils.validation import _validate_batch_log_data, _validate_experiment_name
 
-from har.tracking.foreign import ForeignStore, find_id
+from har.tracking.foreign import ForeignStore, find_id, open_own_store
 from har.tracking.tags import FROM_TAG, ORIGIN_TAG
 from har.util.errors import UserError, first_line
 from har.util.files import digest_bytes
@@ -64,7 +65,7 @@ class Copied:
 
     added: dict[str, Carried] = field(default_factory=dict)
     grown: dict[str, Carried] = field(default_factory=dict)
-    kept: list[str] = field(default_factory=list)
+    kept: dict[str, Carried] = field(default_factory=dict)
 
 
 def find_origin(run: Any) -> str:
@@ -119,6 +120,7 @@ def _read_run(
     experiment = names[str(run.info.experiment_id)]
     _validate_experiment_name(experiment)
     listing = {find_id(each): sorted(store.list_files(each).items()) for each in (run, *own)}
+    _refuse_pickles(run_id, dict(listing[run_id]))
     for each in own:
         _check_model(each.model_id, dict(listing[each.model_id]))
     return Carried(
@@ -163,12 +165,16 @@ def _is_link(name: str) -> bool:
     return name in RUN_LINKS or name.startswith(TWIN_LINK)
 
 
-def _check_model(model_id: str, sizes: Mapping[str, int]) -> None:
+def _refuse_pickles(owner: str, sizes: Mapping[str, int]) -> None:
     if pickles := [name for name in sizes if PICKLES.fullmatch(name)]:
         raise UserError(
-            f"model {model_id} holds {pickles[0]}, a pickle, which can run any code where it is"
-            " loaded: it is not imported, nor is anything else of this source"
+            f"{owner} holds {pickles[0]}, a pickle, which can run any code where it is loaded: none"
+            " of these runs is copied"
         )
+
+
+def _check_model(model_id: str, sizes: Mapping[str, int]) -> None:
+    _refuse_pickles(model_id, sizes)
     if sizes.get(MODEL_FILE, MAX_DESCRIPTION_BYTES + 1) > MAX_DESCRIPTION_BYTES:
         raise UserError(f"model {model_id} has no file {MODEL_FILE}, or one that is far too large")
 
@@ -209,11 +215,13 @@ class Target:
             each.name: str(each.experiment_id) for each in client.search_experiments()
         }
         self.run_ids: dict[str, str] = {}
+        self.experiment_of: dict[str, str] = {}
         self.digests: dict[str, str | None] = {}
         self.model_ids: dict[str, str] = {}
         for run in _search_all(client, list(self.experiments.values())):
             origin, own = find_origin(run), run.info.run_id
             self.run_ids[origin] = own
+            self.experiment_of[own] = str(run.info.experiment_id)
             # a run that was recorded here is whole
             self.digests[own] = run.data.tags.get(DIGEST_TAG) if origin != own else "own"
 
@@ -242,48 +250,69 @@ def copy_runs(
 
     Given again after it was interrupted, it goes on where it was.
     """
-    copied, names = Copied(), {}
-    for each in sorted(carried, key=lambda one: (one.run.info.start_time or 0, one.origin)):
-        name = experiment or each.experiment
-        own = target.run_ids.get(each.origin) or _create_run(each, target, name, store.name)
-        # links in this store name its own ids
-        target.run_ids[each.run.info.run_id] = own
-        names[own] = name
-        _note_models(target, own, name)
-        if (digest := target.digests.get(own)) in ("own", each.digest):
-            copied.kept.append(own)
-        else:
-            (copied.grown if digest else copied.added)[own] = each
+    copied = Copied()
+    try:
+        for each in sorted(carried, key=lambda one: (one.run.info.start_time or 0, one.origin)):
+            name = experiment or each.experiment
+            own = target.run_ids.get(each.origin) or _create_run(each, target, name, store.name)
+            # links in this store name its own ids
+            target.run_ids[each.run.info.run_id] = own
+            _note_models(target, own)
+            digest = target.digests.get(own)
+            same = digest in ("own", each.digest)
+            (copied.kept if same else copied.grown if digest else copied.added)[own] = each
+        _copy_all(store, copied, target)
+    except Exception:
+        # nothing half-imported stays; a run that was interrupted does, to be gone on with
+        _delete_unfinished(copied, target)
+        raise
+    return copied
+
+
+def _copy_all(store: ForeignStore, copied: Copied, target: Target) -> None:
     new = {**copied.added, **copied.grown}
     with progress("copying runs", len(new)) as advance:
-        for own, each in new.items():
+        for own, each in {**copied.kept, **new}.items():
             for model in each.models:
                 origin = model.tags.get(MODEL_ORIGIN_TAG, model.model_id)
-                if origin not in target.model_ids:
-                    _copy_model(store, model, own, names[own], target)
-                target.model_ids[model.model_id] = target.model_ids[origin]
+                if origin not in target.model_ids and own in new:
+                    _copy_model(store, model, own, target)
+                if origin in target.model_ids:
+                    target.model_ids[model.model_id] = target.model_ids[origin]
         # links point at runs and models that are all there now
         for own, each in new.items():
-            _fill_run(store, each, own, target)
+            _fill_run(store, each, own, target, grown=own in copied.grown)
             advance(1)
-    return copied
+        for own, each in copied.kept.items():
+            if target.digests[own] != "own":
+                _link_run(each, own, target)
+
+
+def _delete_unfinished(copied: Copied, target: Target) -> None:
+    for own in copied.added:
+        # whatever goes wrong now, the first error is what the user must see
+        with suppress(Exception):
+            if DIGEST_TAG not in target.client.get_run(own).data.tags:
+                target.client.delete_run(own)
 
 
 def _create_run(each: Carried, target: Target, experiment: str, source: str) -> str:
     tags = {ORIGIN_TAG: each.origin, FROM_TAG: source}
+    experiment_id = target.find_experiment(experiment)
     created = target.client.create_run(
-        target.find_experiment(experiment),
+        experiment_id,
         start_time=each.run.info.start_time,
         tags=tags,
         run_name=each.run.info.run_name,
     )
     target.run_ids[each.origin] = str(created.info.run_id)
+    target.experiment_of[created.info.run_id] = experiment_id
     return str(created.info.run_id)
 
 
-def _note_models(target: Target, run_id: str, experiment: str) -> None:
+def _note_models(target: Target, run_id: str) -> None:
     """Note which models a run here has; one that was copied in part is deleted."""
-    ids, of_run = [target.find_experiment(experiment)], f"source_run_id = '{run_id}'"
+    ids, of_run = [target.experiment_of[run_id]], f"source_run_id = '{run_id}'"
     for model in target.client.search_logged_models(ids, filter_string=of_run):
         if model.status == LoggedModelStatus.READY:
             target.model_ids[model.tags.get(MODEL_ORIGIN_TAG, model.model_id)] = model.model_id
@@ -291,12 +320,10 @@ def _note_models(target: Target, run_id: str, experiment: str) -> None:
             target.client.delete_logged_model(model.model_id)
 
 
-def _copy_model(
-    store: ForeignStore, model: Any, run_id: str, experiment: str, target: Target
-) -> None:
+def _copy_model(store: ForeignStore, model: Any, run_id: str, target: Target) -> None:
     origin = model.tags.get(MODEL_ORIGIN_TAG, model.model_id)
     created = target.client.create_logged_model(
-        target.find_experiment(experiment),
+        target.experiment_of[run_id],
         name=model.name,
         source_run_id=run_id,
         tags={**_without_mlflow(model.tags), MODEL_ORIGIN_TAG: origin},
@@ -308,6 +335,7 @@ def _copy_model(
         if folder is not None:
             shutil.copytree(folder, copy)
             _rename_ids(copy / MODEL_FILE, {"run_id": run_id, "model": created.model_id})
+            _check_names(copy, run_id)
             target.client.log_model_artifacts(created.model_id, str(copy))
     target.client.finalize_logged_model(created.model_id, "READY")
     target.model_ids[origin] = created.model_id
@@ -321,17 +349,38 @@ def _without_mlflow(tags: Mapping[str, str]) -> dict[str, str]:
 
 def _rename_ids(file: Path, ids: Mapping[str, str]) -> None:
     """Name the new run and model in an MLmodel file; its other lines stay as they are."""
-    text = file.read_text()
-    text = re.sub(r"(?m)^run_id: .*$", f"run_id: {ids['run_id']}", text)
-    text = re.sub(r"(?m)^(model_id|model_uuid): .*$", rf"\1: {ids['model']}", text)
-    file.write_text(text)
+    text = file.read_bytes().decode("utf-8", "surrogateescape")
+    text = re.sub(r"(?m)^run_id: [^\r\n]*", f"run_id: {ids['run_id']}", text)
+    text = re.sub(r"(?m)^(model_id|model_uuid): [^\r\n]*", rf"\1: {ids['model']}", text)
+    file.write_bytes(text.encode("utf-8", "surrogateescape"))
 
 
-def _fill_run(store: ForeignStore, each: Carried, own: str, target: Target) -> None:
-    """Copy all of a run into its copy `own`, and mark that as whole."""
+def _check_names(folder: Path, run_id: str) -> None:
+    """Raise a ValueError if the model names another run: YAML has several ways to write a name, and
+    the copy must not pass for that run's model.
+    """
+    try:
+        found = mlflow.models.Model.load(str(folder)).run_id
+    # YAML's errors, and whatever MLflow raises for values that it does not expect
+    except Exception as error:
+        raise ValueError(f"{MODEL_FILE} is damaged: {first_line(error)}") from error
+    if found != run_id:
+        raise ValueError(f"{MODEL_FILE} names another run than the model's")
+
+
+def _fill_run(store: ForeignStore, each: Carried, own: str, target: Target, grown: bool) -> None:
+    """Copy all of a run into its copy `own`, and mark that as whole; a copy that is there already
+    only gains what it lacks.
+    """
     client, run = target.client, each.run
+    there = client.get_run(own)
+    known = set(there.data.tags) if grown else set()
     tags, params = _as_entities(run)
-    tags = [_translate(tag, run.info.run_id, own, target) for tag in tags if _is_kept(tag, target)]
+    tags = [
+        _translate(tag, run.info.run_id, own, target)
+        for tag in tags
+        if tag.key not in known and _is_kept(tag, target)
+    ]
     for start in range(0, len(params), 100):
         client.log_batch(own, params=params[start : start + 100])
     for start in range(0, len(tags), 100):
@@ -339,22 +388,36 @@ def _fill_run(store: ForeignStore, each: Carried, own: str, target: Target) -> N
     metrics = [_relink(metric, target) for metric in each.metrics]
     for start in range(0, len(metrics), BATCH):
         client.log_batch(own, metrics=metrics[start : start + BATCH])
-    there = client.get_run(own)
     if run.inputs and run.inputs.dataset_inputs:
         client.log_inputs(own, datasets=run.inputs.dataset_inputs)
+    _link_run(each, own, target)
+    listed = set(open_own_store().list_files(there)) if grown else set()
+    with store.open_files(run) as folder:
+        for path in sorted(folder.rglob("*")) if folder else ():
+            name = path.relative_to(folder) if folder else path
+            if path.is_file() and str(name) not in listed:
+                parent = "" if str(name.parent) == "." else str(name.parent)
+                client.log_artifact(own, str(path), parent or None)
+    ends = [end for end in (run.info.end_time, there.info.end_time if grown else None) if end]
+    client.set_terminated(own, run.info.status, max(ends, default=None))
+    client.set_tag(own, DIGEST_TAG, each.digest)
+
+
+def _link_run(each: Carried, own: str, target: Target) -> None:
+    """Write the links to other runs and to models that the copy lacks and that resolve here."""
+    there = target.client.get_run(own)
+    for name in RUN_LINKS:
+        linked = each.run.data.tags.get(name)
+        if linked in target.run_ids and name not in there.data.tags:
+            target.client.set_tag(own, name, target.run_ids[linked])
     known = {each.model_id for each in there.outputs.model_outputs} if there.outputs else set()
     outputs = [
         LoggedModelOutput(target.model_ids[each.model_id], each.step)
-        for each in (run.outputs.model_outputs if run.outputs else ())
+        for each in (each.run.outputs.model_outputs if each.run.outputs else ())
         if each.model_id in target.model_ids
     ]
-    if new := [each for each in outputs if each.model_id not in known]:
-        client.log_outputs(own, new)
-    with store.open_files(run) as folder:
-        if folder is not None and any(folder.iterdir()):
-            client.log_artifacts(own, str(folder))
-    client.set_terminated(own, run.info.status, run.info.end_time)
-    client.set_tag(own, DIGEST_TAG, each.digest)
+    if new := [output for output in outputs if output.model_id not in known]:
+        target.client.log_outputs(own, new)
 
 
 def _is_kept(tag: RunTag, target: Target) -> bool:

@@ -11,7 +11,7 @@ import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import IO
+from typing import IO, Any
 
 from har.util.errors import UserError, first_line
 from har.util.progress import progress
@@ -20,7 +20,7 @@ from har.util.units import format_bytes
 MAX_FILES, MAX_BYTES = 200_000, 50_000_000_000
 # What an archive may take of the disk's free space.
 MAX_DISK_SHARE = 0.9
-CHUNK = 1 << 20
+CHUNK, MAX_HEADER = 1 << 20, 1_000_000
 DAMAGED = (
     zipfile.BadZipFile,
     tarfile.TarError,
@@ -33,6 +33,7 @@ DAMAGED = (
     NotImplementedError,
     ValueError,
     OverflowError,
+    MemoryError,
 )
 
 
@@ -48,7 +49,16 @@ class Member:
 
 def is_archive(path: Path) -> bool:
     """Return True for a file that begins or ends as a zip or tar archive does."""
-    return path.is_file() and (zipfile.is_zipfile(path) or tarfile.is_tarfile(path))
+    if not path.is_file() or zipfile.is_zipfile(path):
+        return path.is_file()
+    try:
+        with tarfile.open(path, tarinfo=_Header):
+            return True
+    except DamagedHeaderError:
+        # unpacking it says so
+        return True
+    except DAMAGED:
+        return False
 
 
 def unpack(archive: Path, folder: Path, wanted: Callable[[PurePosixPath], bool]) -> None:
@@ -63,7 +73,7 @@ def unpack(archive: Path, folder: Path, wanted: Callable[[PurePosixPath], bool])
             _unpack_zip(archive, folder, wanted)
         else:
             _unpack_tar(archive, folder, wanted)
-    except DAMAGED as error:
+    except (*DAMAGED, DamagedHeaderError) as error:
         raise UserError(f"{archive} cannot be unpacked: {first_line(error)}") from error
 
 
@@ -93,11 +103,27 @@ def _find_zip_problem(info: zipfile.ZipInfo) -> str:
     # the upper bits are a Unix file type: 0 unknown, 4 a folder, 8 a regular file
     if kind not in (0, 4, 8):
         return "is a link or a device"
+    if info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+        # Python unpacks the others without a limit
+        return "is compressed in another way than deflate"
     return "is encrypted" if info.flag_bits & 0x1 else ""
 
 
+class _Header(tarfile.TarInfo):
+    """A tar header; Python would read a long name of gigabytes into memory."""
+
+    def _proc_member(self, tarfile: Any) -> Any:
+        if not self.isreg() and self.size > MAX_HEADER:
+            raise DamagedHeaderError("a header is too large")
+        return super()._proc_member(tarfile)  # type: ignore[misc]
+
+
+class DamagedHeaderError(Exception):
+    """A tar header that no honest program writes."""
+
+
 def _unpack_tar(archive: Path, folder: Path, wanted: Callable[[PurePosixPath], bool]) -> None:
-    with tarfile.open(archive) as opened:
+    with tarfile.open(archive, tarinfo=_Header) as opened:
         members = [
             Member(
                 name=each.name,

@@ -25,7 +25,8 @@ from mlflow import MlflowClient
 
 from har.tracking import artifacts, foreign, transfer
 from har.util import archives
-from tests.conftest import tiny_backbones, tracking_server
+from har.util.errors import UserError
+from tests.conftest import tiny_backbones, tracking_server, tracking_to
 
 TINY = (
     "--image-size", 32, "--batch-size", 4, "--epochs", 2, "--backbone", "efficientnet-lite0",
@@ -454,7 +455,19 @@ DATABASES = {
     "a virtual table": (
         "PRAGMA writable_schema = ON; INSERT INTO sqlite_master VALUES"
         " ('table', 'evil', 'evil', 0, 'CREATE VIRTUAL TABLE evil USING csv(filename=passwd)')",
+        "no MLflow database",
+    ),
+    "a hidden computed column": (
+        "CREATE TABLE evil (a INT, b TEXT GENERATED ALWAYS AS/**/(hex(zeroblob(1000000000))))",
         "computed when it is read",
+    ),
+    "a name of a model that MLflow refuses": (
+        "UPDATE logged_models SET name = 'a/b'",
+        "Invalid model name",
+    ),
+    "a digest that is no digest": (
+        "UPDATE tags SET value = char(39) || 'x' WHERE key = 'recipe_digest'",
+        "",
     ),
     "a long cell": ("UPDATE params SET value = hex(zeroblob(600000))", "too large"),
     "text for a time": ("UPDATE runs SET start_time = 'soon'", "is 'soon'"),
@@ -523,6 +536,16 @@ def test_models_are_files_without_pickles_and_links(
     pickled.write_bytes(b"cos\nsystem\n(S'touch /tmp/har-evil'\ntR.")
     assert_refused(cli("import-runs", folder), home, "a pickle")
     pickled.unlink()
+    described = (model / "MLmodel").read_bytes()
+    for text in (
+        described.replace(b"run_id: ", b'"run_id": '),
+        described.replace(b"run_id: ", b"run_id : "),
+        described + b"x: \xff\n",
+        b"{" * 9999,
+    ):
+        (model / "MLmodel").write_bytes(text)
+        assert_refused(cli("import-runs", folder), home, "MLmodel")
+    (model / "MLmodel").write_bytes(described)
     link = model / "passwords"
     link.symlink_to("/etc/passwd")
     assert_refused(cli("import-runs", folder), home, "is a link or a device")
@@ -565,7 +588,98 @@ def test_a_link_into_the_store_is_not_followed(
     shutil.copytree(sessions["1xP100"], tmp_path / "real")
     shutil.move(tmp_path / "real" / "mlruns", tmp_path / "elsewhere")
     (tmp_path / "real" / "mlruns").symlink_to(tmp_path / "elsewhere")
-    assert_refused(cli("import-runs", tmp_path / "real"), home, "has no file MLmodel")
+    assert_refused(cli("import-runs", tmp_path / "real"), home, "is a link: it is not followed")
+
+
+def test_a_link_to_artifacts_is_not_followed(
+    sessions: dict[str, Path], home: Path, tmp_path: Path, cli
+) -> None:
+    folder, secret = tmp_path / "hostile", tmp_path / "secret"
+    shutil.copytree(sessions["1xP100"], folder)
+    secret.mkdir()
+    (secret / "key").write_text("mine")
+    artifacts_of = find_model(folder)
+    shutil.rmtree(artifacts_of)
+    artifacts_of.symlink_to(secret)
+    assert_refused(cli("import-runs", folder), home, "is a link: it is not followed")
+
+
+def test_a_database_that_was_being_written_is_refused(
+    sessions: dict[str, Path], home: Path, tmp_path: Path, cli
+) -> None:
+    folder = tmp_path / "torn"
+    shutil.copytree(sessions["1xP100"], folder)
+    (folder / "mlflow.db-journal").write_bytes(b"x" * 512)
+    assert_refused(cli("import-runs", folder), home, "a program was writing it")
+
+
+@pytest.mark.parametrize("method", [zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA])
+def test_archives_that_unpack_without_a_limit_are_refused(
+    method: int, home: Path, tmp_path: Path, cli
+) -> None:
+    out = tmp_path / "bomb.zip"
+    with zipfile.ZipFile(out, "w", method) as archive:
+        archive.writestr("mlflow.db", bytes(1_000_000))
+    assert_refused(cli("import-runs", out), home, "in another way than deflate")
+
+
+def test_a_tar_with_a_header_of_megabytes_is_refused(home: Path, tmp_path: Path, cli) -> None:
+    out = tmp_path / "bomb.tar.gz"
+    with tarfile.open(out, "w:gz", format=tarfile.PAX_FORMAT) as archive:
+        info = tarfile.TarInfo("mlflow.db")
+        info.pax_headers = {"comment": "x" * 20_000_000}
+        archive.addfile(info)
+    assert_refused(cli("import-runs", out), home, "a header is too large")
+
+
+def test_what_came_before_a_bad_source_is_shown(sessions: dict[str, Path], home: Path, cli) -> None:
+    result = cli("import-runs", sessions["1xP100"], "nowhere")
+    assert result.exit_code == 2 and "nothing to import from nowhere" in result.stderr
+    assert "2 runs added" in result.stdout and len(every_run()) == 2
+
+
+def test_a_child_that_comes_before_its_parent_is_linked_later(
+    sessions: dict[str, Path], home: Path, tmp_path: Path, cli
+) -> None:
+    folder = tmp_path / "child"
+    shutil.copytree(sessions["1xP100"], folder)
+    client = MlflowClient(f"sqlite:///{folder}/mlflow.db")
+    experiment = client.get_experiment_by_name("har").experiment_id
+    (parent,) = client.search_runs([experiment], "tags.job='train' and tags.recipe_digest != ''")
+    client.delete_run(parent.info.run_id)
+    assert "1 runs added" in ok(cli("import-runs", folder)).stdout
+    assert "1 runs added, 0 updated, 1" in ok(cli("import-runs", sessions["1xP100"])).stdout
+    (training,) = trainings()
+    (nested,) = [run for run in every_run() if run.data.tags["job"] == "note"]
+    assert nested.data.tags["mlflow.parentRunId"] == training.info.run_id
+
+
+def test_the_password_of_the_own_server_goes_to_no_other(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_USERNAME", "me")
+    with tracking_to("http://own.example"):
+        with foreign.without_credentials("http://other.example"):
+            assert "MLFLOW_TRACKING_USERNAME" not in os.environ
+        with foreign.without_credentials("http://own.example"):
+            assert os.environ["MLFLOW_TRACKING_USERNAME"] == "me"
+    assert os.environ["MLFLOW_TRACKING_USERNAME"] == "me"
+
+
+PLACES = (
+    "file:///etc",
+    "/etc",
+    "runs:/abc/",
+    "models:/m/1",
+    "http://x/y",
+    "mlflow-artifacts://h/x",
+)
+
+
+@pytest.mark.parametrize("where", PLACES)
+def test_a_server_names_no_place_to_read_from(where: str) -> None:
+    info = mlflow.entities.RunInfo("a" * 32, "1", "u", "FINISHED", 1, 2, "active", where)
+    store = foreign._open_server("http://127.0.0.1:9")
+    with pytest.raises(UserError, match="cannot be read from here"):
+        store.list_files(mlflow.entities.Run(info, None))
 
 
 def test_an_older_database_is_brought_up_to_date_in_a_copy(
@@ -586,6 +700,19 @@ def test_an_older_database_is_brought_up_to_date_in_a_copy(
     result = ok(cli("import-runs", folder))
     assert "of an older MLflow" in result.stderr and "2 runs added" in result.stdout
     assert (folder / "mlflow.db").read_bytes() == before
+
+
+class Endless:
+    """A server's repository with a folder in each folder."""
+
+    def list_artifacts(self, path: str | None = None) -> list[Any]:
+        return [mlflow.entities.FileInfo(f"{path or ''}a/b"[-100:], True, None)]
+
+
+def test_folders_without_end_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(artifacts, "MAX_RUN_FILES", 100)
+    with pytest.raises(ValueError, match="more than 100 files"):
+        artifacts.list_all(Endless())
 
 
 class Lying:
