@@ -28,8 +28,8 @@ from har.util.errors import UserError, first_line
 from har.util.files import digest_file
 
 CPU_BACKBONE = "efficientnet-lite0"
-# ImageNet weights are the same for every size, but MobileNetV3 warns about any other.
-DOWNLOAD_SIZE = 224
+# ImageNet weights are the same for every size, but MobileNetV3 warns about any other than this.
+MOBILENET_SIZE = 224
 
 
 @dataclass(frozen=True)
@@ -49,10 +49,15 @@ class Backbone:
 
 
 def keras_application(
-    name: str, cpu_fallback: str = "", cut: str = "", pixels: Literal["0..255", "-1..1"] = "0..255"
+    name: str,
+    cpu_fallback: str = "",
+    cut: str = "",
+    pixels: Literal["0..255", "-1..1"] = "0..255",
+    download_size: int | None = None,
 ) -> Backbone:
     """Wrap a network of keras.applications, such as `EfficientNetB7`. `pixels` are the values that
-    it takes; one for -1..1 gets a layer that scales 0..255 to these.
+    it takes; one for -1..1 gets a layer that scales 0..255 to these. `download_size` is the image
+    size with which Keras is asked for ImageNet weights, None for that of the recipe.
     """
 
     def build(image_size: int | None, weights: str | None = None) -> keras.Model:
@@ -68,7 +73,7 @@ def keras_application(
 
     def build_imagenet(image_size: int | None) -> keras.Model:
         try:
-            downloaded = build(DOWNLOAD_SIZE, "imagenet")
+            downloaded = build(download_size or image_size, "imagenet")
         # Keras raises a bare Exception for every network error
         except Exception as error:
             raise UserError(
@@ -109,7 +114,9 @@ BACKBONES: dict[str, Backbone] = {
         )
         for size in ("tiny", "small", "base", "large")
     },
-    "mobilenetv3-large": keras_application("MobileNetV3Large", cut="expanded_conv_12"),
+    "mobilenetv3-large": keras_application(
+        "MobileNetV3Large", cut="expanded_conv_12", download_size=MOBILENET_SIZE
+    ),
     "resnet50v2": keras_application("ResNet50V2", cut="conv5", pixels="-1..1"),
 }
 
