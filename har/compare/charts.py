@@ -13,7 +13,6 @@ from har.compare.tables import Group
 from har.tracking.records import Record
 
 Spec = dict[str, Any]
-SCHEMA = "https://vega.github.io/schema/vega-lite/v6.json"
 # A chart with more runs than this cannot be read; the tables have all of them.
 MOST_RUNS, MOST_CLASSES = 20, 40
 NAME_WIDTH = 34

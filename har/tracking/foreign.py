@@ -11,6 +11,7 @@ import os
 import re
 import shutil
 import sqlite3
+import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, chdir, closing, contextmanager
 from dataclasses import dataclass
@@ -39,6 +40,9 @@ CREDENTIALS = ("MLFLOW_TRACKING_USERNAME", "MLFLOW_TRACKING_PASSWORD", "MLFLOW_T
 MAX_DATABASE_BYTES = 20_000_000_000
 MAX_DIGESTS_BYTES = 100_000_000
 MAX_ROWS, MAX_CELL = 50_000_000, 50_000_000
+# For checking a database; one may be built to be read for ever. A look is after so many of SQLite's
+# own steps.
+CHECK_TIMEOUT_S, STEPS_BETWEEN_LOOKS = 600, 1_000_000
 # MLflow's own table with a computed column; runs need no row of it.
 UNREAD_TABLE = "spans"
 # Folders below the one that is named, in which a database is looked for.
@@ -310,6 +314,9 @@ def _check_database(connection: sqlite3.Connection) -> str:
     """Check that reading the database runs none of its code, and that its rows are of a possible
     size; return the revision of its tables.
     """
+    # also Ctrl-C ends a statement only here
+    deadline = time.monotonic() + CHECK_TIMEOUT_S
+    connection.set_progress_handler(lambda: time.monotonic() > deadline, STEPS_BETWEEN_LOOKS)
     connection.execute("PRAGMA trusted_schema = OFF")
     connection.execute("PRAGMA ignore_check_constraints = ON")
     tables: list[str] = []

@@ -137,7 +137,7 @@ def _digest(run: Any, metrics: Sequence[Metric], listings: Sequence[Any]) -> str
     tags = [
         (name, value.replace(run.info.run_id, "this run"))
         for name, value in run.data.tags.items()
-        if not _is_link(name) and name not in OWN_TAGS
+        if _is_own(name)
     ]
     facts = [
         sorted(run.data.params.items()),
@@ -161,8 +161,11 @@ def _as_entities(run: Any) -> tuple[list[RunTag], list[Param]]:
     return tags, [Param(name, value) for name, value in run.data.params.items()]
 
 
-def _is_link(name: str) -> bool:
-    return name in RUN_LINKS or name.startswith(TWIN_LINK)
+def _is_own(name: str) -> bool:
+    """Return whether a tag is the run's own: no link to another run, and nothing that each copy has
+    for itself.
+    """
+    return name not in (*RUN_LINKS, *OWN_TAGS) and not name.startswith(TWIN_LINK)
 
 
 def _refuse_pickles(owner: str, sizes: Mapping[str, int]) -> None:
@@ -377,9 +380,10 @@ def _fill_run(store: ForeignStore, each: Carried, own: str, target: Target, grow
     known = set(there.data.tags) if grown else set()
     tags, params = _as_entities(run)
     tags = [
-        _translate(tag, run.info.run_id, own, target)
+        # the run's description links to the run itself
+        RunTag(tag.key, tag.value.replace(run.info.run_id, own))
         for tag in tags
-        if tag.key not in known and _is_kept(tag, target)
+        if tag.key not in known and _is_own(tag.key)
     ]
     for start in range(0, len(params), 100):
         client.log_batch(own, params=params[start : start + 100])
@@ -418,22 +422,6 @@ def _link_run(each: Carried, own: str, target: Target) -> None:
     ]
     if new := [output for output in outputs if output.model_id not in known]:
         target.client.log_outputs(own, new)
-
-
-def _is_kept(tag: RunTag, target: Target) -> bool:
-    """Return whether a copy gets the tag: twins are linked anew, and a link to a run that is not
-    there leads nowhere.
-    """
-    if tag.key.startswith(TWIN_LINK) or tag.key in OWN_TAGS:
-        return False
-    return tag.key not in RUN_LINKS or tag.value in target.run_ids
-
-
-def _translate(tag: RunTag, before: str, after: str, target: Target) -> RunTag:
-    """Name the copies in a tag that links to a run; the run's description links to itself."""
-    if tag.key in RUN_LINKS:
-        return RunTag(tag.key, target.run_ids[tag.value])
-    return RunTag(tag.key, tag.value.replace(before, after))
 
 
 def _relink(metric: Metric, target: Target) -> Metric:

@@ -559,13 +559,19 @@ def test_models_are_files_without_pickles_and_links(
     assert_refused(cli("import-runs", folder), home, "has no file MLmodel")
 
 
+def beside_a_secret(session: Path, folder: Path) -> tuple[Path, Path]:
+    """A copy of a session, and a folder with a file that nobody may import."""
+    hostile, secret = folder / "hostile", folder / "secret"
+    shutil.copytree(session, hostile)
+    secret.mkdir()
+    (secret / "key").write_text("mine")
+    return hostile, secret
+
+
 def test_paths_of_the_other_machine_are_not_followed(
     sessions: dict[str, Path], home: Path, tmp_path: Path, cli
 ) -> None:
-    folder, secret = tmp_path / "hostile", tmp_path / "secret"
-    shutil.copytree(sessions["1xP100"], folder)
-    secret.mkdir()
-    (secret / "key").write_text("mine")
+    folder, secret = beside_a_secret(sessions["1xP100"], tmp_path)
     connection = sqlite3.connect(folder / "mlflow.db")
     connection.execute("UPDATE runs SET artifact_uri = ?", (secret.as_uri(),))
     connection.execute("UPDATE logged_models SET artifact_location = ?", (secret.as_uri(),))
@@ -594,14 +600,19 @@ def test_a_link_into_the_store_is_not_followed(
 def test_a_link_to_artifacts_is_not_followed(
     sessions: dict[str, Path], home: Path, tmp_path: Path, cli
 ) -> None:
-    folder, secret = tmp_path / "hostile", tmp_path / "secret"
-    shutil.copytree(sessions["1xP100"], folder)
-    secret.mkdir()
-    (secret / "key").write_text("mine")
+    folder, secret = beside_a_secret(sessions["1xP100"], tmp_path)
     artifacts_of = find_model(folder)
     shutil.rmtree(artifacts_of)
     artifacts_of.symlink_to(secret)
     assert_refused(cli("import-runs", folder), home, "is a link: it is not followed")
+
+
+def test_checking_a_database_ends(
+    sessions: dict[str, Path], home: Path, monkeypatch: pytest.MonkeyPatch, cli
+) -> None:
+    monkeypatch.setattr(foreign, "CHECK_TIMEOUT_S", 0)
+    monkeypatch.setattr(foreign, "STEPS_BETWEEN_LOOKS", 1)
+    assert_refused(cli("import-runs", sessions["1xP100"]), home, "no MLflow database")
 
 
 def test_a_database_that_was_being_written_is_refused(
