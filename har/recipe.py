@@ -246,7 +246,7 @@ class Recipe:
 
     def __post_init__(self) -> None:
         for each, value in field_values(self):
-            _check_value(each, value)
+            check_value(each, value)
         for check in _RULES:
             if problem := check(self):
                 raise UserError(problem)
@@ -390,7 +390,8 @@ _RULES = (
 )
 
 
-def _check_value(each: Field[Any], value: Any) -> None:
+def check_value(each: Field[Any], value: Any) -> None:
+    """Raise a UserError unless the field of Recipe takes the value."""
     if get_origin(each.type) is Literal:
         allowed = get_args(each.type)
         if value not in allowed:
@@ -525,6 +526,20 @@ def _choose_sizes(variant: str, overrides: Mapping[str, Any]) -> dict[str, int]:
         return {"image_size": size}
     larger = TOTAL_STRIDE * round(EVALUATION_RATIO * size / TOTAL_STRIDE)
     return {"image_size": size, "evaluation_size": larger}
+
+
+# What only epochs of training use: a head that is solved for has none.
+EPOCH_FIELDS = (
+    "mixing", "loss", "batch_size", "label_smoothing", "optimizer", "learning_rate", "schedule",
+    "warmup_epochs", "weight_decay", "global_clipnorm", "ema_momentum", "epochs", "patience",
+    "checkpoint",
+)  # fmt: skip
+
+
+def find_unused_fields(recipe: Recipe) -> tuple[str, ...]:
+    """Return the fields that change nothing in the training of this recipe."""
+    unused = EPOCH_FIELDS if recipe.solved else ()
+    return unused if recipe.augmentation == "crop_flip_color" else (*unused, "crop_area")
 
 
 def parent_of(variant: str) -> str | None:

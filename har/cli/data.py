@@ -1,7 +1,5 @@
 """Commands about images and cached features: variants, sample, prepare, audit-labels, cache."""
 
-import shlex
-from collections.abc import Mapping
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -17,13 +15,11 @@ from har.cli.options import (
     pop_split,
     recipe_option,
     runtime_option,
-    with_dashes,
 )
 from har.recipe import AUDIT_FIELDS, VARIANTS, Recipe, build_recipe
 from har.util.escaping import for_terminal
-from har.util.files import shorten_home
 from har.util.outputs import AUDIT, PREPARED, check_output_folder
-from har.util.process import process_start
+from har.util.process import process_start, spell_command
 from har.util.progress import show
 from har.util.units import format_bytes
 
@@ -132,21 +128,12 @@ def audit_labels(
     job = build_job(variant, requested, overrides, manifest, runtime)
     given = {"variant": variant, "data": data, "image_root": image_root, **split, **overrides}
     commands = (
-        _spell("audit-labels", {**given, "out": out}),
-        _spell("run", {**given, "suspects": "leave_out"}),
+        spell_command("audit-labels", {**given, "out": out}),
+        spell_command("run", {**given, "suspects": "leave_out"}),
     )
     audited = run_audit(job, out, experiment, process_start(), commands)
     show(f"{len(audited.suspects):,} of {audited.images:,} labels are in doubt")
     show(for_terminal(str(out / AUDIT.file)))
-
-
-def _spell(command: str, options: Mapping[str, Any]) -> str:
-    """Spell a command as a user types it, without the name of the home folder."""
-    words = ["har", command]
-    for name, value in options.items():
-        if value is not None:
-            words += [f"--{with_dashes(name)}", shorten_home(str(value))]
-    return shlex.join(words)
 
 
 @click.command()

@@ -8,7 +8,12 @@ from har.util.units import format_seconds
 
 if TYPE_CHECKING:
     from har.jobs.import_runs import Imported
+    from har.jobs.sweep import Swept
     from har.tracking.records import Record
+
+
+# Of a search's trials, these are printed.
+BEST_TRIALS = 10
 
 
 def format_comparison(records: Sequence["Record"]) -> str:
@@ -25,6 +30,10 @@ def format_comparison(records: Sequence["Record"]) -> str:
 
 def _format_table(records: Sequence["Record"], id_length: int | None = None) -> str:
     rows = [_format_row(each, id_length) for each in records]
+    return _align(rows)
+
+
+def _align(rows: Sequence[Mapping[str, str]]) -> str:
     lines = [list(rows[0]), *([for_terminal(text) for text in row.values()] for row in rows)]
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     return "\n".join(
@@ -64,6 +73,34 @@ def describe_training(record: "Record") -> str:
     lines.append(f"differs from {record.variant}: {record.differs_from_variant}")
     lines += describe_run_page(record.run_id)
     return "\n".join([_format_table([record]), *map(for_terminal, lines)])
+
+
+def format_search(found: "Swept", metric: str) -> str:
+    """Format the best trials of a search, and the training of the best recipe."""
+    from har.tracking.ui import describe_run_page
+
+    progress, rows = found.progress, found.rows
+    shown = [
+        {
+            name: f"{value:.4g}" if isinstance(value, float) else str(value)
+            for name, value in row.items()
+            if name not in ("error", "run_id")
+        }
+        for row in rows[:BEST_TRIALS]
+    ]
+    more = f"\n... and {len(rows) - len(shown):,} more in trials.csv" if rows[BEST_TRIALS:] else ""
+    counts = f"{progress.done:,} trials: {progress.pruned:,} pruned, {progress.failed:,} failed"
+    lines = [_align(shown) + more, "", f"{counts}; no trial saw a test image"]
+    if found.winner is None:
+        lines.append("the process that ends the last trial trains and evaluates the best recipe")
+    else:
+        lines += [
+            f"the best by {metric}, trained and evaluated once:",
+            "",
+            _format_table([found.winner]),
+        ]
+    page = map(for_terminal, describe_run_page(found.run_id))
+    return "\n".join([*lines, "", for_terminal(found.command), "", *page])
 
 
 def format_imported(imported: "Imported") -> str:

@@ -1,4 +1,4 @@
-"""Commands that train: run, train, sync, ablate."""
+"""Commands that train: run, train, sync, ablate, sweep."""
 
 import os
 from collections.abc import Collection
@@ -22,7 +22,7 @@ from har.cli.options import (
     training_options,
     with_dashes,
 )
-from har.cli.tables import describe_training
+from har.cli.tables import describe_training, format_search
 from har.recipe import VARIANTS, Recipe, build_recipe
 from har.util.errors import UserError
 from har.util.process import process_start
@@ -225,4 +225,93 @@ def ablate(data: str, image_root: Path | None, **options: Any) -> None:
     show(run_ablation(Ablation(manifest=manifest, overrides=overrides, **kept)))
 
 
-COMMANDS = (run, train, sync, ablate)
+def _list_given(options: dict[str, Any]) -> dict[str, Any]:
+    """Return experiment and runtime, where they are not the defaults of `har run`."""
+    defaults = {each.name: each.default for each in run.params}
+    given = {name: options[name] for name in ("experiment", "runtime")}
+    return {name: value for name, value in given.items() if value != defaults[name]}
+
+
+@click.command()
+@click.option(
+    "--variant",
+    type=Spelled(list(VARIANTS)),
+    default="v6",
+    help="The variant to search around; the recipe options below hold for all trials.",
+)
+@click.option(
+    "--param",
+    "params",
+    multiple=True,
+    required=True,
+    metavar="FIELD=VALUES",
+    help="Recipe field to search, and what to try: learning_rate=log:1e-4:1e-2,"
+    " label_smoothing=0:0.2 or head=gap_dropout,linear_probe. Give it again, or several in quotes.",
+)
+@click.option(
+    "--trials",
+    type=click.IntRange(1, 100_000),
+    default=30,
+    help="Trials in all, those of interrupted and earlier commands of the same search included.",
+)
+@click.option(
+    "--metric",
+    type=Spelled(["val_accuracy", "val_top_3_accuracy", "val_loss"]),
+    default="val_accuracy",
+    help="What decides, measured on validation images.",
+)
+@click.option(
+    "--pruning",
+    type=Spelled(["median", "none"]),
+    default="median",
+    help="median: stop a trial that is below the median of the others at the same epoch.",
+)
+@click.option(
+    "--storage",
+    default="sqlite:///optuna.db",
+    metavar="URL",
+    help="Optuna's database. Several processes, or machines, share a search by it.",
+)
+@data_options
+@recipe_options
+@experiment_option
+@runtime_option
+def sweep(data: str, image_root: Path | None, params: tuple[str, ...], **options: Any) -> None:
+    """Search for the best values of recipe fields, by trials on validation images.
+
+    \b
+    har sweep --param learning_rate=log:1e-4:1e-2 \
+              --param head=gap_dropout,linear_probe --trials 50 --data DIR
+
+    Optuna chooses the values. No trial sees a test image: only the best recipe is evaluated on the
+    test split, once, and printed as a command. Trials on features (--loader features) take seconds.
+    After Ctrl-C the same command resumes; given in a second terminal meanwhile, it takes part.
+    Needs `pip install optuna`.
+    """
+    own = ("variant", "trials", "metric", "pruning", "storage", "experiment", "runtime")
+    kept = {name: options.pop(name) for name in own}
+    split = pop_split(options)
+    overrides = {name: value for name, value in options.items() if value is not None}
+    from har.search.space import parse_space
+    from har.search.study import check_optuna
+
+    space = parse_space(params)
+    if both := set(space) & set(overrides):
+        raise UserError(f"--param searches {', '.join(sorted(both))}: leave the option out")
+    build_recipe(kept["variant"], overrides)
+    check_optuna()
+    found = find_named_data(data)
+    from har.tracking.store import open_experiment
+
+    open_experiment(kept["experiment"])
+    from har.data.prepare import load_manifest
+    from har.jobs.sweep import run_sweep
+    from har.jobs.trials import Sweep
+
+    manifest = load_manifest(found, split, image_root=image_root)
+    given = {"data": data, "image_root": image_root, **split, **_list_given(kept)}
+    asked = Sweep(manifest=manifest, overrides=overrides, space=space, given=given, **kept)
+    show(format_search(run_sweep(asked), asked.metric))
+
+
+COMMANDS = (run, train, sync, ablate, sweep)

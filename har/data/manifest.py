@@ -79,6 +79,13 @@ class Manifest:
         return "none" if test.empty else _digest_rows(test, ["sha256", "label"])
 
 
+def hide_test(manifest: Manifest) -> Manifest:
+    """Return the same data with the test images among those that nothing uses."""
+    table = manifest.table.copy()
+    table.loc[table["split"] == "test", "split"] = "unused"
+    return replace(manifest, table=table)
+
+
 def _digest_rows(table: pd.DataFrame, columns: list[str]) -> str:
     """16 hexadecimal digits that do not depend on the order of the rows."""
     rows = sorted(json.dumps(row) for row in table[columns].astype(str).to_numpy().tolist())

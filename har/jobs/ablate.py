@@ -6,28 +6,28 @@ to compute is added to the wall time. A finished training of the same recipe, da
 the experiment is reused, so an interrupted ablation continues where it stopped.
 """
 
-import os
 import tempfile
-from collections.abc import Callable, Collection, Sequence
-from concurrent.futures import ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
-from multiprocessing import get_context
-from typing import Any, TypeVar
+from typing import Any
 
 import mlflow
-import psutil
 from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID
 
 from har.compare import ablation
 from har.compare.costs import Cost, measure_cost
 from har.compare.figures import draw_waterfall
 from har.data.manifest import Manifest
-from har.jobs.train import run_training
-from har.models.backbones import name_weights_by_content
-from har.models.devices import STRATEGIES, find_hardware, fit_to_hardware, format_hardware
-from har.recipe import Recipe, build_recipe, digest_recipe
-from har.tracking.query import find_current_experiment, find_experiment, find_runs
+from har.jobs.children import (
+    Child,
+    Key,
+    build_key,
+    find_finished,
+    in_own_process,
+    train_child,
+)
+from har.recipe import Recipe, build_recipe
+from har.tracking.query import find_current_experiment
 from har.tracking.records import Record, load_details, read_record
 from har.tracking.store import open_run
 from har.tracking.tags import job_tags, read_tags
@@ -36,11 +36,7 @@ from har.training.job import build_job
 from har.util.errors import UserError
 from har.util.escaping import for_markdown, for_terminal
 from har.util.files import shorten_home
-from har.util.process import process_start
 from har.util.progress import say
-from har.util.signals import ignore_ctrl_c, stop_on_signals
-
-Returned = TypeVar("Returned")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -107,10 +103,10 @@ def _measure_steps(
         for step in steps
     ]
     every = list(dict.fromkeys(recipe for group in recipes for recipe in group))
-    keys = _in_own_process(_find_hardware_tags, every, sorted(asked.overrides))
+    keys = in_own_process(_build_keys, every, sorted(asked.overrides), asked.manifest)
     key_of = dict(zip(every, keys, strict=True))
     say(f"{len(set(keys))} recipes, one training each; interrupted, the same command resumes")
-    records: dict[tuple[str, str], Record] = {}
+    records: dict[Key, Record] = {}
     for step, group in zip(steps, recipes, strict=True):
         variant = asked.to_variant if step.kind in ("leave", "end") else asked.from_variant
         for recipe in group:
@@ -118,8 +114,8 @@ def _measure_steps(
                 continue
             name = f"{step.kind} {step.change}".strip()
             say(f"recipe {len(records) + 1} of {len(set(keys))}: {name}")
-            run_id = _find_finished(asked, key) or _in_own_process(
-                _train_child, asked, variant, recipe, parent, cache
+            run_id = _find_measured(asked, key) or in_own_process(
+                train_child, _build_child(asked, variant, recipe, parent), cache
             )
             records[key] = load_details(read_record(mlflow.get_run(run_id)))
             if not (records[key].history and records[key].recipe):
@@ -129,33 +125,29 @@ def _measure_steps(
     return [costs.get(each) for each in groups]
 
 
-def _find_hardware_tags(
-    recipes: Sequence[Recipe], overridden: Collection[str]
-) -> list[tuple[str, str]]:
-    """Find the recipe digest and the hardware tag of each recipe as it would run here."""
-    hardware, found = find_hardware(), []
-    for recipe in recipes:
-        used, _ = fit_to_hardware(recipe, overridden, hardware)
-        replicas = STRATEGIES[used.strategy]().num_replicas_in_sync
-        found.append(
-            (digest_recipe(name_weights_by_content(used)), format_hardware(hardware, replicas))
-        )
-    return found
+def _build_child(asked: Ablation, variant: str, recipe: Recipe, parent: str) -> Child:
+    return Child(
+        variant=variant,
+        recipe=recipe,
+        overridden=tuple(asked.overrides),
+        manifest=asked.manifest,
+        runtime=asked.runtime,
+        experiment=asked.experiment,
+        parent=parent,
+    )
 
 
-def _find_finished(asked: Ablation, key: tuple[str, str]) -> str | None:
-    """Find a finished training of an ablation with this recipe digest and hardware."""
-    wanted = {
-        "tags.job": "train",
-        "tags.recipe_digest": key[0],
-        "tags.hardware": key[1],
-        "tags.dataset_digest": asked.manifest.dataset_digest,
-        "tags.test_digest": asked.manifest.test_digest,
-        "params.runtime": asked.runtime,
-        "attributes.status": "FINISHED",
-    }
-    condition = " and ".join(f"{name} = '{value}'" for name, value in wanted.items())
-    for run in find_runs(condition, [find_experiment(asked.experiment)]):
+def _build_keys(
+    recipes: Sequence[Recipe], overridden: Collection[str], manifest: Manifest
+) -> list[Key]:
+    """Build the key of each recipe as it would run here."""
+    jobs = (build_job("original", each, overridden, manifest, quiet=True) for each in recipes)
+    return [build_key(job) for job in jobs]
+
+
+def _find_measured(asked: Ablation, key: Key) -> str | None:
+    """Find the id of a finished training of an ablation whose times are known."""
+    for run in find_finished(key, asked.runtime, asked.experiment, job="train"):
         # outside an ablation, the wall time includes the preparation of the data
         in_ablation = MLFLOW_PARENT_RUN_ID in run.data.tags
         # older versions did not record how long cached features took, nor `train_images`
@@ -163,30 +155,3 @@ def _find_finished(asked: Ablation, key: tuple[str, str]) -> str | None:
         if in_ablation and timed and "train_images" in run.data.params:
             return str(run.info.run_id)
     return None
-
-
-def _train_child(asked: Ablation, variant: str, recipe: Recipe, parent: str, cache: str) -> str:
-    started = process_start()
-    os.environ["HAR_CACHE"] = cache
-    job = build_job(variant, recipe, asked.overrides, asked.manifest, asked.runtime)
-    return run_training(job, asked.experiment, started, parent=parent).run_id
-
-
-def _in_own_process(function: Callable[..., Returned], *arguments: Any) -> Returned:
-    """Call the function in a new Python process, which writes into the same store."""
-    os.environ["MLFLOW_TRACKING_URI"] = mlflow.get_tracking_uri()
-    with ProcessPoolExecutor(
-        max_workers=1, mp_context=get_context("spawn"), initializer=stop_on_signals
-    ) as pool:
-        # a child that is still importing would answer Ctrl-C with a stack trace
-        with ignore_ctrl_c():
-            working = pool.submit(function, *arguments)
-        try:
-            return working.result()
-        except BrokenProcessPool as error:
-            raise UserError("a training was killed from outside; was memory short?") from error
-        except KeyboardInterrupt:
-            # the children ignore Ctrl-C, and take SIGTERM as such
-            for child in psutil.Process().children():
-                child.terminate()
-            raise

@@ -81,15 +81,18 @@ LOSSES: dict[str, Callable[[], list[keras.metrics.Metric]]] = {
 }
 
 
-def build_model(recipe: Recipe, num_classes: int, steps: int = 1) -> keras.Model:
+def build_model(
+    recipe: Recipe, num_classes: int, steps: int = 1, backbone: keras.Model | None = None
+) -> keras.Model:
     """Build and compile (batch, size, size, 3) of 0..255 to (batch, classes) probabilities; an
-    epoch has `steps` steps. A recipe of two sizes gets a model that takes any size.
+    epoch has `steps` steps. A recipe of two sizes gets a model that takes any size. `backbone` is
+    the recipe's, if it was built before.
 
     Batch normalisation in the backbone always uses its stored statistics. Stochastic depth, in
     the backbones of keras.applications, is active in `fit`, as in the notebooks, even if frozen.
     """
     with precision_policy(recipe.precision):
-        backbone = build_backbone(recipe)
+        backbone = backbone or build_backbone(recipe)
         inputs = layers.Input(backbone.input_shape[1:], name="image")
         model = keras.Model(inputs, _apply_head(backbone(inputs), recipe, num_classes))
     compile_model(model, recipe, steps=steps)

@@ -13,6 +13,7 @@ from har.util.files import shorten_home
 if TYPE_CHECKING:
     # they load TensorFlow, which the job `prepare` does without
     from har.evaluation.evaluate import Evaluation
+    from har.tracking.records import Record
     from har.training.job import TrainingJob
     from har.training.train import Result
 
@@ -83,6 +84,23 @@ def describe_audit(run_id: str, manifest: Manifest, suspects: int, images: int) 
         f"{_link_artifact(run_id, REPORT_FILE, 'page with the pictures')} ·"
         f" {_link_artifact(run_id, 'suspects.csv', 'table of all')}",
     )
+
+
+def describe_search(
+    run_id: str, best: str, trials: int, command: str, winner: "Record | None"
+) -> str:
+    """Describe a search: its best trial, the command that trains it, and the training that it was
+    evaluated with.
+    """
+    lines = [f"best of {trials:,} trials: {for_markdown(best)}", f"`{command}`"]
+    if winner is not None and winner.accuracy is not None:
+        lines.append(
+            f"trained so and evaluated on the test split, once: accuracy **{winner.accuracy:.1%}**,"
+            f" run {winner.run_id}"
+        )
+    pictures = {"importances": "what each field explains", "parallel_coordinates": "all trials"}
+    shown = [_show_artifact(run_id, f"figures/{name}.png", text) for name, text in pictures.items()]
+    return _join_lines(*lines, _link_artifact(run_id, "trials.csv", "table of all trials"), *shown)
 
 
 def _format_scores(evaluation: "Evaluation") -> str:

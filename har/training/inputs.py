@@ -19,6 +19,7 @@ from har.models.build import (
 )
 from har.models.devices import STRATEGIES, precision_policy
 from har.training.features import Extraction, FeatureSplits, View, extract_splits
+from har.training.frozen import FrozenFeatures
 from har.training.job import TrainingJob
 from har.training.loaders import (
     Splits,
@@ -87,7 +88,9 @@ def _start_head(model: keras.Model, job: TrainingJob, train: Any) -> None:
     set_output_layer(model, layer.kernel, layer.bias)
 
 
-def build_feature_inputs(job: TrainingJob, splits: Splits, first_epoch: int) -> FitInputs:
+def build_feature_inputs(
+    job: TrainingJob, splits: Splits, first_epoch: int, kept: FrozenFeatures
+) -> FitInputs:
     """Compute features by the frozen backbone once, then train the head on them.
 
     The head starts from the weights that it would have in the whole model, and sees the same
@@ -95,8 +98,9 @@ def build_feature_inputs(job: TrainingJob, splits: Splits, first_epoch: int) -> 
     """
     recipe, manifest, strategy = job.used, job.manifest, STRATEGIES[job.used.strategy]()
     replicas, classes = strategy.num_replicas_in_sync, len(manifest.class_names)
-    model = build_model(replace(recipe, precision="float32"), classes)
-    found = extract_splits(find_backbone(model), manifest, recipe, job.feature_runtime, splits)
+    backbone, found = kept.compute(job, splits)
+    model = build_model(replace(recipe, precision="float32"), classes, backbone=backbone)
+    _start_head(model, job, splits.train)
     # one replica needs no strategy, which would cost more than a step of so small a model
     with strategy.scope() if replicas > 1 else nullcontext():
         # one execution runs all steps of an epoch; on several devices Keras 3.15 cannot
@@ -152,18 +156,34 @@ def build_last_block_inputs(job: TrainingJob, splits: Splits, first_epoch: int) 
     )
 
 
-def build_inputs(job: TrainingJob, splits: Splits, first_epoch: int) -> FitInputs:
-    """Build what the recipe's loader feeds to the part of the model that is trained."""
-    if job.used.loader == "features" and job.used.fine_tune == "last_blocks":
+def build_inputs(
+    job: TrainingJob, splits: Splits, first_epoch: int, kept: FrozenFeatures | None = None
+) -> FitInputs:
+    """Build what the recipe's loader feeds to the part of the model that is trained; `kept` are
+    frozen features of earlier trainings in this process.
+    """
+    return FIT_INPUTS[job.used.loader](job, splits, first_epoch, kept or FrozenFeatures())
+
+
+def _build_on_features(
+    job: TrainingJob, splits: Splits, first_epoch: int, kept: FrozenFeatures
+) -> FitInputs:
+    if job.used.fine_tune == "last_blocks":
         return build_last_block_inputs(job, splits, first_epoch)
-    return FIT_INPUTS[job.used.loader](job, splits, first_epoch)
+    return build_feature_inputs(job, splits, first_epoch, kept)
+
+
+def _build_on_images(
+    job: TrainingJob, splits: Splits, first_epoch: int, kept: FrozenFeatures
+) -> FitInputs:
+    return build_image_inputs(job, splits, first_epoch)
 
 
 # One entry for each value of the recipe's axis `loader`.
-FIT_INPUTS: dict[str, Callable[[TrainingJob, Splits, int], FitInputs]] = {
-    "memory": build_image_inputs,
-    "stream": build_image_inputs,
-    "features": build_feature_inputs,
+FIT_INPUTS: dict[str, Callable[[TrainingJob, Splits, int, FrozenFeatures], FitInputs]] = {
+    "memory": _build_on_images,
+    "stream": _build_on_images,
+    "features": _build_on_features,
 }
 
 

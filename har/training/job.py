@@ -76,15 +76,17 @@ def build_job(
     manifest: Manifest,
     runtime: str = AUTO,
     feature_runtime: str | None = None,
+    quiet: bool = False,
 ) -> TrainingJob:
-    """Find the hardware, fit the recipe to it, and warn about settings that a fallback replaces.
+    """Find the hardware, fit the recipe to it, and warn about settings that a fallback replaces,
+    unless `quiet`.
 
     A `feature_runtime` is used whatever `runtime` says.
     """
     hardware = find_hardware()
     check_gpus(hardware)
     used, warnings = fit_to_hardware(requested, overridden, hardware)
-    for message in describe_unused_gpu(hardware) + warnings:
+    for message in [] if quiet else describe_unused_gpu(hardware) + warnings:
         warn(message)
     return TrainingJob(
         variant=variant,

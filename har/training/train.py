@@ -19,6 +19,7 @@ from har.training.bad_images import name_bad_images
 from har.training.calibration import fit_temperature
 from har.training.epoch_report import EpochReport, OnEpoch, describe_end
 from har.training.features import Extracted, FeatureSplits
+from har.training.frozen import FrozenFeatures
 from har.training.inputs import FitInputs, build_inputs, split_job
 from har.training.job import TrainingJob
 from har.training.loaders import Splits, count_steps, weigh_classes
@@ -78,13 +79,18 @@ def find_best_epoch(recipe: Recipe, history: list[dict[str, float]]) -> int | No
 
 
 def train(
-    job: TrainingJob, *, on_epoch: OnEpoch | None = None, backup: Backup | None = None
+    job: TrainingJob,
+    *,
+    on_epoch: OnEpoch | None = None,
+    backup: Backup | None = None,
+    kept: FrozenFeatures | None = None,
 ) -> Result:
     """Train `job.used` on the train split of `job.manifest`.
 
     `on_epoch` is called after each epoch. A training resumes from the state in `backup`, and saves
     its state there. On a CPU the seed fixes every number, also those of a resumed training; on GPUs
-    sums may be taken in another order.
+    sums may be taken in another order. Trainings that are given the same `kept` share their frozen
+    backbone and its features; that changes no number.
 
     Raises:
         UserError: too few images, weights that cannot be had, too little memory, an image that is
@@ -98,7 +104,7 @@ def train(
     first_epoch = state.first_epoch(job.used) if state else 0
     with _explain_errors(job.manifest):
         splits = leave_out_suspects(job, splits)
-        inputs = build_inputs(job, splits, first_epoch)
+        inputs = build_inputs(job, splits, first_epoch, kept)
         if job.used.solved:
             probe, history, train_time_s = _solve_head(
                 inputs, job, splits, on_epoch, backup, started

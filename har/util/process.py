@@ -4,9 +4,13 @@ import os
 import resource
 import shlex
 import sys
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import psutil
+
+from har.util.files import shorten_home
 
 # Where Linux states the memory limit of a container (control groups, version 2).
 CONTROL_GROUP = Path("/sys/fs/cgroup")
@@ -22,6 +26,17 @@ def format_program(name: str) -> str:
     if sys.prefix in active or sys.prefix == sys.base_prefix:
         return name
     return f"{shlex.quote(sys.executable)} -m {name}"
+
+
+def spell_command(command: str, options: Mapping[str, Any]) -> str:
+    """Spell a command of `har` as a user types it, without the name of the home folder; an option
+    that is None is left out.
+    """
+    words = ["har", command]
+    for name, value in options.items():
+        if value is not None:
+            words += [f"--{name.replace('_', '-')}", shorten_home(str(value))]
+    return shlex.join(words)
 
 
 def free_memory() -> int:

@@ -9,6 +9,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 
 import click
 
@@ -18,12 +19,33 @@ from har.util.escaping import for_terminal
 PLAIN_LINE_EVERY_S = 10.0
 
 
+@dataclass
+class _State:
+    """`fleeting` keeps progress only while it lasts, and hides other messages."""
+
+    fleeting: bool = False
+
+
+_STATE = _State()
+
+
+@contextmanager
+def only_progress() -> Iterator[None]:
+    """Show, during the block, progress alone, and no trace of it afterwards; warnings stay."""
+    before, _STATE.fleeting = _STATE.fleeting, True
+    try:
+        yield
+    finally:
+        _STATE.fleeting = before
+
+
 @contextmanager
 def progress(label: str, total: int, *, brief: bool = False) -> Iterator[Callable[[int], None]]:
     """Show `label` and how many of `total` steps are done; yield a function `advance(steps)`.
 
     `brief` removes the bar at the end, for a caller that prints its own last line.
     """
+    brief = brief or _STATE.fleeting
     if sys.stderr.isatty():
         with click.progressbar(
             length=total, label=for_terminal(label), file=sys.stderr, show_pos=True, width=24
@@ -40,7 +62,7 @@ def progress(label: str, total: int, *, brief: bool = False) -> Iterator[Callabl
         done += steps
         if time.monotonic() - last >= PLAIN_LINE_EVERY_S and done < total:
             last = time.monotonic()
-            say(f"{label}: {done:,} of {total:,}")
+            _print(f"{label}: {done:,} of {total:,}")
 
     yield advance
     if not brief:
@@ -49,6 +71,11 @@ def progress(label: str, total: int, *, brief: bool = False) -> Iterator[Callabl
 
 def say(*lines: str) -> None:
     r"""Print lines to stderr; stdout is for results. A line break inside a line becomes `\n`."""
+    if not _STATE.fleeting:
+        _print(*lines)
+
+
+def _print(*lines: str) -> None:
     # a full disk behind a redirected stderr must not stop the work
     with suppress(OSError):
         click.echo("\n".join(for_terminal(without_password(each)) for each in lines), err=True)

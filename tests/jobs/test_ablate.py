@@ -22,7 +22,7 @@ def in_a_thread(function: Callable[..., Any], *arguments: Any) -> Any:
 
 @pytest.fixture
 def in_this_process(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(ablate, "_in_own_process", in_a_thread)
+    monkeypatch.setattr(ablate, "in_own_process", in_a_thread)
 
 
 def test_the_command_and_again(
@@ -58,16 +58,16 @@ def test_the_command_and_again(
 @pytest.fixture
 def second_training_in_its_own_process(monkeypatch: pytest.MonkeyPatch) -> None:
     """Each process takes as long as ten tests: the others stay in this one."""
-    in_own_process, trainings = ablate._in_own_process, []
+    in_own_process, trainings = ablate.in_own_process, []
 
     def run(function: Callable[..., Any], *arguments: Any) -> Any:
-        if function is ablate._train_child:
+        if function is ablate.train_child:
             trainings.append(arguments)
             if len(trainings) == 2:
                 return in_own_process(function, *arguments)
         return in_a_thread(function, *arguments)
 
-    monkeypatch.setattr(ablate, "_in_own_process", run)
+    monkeypatch.setattr(ablate, "in_own_process", run)
 
 
 @pytest.mark.slow
