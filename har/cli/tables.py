@@ -82,7 +82,11 @@ def format_search(found: "Swept", metric: str) -> str:
     progress, rows = found.progress, found.rows
     shown = [
         {
-            name: f"{value:.4g}" if isinstance(value, float) else str(value)
+            name: f"{value:.4g}"
+            if isinstance(value, float)
+            else "-"
+            if value is None
+            else str(value)
             for name, value in row.items()
             if name not in ("error", "run_id")
         }

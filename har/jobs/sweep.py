@@ -13,7 +13,14 @@ import mlflow
 import pandas as pd
 
 from har.jobs.children import Child, build_key, find_finished, in_own_process, train_child
-from har.jobs.trials import RUN_ID, Sweep, choose_overrides, open_search, run_missing_trials
+from har.jobs.trials import (
+    RUN_ID,
+    Sweep,
+    choose_overrides,
+    list_values,
+    open_search,
+    run_missing_trials,
+)
 from har.recipe import build_recipe
 from har.search import pictures
 from har.search.space import format_space
@@ -66,6 +73,8 @@ def run_sweep(asked: Sweep) -> Swept:
             " it takes part"
         )
         progress = run_missing_trials(asked, search, run.id)
+        if progress.done < asked.trials:
+            say(f"{progress.done} different recipes were found; further trials would repeat them")
         close_lost_trials(name, experiment_id)
         rows = tabulate_trials(search, asked.metric)
         _log_search(run, search, progress, rows)
@@ -131,7 +140,7 @@ def tabulate_trials(search: Search, metric: str) -> list[dict[str, Any]]:
             "trial": each.number,
             metric: each.value,
             "state": each.state.name.lower(),
-            **{name: each.params.get(name) for name in search.space},
+            **{name: list_values(each).get(name) for name in search.space},
             "seconds": round(each.duration.total_seconds(), 1) if each.duration else None,
             "error": each.user_attrs.get(ERROR, ""),
             "run_id": each.user_attrs.get(RUN_ID, ""),
@@ -146,8 +155,12 @@ def _log_search(run: Run, search: Search, progress: Progress, rows: list[dict[st
     mlflow.log_metrics(counts, step=progress.done)
     if progress.complete > 1:
         study = search.study
-        run.log_figure(lambda: pictures.draw_importances(study), pictures.IMPORTANCES)
-        run.log_figure(lambda: pictures.draw_parallel_coordinates(study), pictures.PARALLEL)
+        run.log_figure(
+            lambda: pictures.draw_importances(study, search.metric), pictures.IMPORTANCES
+        )
+        run.log_figure(
+            lambda: pictures.draw_parallel_coordinates(study, search.metric), pictures.PARALLEL
+        )
 
 
 def _build_winner(asked: Sweep, overrides: dict[str, Any], parent: str) -> Child:

@@ -12,13 +12,14 @@ from typing import TYPE_CHECKING, Any
 
 import keras
 import mlflow
+import tensorflow as tf
 from mlflow.entities import Metric as LoggedMetric
 
 from har.data.manifest import Manifest, hide_test
 from har.jobs.children import KilledFromOutside, build_key, find_finished, in_own_process
-from har.recipe import Recipe, build_recipe, find_unused_fields
+from har.recipe import Recipe, build_recipe, digest_recipe, find_unused_fields
 from har.search.space import Choice, Space, find_start
-from har.search.study import ERROR, Metric, Progress, Search, TrialFailed
+from har.search.study import ERROR, REPEATED, Metric, Progress, Search, TrialFailed
 from har.tracking.store import explain_store_errors
 from har.tracking.trials import (
     COMPLETE,
@@ -42,6 +43,10 @@ if TYPE_CHECKING:
 
 # The run that a trial is recorded in, among the trial's attributes.
 RUN_ID = "run_id"
+# The searched fields that change nothing in it, likewise.
+UNUSED = "unused"
+# The share of the epochs in which no trial is pruned: small learning rates start slowly.
+SPARED_SHARE = 1 / 8
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,7 +73,14 @@ class Sweep:
 def open_search(asked: Sweep, name: str) -> Search:
     """Open the search of this name."""
     recipe = build_recipe(asked.variant, asked.overrides)
-    return Search(asked.storage, name, asked.space, asked.metric, recipe.seed)
+    return Search(
+        asked.storage,
+        name,
+        asked.space,
+        asked.metric,
+        seed=recipe.seed,
+        spared=int(SPARED_SHARE * recipe.epochs),
+    )
 
 
 def _stays_frozen(asked: Sweep) -> bool:
@@ -84,7 +96,7 @@ def _stays_frozen(asked: Sweep) -> bool:
 
 def run_missing_trials(asked: Sweep, search: Search, parent: str) -> Progress:
     """Run trials until the search has as many as it should, other processes' included."""
-    while (progress := search.progress).done < asked.trials:
+    while (progress := search.progress).done < asked.trials and not search.is_exhausted:
         if progress.done + progress.running >= asked.trials:
             say(f"waiting for {progress.running} trials of other processes")
             search.wait_for_others()
@@ -98,9 +110,15 @@ def run_missing_trials(asked: Sweep, search: Search, parent: str) -> Progress:
 def _run_trials(asked: Sweep, name: str, parent: str) -> None:
     """Run trials in this process, which keeps their features."""
     search, kept = open_search(asked, name), FrozenFeatures()
-    while (progress := search.progress).done + progress.running < asked.trials:
+    # each trial traces its training step anew, which TensorFlow takes for a mistake
+    tf.get_logger().setLevel("ERROR")
+    while _needs_more(asked, search):
         _run_one(asked, search, parent, partial(_evaluate, asked, search, parent, kept))
-        keras.backend.clear_session()
+
+
+def _needs_more(asked: Sweep, search: Search) -> bool:
+    progress = search.progress
+    return progress.done + progress.running < asked.trials and not search.is_exhausted
 
 
 def _run_one(asked: Sweep, search: Search, parent: str, evaluate: Any) -> None:
@@ -108,6 +126,8 @@ def _run_one(asked: Sweep, search: Search, parent: str, evaluate: Any) -> None:
     started = time.monotonic()
     start = find_start(asked.space, asked.overrides, asked.variant)
     trial = search.run_trial(evaluate, start)
+    if REPEATED in trial.user_attrs:
+        return
     progress = search.progress
     say(_format_trial(asked, progress, trial, time.monotonic() - started))
     if progress.best is not None:
@@ -118,7 +138,7 @@ def _run_one(asked: Sweep, search: Search, parent: str, evaluate: Any) -> None:
 
 
 def _format_trial(asked: Sweep, progress: Progress, trial: "FrozenTrial", seconds: float) -> str:
-    values = ", ".join(f"{name}={format_value(value)}" for name, value in trial.params.items())
+    values = ", ".join(f"{name}={format_value(v)}" for name, v in list_values(trial).items())
     state = trial.state.name.lower()
     if ERROR in trial.user_attrs:
         result = f"failed: {trial.user_attrs[ERROR]}"
@@ -128,6 +148,12 @@ def _format_trial(asked: Sweep, progress: Progress, trial: "FrozenTrial", second
         result = f"{asked.metric} {trial.value:.3f}"
     best = f", best {progress.best.value:.3f}" if progress.best else ""
     return f"trial {progress.done} of {asked.trials}: {result}  {values}  {seconds:.1f} s{best}"
+
+
+def list_values(trial: "FrozenTrial") -> dict[str, Any]:
+    """Return the values that a trial tried, without those that change nothing in it."""
+    unused = trial.user_attrs.get(UNUSED, [])
+    return {name: value for name, value in trial.params.items() if name not in unused}
 
 
 def format_value(value: Any) -> str:
@@ -159,6 +185,9 @@ def _evaluate(
     except UserError as error:
         start_trial(parent, search.name, trial.number, values, None).end(FAILED, error)
         raise _fail(trial, error) from error
+    if not search.claim(trial, digest_recipe(recipe)):
+        raise TrialFailed("another trial has the same recipe")
+    trial.set_user_attr(UNUSED, sorted(set(values) - set(overrides)))
     if (score := _find_score(asked, trial, job)) is not None:
         return score
     run = start_trial(parent, search.name, trial.number, values, job)
@@ -239,5 +268,8 @@ def _train_trial(
     except Exception as error:
         run.end(FAILED, error)
         raise _fail(trial, error) from error
+    finally:
+        # what Keras remembers of this trial's networks; Python frees them when it is time
+        keras.backend.clear_session(free_memory=False)
     run.end(COMPLETE)
     return find_score(result.recipe, result.history, asked.metric)

@@ -4,6 +4,7 @@ import re
 import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import Field, dataclass, fields
+from random import Random
 from typing import Any
 
 from har.recipe import Recipe, build_recipe, check_value
@@ -24,6 +25,11 @@ class Choice:
     """One of several values."""
 
     values: tuple[Any, ...]
+    is_discrete = True
+
+    def draw(self, rng: Random) -> Any:
+        """Draw a value at random."""
+        return rng.choice(self.values)
 
     def __contains__(self, value: object) -> bool:
         return value in self.values
@@ -39,6 +45,15 @@ class Range:
     low: float
     high: float
     log: bool
+
+    @property
+    def is_discrete(self) -> bool:
+        """Whether the numbers are whole."""
+        return isinstance(self.low, int)
+
+    def draw(self, rng: Random) -> int:
+        """Draw a whole number at random."""
+        return rng.randint(int(self.low), int(self.high))
 
     def __contains__(self, value: object) -> bool:
         return isinstance(value, int | float) and self.low <= value <= self.high

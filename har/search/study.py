@@ -6,9 +6,10 @@ alone tries the same values in the same order each time, interrupted or not.
 
 import importlib.util
 import logging
+import random
 import time
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, get_args
@@ -33,8 +34,15 @@ HEARTBEAT_S, GRACE_S = 5, 30
 # Trials before any is pruned, and before the sampler learns from them.
 STARTUP_TRIALS = 5
 SQLITE_WAIT_S = 60
-# Names of a trial's attributes: why it failed, and the process that ran it.
-ERROR, PROCESS = "error", "process"
+# Names of a trial's attributes: why it failed, the process that ran it, what it trains, and that
+# another trial trains the same.
+ERROR, PROCESS, DIGEST, REPEATED = "error", "process", "digest", "repeated"
+# So many repeated trials, one after the other, end a search: hardly anything new is left to try.
+MAX_REPEATED = 30
+# After a repeated trial, choices are drawn at random for so many trials.
+REMEMBERED = 8
+# The states of a trial that is over, as Optuna names them, the best first.
+OVER = ("COMPLETE", "PRUNED", "FAIL")
 
 
 def check_optuna() -> None:
@@ -68,8 +76,12 @@ class Search:
         UserError: the storage cannot be used.
     """
 
-    def __init__(self, storage: str, name: str, space: Space, metric: Metric, seed: int) -> None:
-        """`seed` decides what is tried, together with the trials before."""
+    def __init__(
+        self, storage: str, name: str, space: Space, metric: Metric, *, seed: int, spared: int
+    ) -> None:
+        """`seed` decides what is tried, together with the trials before. No trial is pruned in its
+        first `spared` epochs.
+        """
         import optuna
 
         optuna.logging.set_verbosity(optuna.logging.ERROR)
@@ -83,48 +95,63 @@ class Search:
                 storage=_open_storage(storage),
                 study_name=name,
                 direction=direction,
-                pruner=optuna.pruners.MedianPruner(n_startup_trials=STARTUP_TRIALS),
+                pruner=optuna.pruners.MedianPruner(STARTUP_TRIALS, n_warmup_steps=spared),
                 load_if_exists=True,
             )
 
     @property
     def progress(self) -> Progress:
         """How far the search has come, whichever process did it."""
-        from optuna.trial import TrialState
-
         ended = self.ended
-        complete, pruned, failed = (
-            [each for each in ended if each.state is state]
-            for state in (TrialState.COMPLETE, TrialState.PRUNED, TrialState.FAIL)
-        )
-        running = self.study.get_trials(deepcopy=False, states=[TrialState.RUNNING])
+        states = [each.state.name for each in ended]
         return Progress(
             done=len(ended),
-            complete=len(complete),
-            failed=len(failed),
-            pruned=len(pruned),
-            running=len(running),
-            best=complete[0] if complete else None,
+            complete=states.count("COMPLETE"),
+            failed=states.count("FAIL"),
+            pruned=states.count("PRUNED"),
+            running=len(self._list_trials(("RUNNING",))),
+            best=ended[0] if ended and states[0] == "COMPLETE" else None,
         )
 
     @property
     def ended(self) -> "list[FrozenTrial]":
         """The trials that are over, the best first, then the pruned and the failed ones."""
-        from optuna.trial import TrialState
+        sign = 1 if self.metric.endswith("loss") else -1
+        rank = {state: number for number, state in enumerate(OVER)}
+        over = [each for each in self._list_trials(OVER) if REPEATED not in each.user_attrs]
+        return sorted(
+            over, key=lambda each: (rank[each.state.name], sign * (each.value or 0), each.number)
+        )
 
+    @property
+    def is_exhausted(self) -> bool:
+        """Whether the newest trials all repeated earlier ones."""
+        newest = self._list_trials(OVER)[-MAX_REPEATED:]
+        repeated = sum(REPEATED in each.user_attrs for each in newest)
+        return repeated == MAX_REPEATED
+
+    def _list_trials(self, states: Collection[str]) -> "list[FrozenTrial]":
+        """List the trials in these states by number, without those that were interrupted."""
         with explain_storage_errors(self.storage):
             trials = self.study.get_trials(deepcopy=False)
-        sign = 1 if self.metric.endswith("loss") else -1
-        rank = {TrialState.COMPLETE: 0, TrialState.PRUNED: 1, TrialState.FAIL: 2}
-        over = [
+        return [
             each
             for each in trials
-            if each.state in rank
-            and (each.state is not TrialState.FAIL or ERROR in each.user_attrs)
+            if each.state.name in states
+            and (each.state.name != "FAIL" or {ERROR, REPEATED} & set(each.user_attrs))
         ]
-        return sorted(
-            over, key=lambda each: (rank[each.state], sign * (each.value or 0), each.number)
-        )
+
+    def claim(self, trial: "Trial", digest: str) -> bool:
+        """Note what a trial is about to train; return False if another trial of this search trains
+        or trained the same.
+        """
+        trial.set_user_attr(DIGEST, digest)
+        others = self._list_trials((*OVER, "RUNNING"))
+        same = [each for each in others if each.user_attrs.get(DIGEST) == digest]
+        if all(each.number >= trial.number for each in same):
+            return True
+        trial.set_user_attr(REPEATED, True)
+        return False
 
     def load_trial(self, trial_id: int) -> "Trial":
         """Load a trial that another process started."""
@@ -139,17 +166,11 @@ class Search:
         `start`, if there are any. Returns the trial, which `evaluate` may have ended by
         TrialFailed or `TrialPruned`.
         """
-        import optuna
-
-        progress = self.progress
-        number = progress.done + progress.running
+        number = len(self._list_trials((*OVER, "RUNNING")))
         with explain_storage_errors(self.storage):
             if start and not number:
                 self.study.enqueue_trial(dict(start))
-            # the seed follows from the trials before, as an interrupted search is resumed
-            self.study.sampler = optuna.samplers.TPESampler(
-                seed=self.seed + number, n_startup_trials=STARTUP_TRIALS
-            )
+            self.study.sampler = self._build_sampler(number)
         ended: list[FrozenTrial] = []
 
         def objective(trial: "Trial") -> float:
@@ -163,6 +184,25 @@ class Search:
             callbacks=[lambda study, trial: ended.append(trial)],
         )
         return ended[0]
+
+    def _build_sampler(self, number: int) -> Any:
+        """Build the sampler for a trial; its seed follows from the `number` of trials before, so
+        that a resumed search tries what an uninterrupted one would.
+        """
+        from optuna.exceptions import ExperimentalWarning
+        from optuna.samplers import PartialFixedSampler, TPESampler
+
+        seed = self.seed + number
+        sampler = TPESampler(seed=seed, n_startup_trials=STARTUP_TRIALS)
+        newest = self._list_trials(OVER)[-REMEMBERED:]
+        discrete = {name: each for name, each in self.space.items() if each.is_discrete}
+        if not discrete or not any(REPEATED in each.user_attrs for each in newest):
+            return sampler
+        # the sampler would stay with the best choice, even if there is nothing more to try in it
+        drawn = {name: values.draw(random.Random(seed)) for name, values in discrete.items()}
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", ExperimentalWarning)
+            return PartialFixedSampler(drawn, sampler)
 
     def wait_for_others(self) -> Progress:
         """Wait until every other process has ended its trial, or has shown no life for GRACE_S."""
@@ -218,7 +258,7 @@ def explain_storage_errors(storage: str) -> Iterator[None]:
     logging.getLogger("alembic").setLevel(logging.WARNING)
     try:
         yield
-    except (SQLAlchemyError, StorageInternalError, ModuleNotFoundError, RuntimeError) as error:
+    except (SQLAlchemyError, StorageInternalError, ImportError, RuntimeError) as error:
         raise UserError(
             f"--storage {without_password(storage)} cannot be used: {first_line(error)}; give the"
             f" URL of a database, such as {LOCAL_STORAGE} or postgresql://HOST/NAME"
