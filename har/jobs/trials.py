@@ -6,9 +6,10 @@ a process of its own.
 
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
+from uuid import uuid4
 
 import keras
 import mlflow
@@ -54,7 +55,8 @@ class Sweep:
     """A search through `space`, around a variant changed by `overrides`.
 
     It is over after `trials` trials, those of earlier commands included. `pruning` is `median` or
-    `none`. `given` are the other options that the user gave, by name.
+    `none`. `given` are the other options that the user gave, by name; `process` names this command
+    among those that share the search.
     """
 
     variant: str
@@ -68,6 +70,7 @@ class Sweep:
     runtime: str
     experiment: str
     given: dict[str, Any]
+    process: str = field(default_factory=lambda: uuid4().hex)
 
 
 def open_search(asked: Sweep, name: str) -> Search:
@@ -80,6 +83,7 @@ def open_search(asked: Sweep, name: str) -> Search:
         asked.metric,
         seed=recipe.seed,
         spared=int(SPARED_SHARE * recipe.epochs),
+        process=asked.process,
     )
 
 

@@ -13,7 +13,6 @@ from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, get_args
-from uuid import uuid4
 
 from har.search.space import Choice, Space
 from har.util.errors import UserError, first_line, without_password
@@ -77,17 +76,24 @@ class Search:
     """
 
     def __init__(
-        self, storage: str, name: str, space: Space, metric: Metric, *, seed: int, spared: int
+        self,
+        storage: str,
+        name: str,
+        space: Space,
+        metric: Metric,
+        *,
+        seed: int,
+        spared: int,
+        process: str,
     ) -> None:
         """`seed` decides what is tried, together with the trials before. No trial is pruned in its
-        first `spared` epochs.
+        first `spared` epochs. `process` tells those who share the search apart.
         """
         import optuna
 
         optuna.logging.set_verbosity(optuna.logging.ERROR)
         self.space, self.metric, self.seed = space, metric, seed
-        self.storage, self.name = storage, name
-        self.process = uuid4().hex
+        self.storage, self.name, self.process = storage, name, process
         direction = "minimize" if metric.endswith("loss") else "maximize"
         # two processes that create the tables at once would be in each other's way
         with explain_storage_errors(storage), file_lock(cache_folder() / "optuna.lock"):
@@ -216,8 +222,8 @@ class Search:
         return progress
 
     def is_last(self) -> bool:
-        """Return whether this process ended the newest trial, or ran none of them: of several
-        processes, that one evaluates the winner.
+        """Return whether this process ended the newest trial, or ran none: of several processes,
+        that one evaluates the winner.
         """
         ended = [each for each in self.study.get_trials(deepcopy=False) if each.datetime_complete]
         processes = {each.user_attrs.get(PROCESS) for each in ended}

@@ -89,8 +89,7 @@ def train(
 
     `on_epoch` is called after each epoch. A training resumes from the state in `backup`, and saves
     its state there. On a CPU the seed fixes every number, also those of a resumed training; on GPUs
-    sums may be taken in another order. Trainings that are given the same `kept` share their frozen
-    backbone and its features; that changes no number.
+    sums may be taken in another order. Trainings with the same `kept` share frozen features.
 
     Raises:
         UserError: too few images, weights that cannot be had, too little memory, an image that is
@@ -106,9 +105,8 @@ def train(
         splits = leave_out_suspects(job, splits)
         inputs = build_inputs(job, splits, first_epoch, kept)
         if job.used.solved:
-            probe, history, train_time_s = _solve_head(
-                inputs, job, splits, on_epoch, backup, started
-            )
+            solved = _solve_head(inputs, job, splits, on_epoch, backup, started)
+            probe, history, train_time_s = solved
         else:
             report = _run_epochs(inputs, job, splits, on_epoch, backup, started)
             probe, history, train_time_s = None, report.history, report.train_time_s

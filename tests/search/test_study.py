@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 import optuna
 import pytest
@@ -25,7 +26,9 @@ def open_search(
     storage: str, name: str = "a", metric: Any = "val_accuracy", **options: Any
 ) -> Search:
     space = options.pop("space", SPACE)
-    return Search(storage, name, space, metric, seed=options.pop("seed", 0), spared=1)
+    return Search(
+        storage, name, space, metric, seed=options.pop("seed", 0), spared=1, process=uuid4().hex
+    )
 
 
 def score(trial: Any, values: dict[str, Any]) -> float:
