@@ -97,8 +97,8 @@ def test_v6_and_v7_take_the_size_of_a_backbone_that_is_named(
 ) -> None:
     recipe = build_recipe(variant, given)
     assert (recipe.image_size, recipe.evaluation_size) == sizes
-    same = replace(VARIANTS[variant], **{**given, "image_size": sizes[0]})
-    assert recipe == replace(same, evaluation_size=sizes[1])
+    both = {"image_size": sizes[0], "evaluation_size": sizes[1]}
+    assert recipe == replace(VARIANTS[variant], **{**given, **both})
 
 
 def test_sizes_are_of_backbones_and_fit_their_stride() -> None:
