@@ -10,7 +10,6 @@ import h5py
 import keras
 import numpy as np
 import pytest
-import tensorflow as tf
 
 from har.models import backbones
 from har.models.backbones import build_backbone, check_weights_reader
@@ -19,7 +18,6 @@ from har.models.devices import STRATEGIES
 from har.models.hub import HUB_NETWORKS, HubNetwork
 from har.models.merging import fold_batch_norms
 from har.models.served import build_float32_copy
-from har.models.vision_transformer import Positions
 from har.recipe import PATCH_SIZES
 from har.util.errors import UserError
 from tests.conftest import tiny_recipe
@@ -189,18 +187,6 @@ def hub_preset(name: str) -> Any:
         "vit": keras_hub.models.ViTBackbone,
     }[HUB_NETWORKS[name].family]
     return backbone.presets[HUB_NETWORKS[name].handle.split("/")[-2]]
-
-
-@pytest.mark.parametrize("antialias", [False, True])
-@pytest.mark.parametrize("places", [3, 5, 11])
-def test_positions_are_resized_as_tensorflow_does(places: int, antialias: bool) -> None:
-    layer = Positions(25, antialias=antialias)
-    found = layer(np.zeros((1, places, places + 1, 4), np.float32))[0]
-    table = np.asarray(layer.table).reshape(5, 5, 4)
-    wanted = tf.image.resize(table, (places, places + 1), "bicubic", antialias=antialias)
-    # TensorFlow takes the weights from a table of 1,024 distances
-    np.testing.assert_allclose(found, wanted, atol=5e-4)
-    np.testing.assert_allclose(layer(np.zeros((1, 5, 5, 4), np.float32))[0], table, atol=1e-6)
 
 
 def test_without_keras_hub_random_weights_train_and_serve(
