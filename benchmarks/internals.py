@@ -108,8 +108,8 @@ def build_forward(recipe: Recipe, runtime: str) -> Callable[[Images], None]:
 
 
 def count_multiplications(network: Any) -> int:
-    """Count the multiplications of an image's forward pass in convolutions and dense layers, which
-    papers call FLOPs.
+    """Count the multiplications of an image's forward pass in convolutions, dense layers and
+    attention, which papers call FLOPs.
     """
     total = 0
     for layer in network.layers:
@@ -121,6 +121,10 @@ def count_multiplications(network: Any) -> int:
         elif isinstance(layer, layers.Conv2D | layers.Dense):
             # a kernel's last axis is the output's channels
             total += math.prod(layer.output.shape[1:]) * math.prod(layer.kernel.shape[:-1])
+        elif isinstance(layer, layers.MultiHeadAttention):
+            (asked, width), (told, _) = (each.shape[1:] for each in layer.input)
+            # four projections, then each token asked compares and averages all that it is told
+            total += 2 * (asked + told) * width**2 + 2 * asked * told * width
     return total
 
 

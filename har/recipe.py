@@ -24,6 +24,8 @@ Backbone = Literal[
     "efficientnetv2-s", "efficientnetv2-m", "efficientnetv2-l",
     "convnext-tiny", "convnext-small", "convnext-base", "convnext-large",
     "mobilenetv3-large", "resnet50v2",
+    "dinov2-small", "dinov2-base", "dinov2-small-registers", "dinov2-base-registers",
+    "siglip2-base", "vit-base",
 ]  # fmt: skip
 FineTune = Literal["frozen", "top", "all", "last_blocks"]
 Head = Literal["flatten_dense512", "gap_dropout", "linear_probe"]
@@ -88,7 +90,7 @@ class Recipe:
     image_size: int = axis(
         160,
         "Height and width of the network's input, in pixels. v6 and v7 take the backbone's own size"
-        " if you name a convnext, efficientnetv2, mobilenetv3 or resnet50v2 backbone and no size",
+        " if you name one that is no efficientnetb0 to b7 or -lite, and no size",
         low=32,
         high=1024,
     )
@@ -371,6 +373,15 @@ def _check_optimizer(recipe: Recipe) -> str:
 def _check_sizes(recipe: Recipe) -> str:
     if 0 < recipe.evaluation_size < 32:
         return f"evaluation_size must be 0 or from 32 to 1024; received {recipe.evaluation_size}"
+    patch = PATCH_SIZES.get(recipe.backbone, 1)
+    for name in ("image_size", "evaluation_size"):
+        if (size := getattr(recipe, name)) % patch:
+            lower = size // patch * patch
+            return (
+                f"{name} must be a multiple of {patch} for backbone={recipe.backbone}, which cuts"
+                f" the image into squares of {patch} pixels; received {size}: use"
+                f" --{name.replace('_', '-')} {lower} or {lower + patch}"
+            )
     if recipe.cut != "auto" and recipe.fine_tune != "last_blocks":
         return (
             f"cut={recipe.cut} needs fine_tune=last_blocks; received fine_tune={recipe.fine_tune}:"
@@ -378,6 +389,16 @@ def _check_sizes(recipe: Recipe) -> str:
         )
     return ""
 
+
+# The height and width, in pixels, of the squares that vision transformers cut an image into.
+PATCH_SIZES: dict[str, int] = {
+    "dinov2-small": 14,
+    "dinov2-base": 14,
+    "dinov2-small-registers": 14,
+    "dinov2-base-registers": 14,
+    "siglip2-base": 16,
+    "vit-base": 16,
+}
 
 # Each returns what is wrong, or "".
 _RULES = (
@@ -498,10 +519,17 @@ NATIVE_SIZES: dict[str, int] = {
     "convnext-large": 224,
     "mobilenetv3-large": 224,
     "resnet50v2": 224,
+    # trained at 518 px too, but its authors' linear classifiers take 224
+    "dinov2-small": 224,
+    "dinov2-base": 224,
+    "dinov2-small-registers": 224,
+    "dinov2-base-registers": 224,
+    "siglip2-base": 224,
+    "vit-base": 224,
 }
 # The variants that take them. The others have the notebooks' size, whatever the backbone.
 NATIVELY_SIZED = ("v6", "v7")
-# The pixels that become one in the last layer of each of these backbones, in each direction.
+# The pixels that become one in the last layer of all others of these, in each direction.
 TOTAL_STRIDE = 32
 # Images for evaluation are larger by this, as in v7 with its own backbone.
 EVALUATION_RATIO = 1.2
@@ -518,13 +546,15 @@ def build_recipe(variant: str, overrides: Mapping[str, Any]) -> Recipe:
 
 def _choose_sizes(variant: str, overrides: Mapping[str, Any]) -> dict[str, int]:
     """Return the sizes that follow from the backbone; {} if the variant or the user says them."""
-    size = NATIVE_SIZES.get(overrides.get("backbone", ""))
+    backbone = overrides.get("backbone", "")
+    size = NATIVE_SIZES.get(backbone)
     given = {"image_size", "evaluation_size"} & set(overrides)
     if size is None or given or variant not in NATIVELY_SIZED:
         return {}
     if not VARIANTS[variant].evaluation_size:
         return {"image_size": size}
-    larger = TOTAL_STRIDE * round(EVALUATION_RATIO * size / TOTAL_STRIDE)
+    stride = PATCH_SIZES.get(backbone, TOTAL_STRIDE)
+    larger = stride * round(EVALUATION_RATIO * size / stride)
     return {"image_size": size, "evaluation_size": larger}
 
 

@@ -12,6 +12,7 @@ from har.models import backbones, build, devices
 from har.recipe import (
     NATIVE_SIZES,
     ORIGINAL,
+    PATCH_SIZES,
     V2,
     V3,
     V4,
@@ -81,6 +82,7 @@ def test_every_literal_has_its_builder(name: str) -> None:
         ("v6", {"backbone": "convnext-base"}, (224, 0)),
         ("v7", {"backbone": "convnext-base"}, (224, 256)),
         ("v7", {"backbone": "efficientnetv2-m"}, (480, 576)),
+        ("v7", {"backbone": "dinov2-small"}, (224, 266)),
         # as the user says, and as the variant says where it is no newer backbone, or no v6 or v7
         ("v6", {"backbone": "convnext-base", "image_size": 96}, (96, 0)),
         ("v7", {"backbone": "convnext-base", "evaluation_size": 96}, (260, 96)),
@@ -95,18 +97,27 @@ def test_v6_and_v7_take_the_size_of_a_backbone_that_is_named(
 ) -> None:
     recipe = build_recipe(variant, given)
     assert (recipe.image_size, recipe.evaluation_size) == sizes
-    same = replace(VARIANTS[variant], **{**given, "image_size": sizes[0]})
-    assert recipe == replace(same, evaluation_size=sizes[1])
+    both = {"image_size": sizes[0], "evaluation_size": sizes[1]}
+    assert recipe == replace(VARIANTS[variant], **{**given, **both})
 
 
 def test_sizes_are_of_backbones_and_fit_their_stride() -> None:
     assert set(NATIVE_SIZES) < set(get_args(Backbone))
     for name in NATIVE_SIZES:
         recipe = build_recipe("v7", {"backbone": name})
-        assert recipe.evaluation_size % 32 == 0
+        assert recipe.evaluation_size % PATCH_SIZES.get(name, 32) == 0
         assert 1.1 < recipe.evaluation_size / recipe.image_size < 1.3
     # which is what v7 has with its own backbone
     assert V7.evaluation_size == 32 * round(1.2 * V7.image_size / 32)
+
+
+@pytest.mark.parametrize("field", ["image_size", "evaluation_size"])
+def test_a_size_of_broken_patches_names_two_that_fit(field: str) -> None:
+    option = field.replace("_", "-")
+    with pytest.raises(
+        UserError, match=rf"{field} must be a multiple of 14 .*--{option} 154 or 168"
+    ):
+        build_recipe("v7", {"backbone": "dinov2-small", "image_size": 224, field: 160})
 
 
 def test_every_field_has_help() -> None:

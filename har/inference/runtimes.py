@@ -207,6 +207,8 @@ def load_tensorflow(folder: Path) -> Forward:
     """Load a classifier's Keras model; in safe mode Keras runs no code from the file."""
     import keras
 
+    # makes the layers of transformers known to Keras
+    import har.models.vision_transformer  # noqa: F401
     from har.inference.freezing import compute_float32_in_full
 
     compute_float32_in_full()

@@ -21,6 +21,13 @@ import numpy as np
 from keras import layers
 
 from har.models.efficientnet_lite import LITES, build_imagenet_lite, build_lite, find_last_stride
+from har.models.hub import (
+    HUB_NETWORKS,
+    build_hub,
+    check_hub,
+    download_hub_weights,
+    load_hub_weights,
+)
 from har.models.keras_file import check_keras_file, check_weights
 from har.models.merging import fold_batch_norms
 from har.recipe import Recipe
@@ -39,13 +46,17 @@ class Backbone:
 
     `cpu_fallback` is the backbone that replaces this one on a machine without a GPU, where this
     one would take hours; "" if a CPU can train it. `cut` is the block with the last stride, or the
-    first block after it, which starts from smaller features.
+    first block after it, which starts from smaller features; of a transformer, the third from the
+    end. `load` copies a weights file into the network, and `check` raises a UserError if what it
+    needs is not installed.
     """
 
     build_random: Callable[[int | None], keras.Model]
     build_imagenet: Callable[[int | None], keras.Model]
     cpu_fallback: str = ""
     cut: str = ""
+    load: Callable[[keras.Model, Path], Any] = keras.Model.load_weights
+    check: Callable[[], None] = lambda: None
 
 
 def keras_application(
@@ -91,6 +102,23 @@ def keras_application(
     return Backbone(build, build_imagenet, cpu_fallback, cut)
 
 
+def hub_network(name: str) -> Backbone:
+    """Wrap a member of HUB_NETWORKS."""
+
+    def build_published(image_size: int | None) -> keras.Model:
+        network = build_hub(name, image_size)
+        _load_file(network, download_hub_weights(name), load_hub_weights)
+        return network
+
+    return Backbone(
+        partial(build_hub, name),
+        build_published,
+        cut=f"blocks.{HUB_NETWORKS[name].kind.depth - 3}",
+        load=load_hub_weights,
+        check=check_hub,
+    )
+
+
 BACKBONES: dict[str, Backbone] = {
     **{
         f"efficientnetb{n}": keras_application(f"EfficientNetB{n}", CPU_BACKBONE, cut="block6a")
@@ -118,19 +146,21 @@ BACKBONES: dict[str, Backbone] = {
         "MobileNetV3Large", cut="expanded_conv_12", download_size=MOBILENET_SIZE
     ),
     "resnet50v2": keras_application("ResNet50V2", cut="conv5", pixels="-1..1"),
+    **{name: hub_network(name) for name in HUB_NETWORKS},
 }
 
 
 def build_backbone(recipe: Recipe) -> keras.Model:
     """Build the recipe's backbone with its weights, and freeze what the recipe does not train."""
     backbone = BACKBONES[recipe.backbone]
+    check_weights_reader(recipe)
     size = recipe.image_size if recipe.served_size == recipe.image_size else None
     if recipe.weights == "imagenet":
         network = backbone.build_imagenet(size)
     else:
         network = backbone.build_random(size)
         if recipe.weights != "random":
-            _load_file(network, Path(recipe.weights))
+            _load_file(network, Path(recipe.weights), backbone.load)
     if recipe.fine_tune == "last_blocks":
         # unmerged, a training step takes up to a third longer, and is no more accurate
         network = fold_batch_norms(network)
@@ -202,6 +232,12 @@ def set_trainable(
         layer.trainable = layer in chosen
 
 
+def check_weights_reader(recipe: Recipe) -> None:
+    """Raise a UserError unless what reads the recipe's weights is installed."""
+    if recipe.weights != "random":
+        BACKBONES[recipe.backbone].check()
+
+
 def name_weights_by_content(recipe: Recipe) -> Recipe:
     """Replace the name of a weights file by its SHA-256, which does not depend on its folder."""
     if recipe.weights in ("imagenet", "random"):
@@ -215,15 +251,15 @@ def _check_weights_file(path: Path) -> None:
         raise UserError(f"no such weights file: {path}; --weights is imagenet, random, or a file")
 
 
-def _load_file(network: keras.Model, path: Path) -> None:
-    """Load a Keras weights file into `network`."""
+def _load_file(network: keras.Model, path: Path, load: Callable[[keras.Model, Path], Any]) -> None:
+    """Load a weights file into `network` by `load`, once its size is known."""
     _check_weights_file(path)
     try:
         _check_size(path)
         with warnings.catch_warnings():
             # Keras only warns about a layer that is not in the file, and leaves it random
             warnings.simplefilter("error", UserWarning)
-            network.load_weights(path)
+            load(network, path)
     # a damaged file makes h5py and Keras raise anything at all
     except Exception as error:
         raise UserError(

@@ -7,7 +7,13 @@ from typing import Any
 
 import keras
 
-from har.models.backbones import build_backbone, check_cut, copy_weights, name_cut
+from har.models.backbones import (
+    build_backbone,
+    check_cut,
+    check_weights_reader,
+    copy_weights,
+    name_cut,
+)
 from har.models.build import (
     build_head,
     build_last_blocks,
@@ -191,11 +197,12 @@ def split_job(job: TrainingJob) -> Splits:
     """Split a job's images into training and validation.
 
     Raises:
-        UserError: an unknown cut, cleanlab is missing, too few images, a batch that does not divide
-            evenly over the devices, or images that do not fit the memory.
+        UserError: an unknown cut, cleanlab or KerasHub is missing, too few images, a batch that
+            does not divide evenly over the devices, or images that do not fit the memory.
     """
     recipe = job.used
     check_cut(recipe)
+    check_weights_reader(recipe)
     if recipe.suspects == "leave_out":
         check_cleanlab()
     splits = split_training(job.manifest, recipe)
