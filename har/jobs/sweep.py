@@ -21,7 +21,9 @@ from har.jobs.trials import (
     open_search,
     run_missing_trials,
 )
-from har.recipe import build_recipe
+from har.models.backbones import name_weights_by_content
+from har.models.devices import check_gpus, describe_unused_gpu, find_hardware, fit_to_hardware
+from har.recipe import build_recipe, digest_recipe
 from har.search import pictures
 from har.search.space import format_space
 from har.search.study import ERROR, Progress, Search
@@ -35,7 +37,7 @@ from har.training.job import build_job
 from har.util.errors import UserError
 from har.util.files import shorten_home
 from har.util.process import spell_command
-from har.util.progress import say
+from har.util.progress import say, warn
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,7 +61,7 @@ def run_sweep(asked: Sweep) -> Swept:
     """
     asked = replace(asked, experiment=find_current_experiment() or asked.experiment)
     _check_validated(asked)
-    name = in_own_process(_name_search, asked)
+    name = _name_search(asked)
     search, parent = open_search(asked, name), None
     experiment_id = find_experiment(asked.experiment)
     if find_current_experiment() is None:
@@ -106,16 +108,20 @@ def _check_validated(asked: Sweep) -> None:
 
 def _name_search(asked: Sweep) -> str:
     """Name a search by what its trials have in common; warn about what this machine cannot run."""
+    hardware = find_hardware()
+    check_gpus(hardware)
     recipe = build_recipe(asked.variant, asked.overrides)
-    job = build_job(asked.variant, recipe, asked.overrides, asked.manifest, asked.runtime)
+    used, warnings = fit_to_hardware(recipe, asked.overrides, hardware)
+    for message in describe_unused_gpu(hardware) + warnings:
+        warn(message)
     common = {
         # fallbacks included: machines that train another recipe search apart
-        "recipe": job.recipe_digest,
+        "recipe": digest_recipe(name_weights_by_content(used)),
         "space": format_space(asked.space),
         "metric": asked.metric,
         "pruning": asked.pruning,
         "runtime": asked.runtime,
-        "data": [job.manifest.dataset_digest, job.manifest.test_digest],
+        "data": [asked.manifest.dataset_digest, asked.manifest.test_digest],
         "experiment": asked.experiment,
     }
     return f"har-{hashlib.sha256(json.dumps(common).encode()).hexdigest()[:12]}"

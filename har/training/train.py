@@ -97,20 +97,15 @@ def train(
     """
     make_repeatable(job.used.seed)
     splits = split_job(job)
-    # decoding into memory and extraction count as training, or the loaders could not be compared
+    # decoding and extraction count as training, or the loaders could not be compared
     images, started = len(splits.train), time.monotonic()
     state = backup.state if backup else None
     first_epoch = state.first_epoch(job.used) if state else 0
     with _explain_errors(job.manifest):
         splits = leave_out_suspects(job, splits)
         inputs = build_inputs(job, splits, first_epoch, kept)
-        if job.used.solved:
-            solved = _solve_head(inputs, job, splits, on_epoch, backup, started)
-            probe, history, train_time_s = solved
-        else:
-            report = _run_epochs(inputs, job, splits, on_epoch, backup, started)
-            probe, history, train_time_s = None, report.history, report.train_time_s
-            say(describe_end(job.used, history, find_best_epoch(job.used, history)))
+        find = _solve_head if job.used.solved else _train_epochs
+        probe, history, seconds = find(inputs, job, splits, on_epoch, backup, started)
         temperature = _fit_temperature(inputs, job.used, splits, probe)
     train_images = len(splits.train) if probe is None else int(probe.kept.sum())
     return Result(
@@ -121,11 +116,25 @@ def train(
         train_images=train_images,
         validation_images=len(splits.validation),
         suspects=images - train_images,
-        train_time_s=train_time_s,
+        train_time_s=seconds,
         temperature=temperature,
         features=inputs.features,
         probe=probe,
     )
+
+
+def _train_epochs(
+    inputs: FitInputs,
+    job: TrainingJob,
+    splits: Splits,
+    on_epoch: OnEpoch | None,
+    backup: Backup | None,
+    started: float,
+) -> tuple[None, list[dict[str, float]], float]:
+    """Train in epochs, and say how that ended; return what `_solve_head` returns."""
+    report = _run_epochs(inputs, job, splits, on_epoch, backup, started)
+    say(describe_end(job.used, report.history, find_best_epoch(job.used, report.history)))
+    return None, report.history, report.train_time_s
 
 
 def _solve_head(

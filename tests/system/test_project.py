@@ -112,7 +112,9 @@ def test_conda_and_pyproject_agree_but_for_cuda() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     conda = requirements_of_conda()
     plain = [line for line in conda if not line.startswith("tensorflow")]
-    assert plain == [d for d in project["dependencies"] if not d.startswith("tensorflow")]
+    ours = [d for d in project["dependencies"] if not d.startswith("tensorflow")]
+    extras = project["optional-dependencies"]
+    assert plain == ours + extras["audit"] + extras["sweep"]
     (ours,) = (d for d in project["dependencies"] if d.startswith("tensorflow"))
     (cuda,) = project["optional-dependencies"]["cuda"]
     assert cuda == ours.replace("tensorflow", "tensorflow[and-cuda]")
