@@ -5,7 +5,7 @@
 Each backbone is measured in a process of its own, with random weights where the real ones are a
 download. In turn, the runtimes compute the features of 32 images that were decoded before, at the
 size that the backbone was trained for and in the arithmetic of a training, and TensorFlow runs
-Keras' own graph at 160 px. For the backbones whose ImageNet weights are installed with the project,
+Keras' own graph at 160 px (DINOv2 at 154). For the backbones whose ImageNet weights are installed with the project,
 a logistic regression is trained on the frozen features at 160 px; its regularisation is chosen on a
 fifth of the training images.
 """
@@ -22,7 +22,7 @@ from har.data.manifest import Manifest
 from har.data.prepare import load_manifest
 from har.data.splits import hold_out
 from har.evaluation.metrics import wilson_interval
-from har.recipe import NATIVE_SIZES, VARIANTS, Backbone, Recipe
+from har.recipe import NATIVE_SIZES, PATCH_SIZES, VARIANTS, Backbone, Recipe
 from measuring import Claim, Tables
 
 BATCH = 32
@@ -43,7 +43,10 @@ def _is_installed(backbone: str) -> bool:
 def _recipe_for(backbone: str) -> Recipe:
     # random weights where the real ones are a download
     weights = "imagenet" if _is_installed(backbone) else "random"
-    return replace(VARIANTS["v3"], backbone=backbone, weights=weights)
+    patch, size = PATCH_SIZES.get(backbone, 1), VARIANTS["v3"].image_size
+    return replace(
+        VARIANTS["v3"], backbone=backbone, weights=weights, image_size=size // patch * patch
+    )
 
 
 def _measure_costs(manifest: Manifest, name: str, turns: int) -> dict[str, Any]:
@@ -119,7 +122,7 @@ def measure(data: str, scratch: Path, tiny: bool) -> tuple[Tables, list[Claim]]:
     for name in get_args(Backbone):
         if tiny and name != "efficientnet-lite0":
             continue
-        row = measuring.in_fresh_process(_measure_costs, manifest, name, 1 if tiny else 5)
+        row = measuring.in_fresh_process(_measure_costs, manifest, name, 1 if tiny else 3)
         row["test accuracy of its features"] = (
             measuring.in_fresh_process(_measure_accuracy, manifest, name)
             if _is_installed(name)
