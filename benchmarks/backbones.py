@@ -5,9 +5,9 @@
 Each backbone is measured in a process of its own, with random weights where the real ones are a
 download. In turn, the runtimes compute the features of 32 images that were decoded before, at the
 size that the backbone was trained for and in the arithmetic of a training, and TensorFlow runs
-Keras' own graph at 160 px (DINOv2 at 154). For the backbones whose ImageNet weights are installed with the project,
-a logistic regression is trained on the frozen features at 160 px; its regularisation is chosen on a
-fifth of the training images.
+Keras' own graph at 160 px (DINOv2 at 154). For the backbones whose ImageNet weights are installed
+with the project, a logistic regression is trained on the frozen features at 160 px; its
+regularisation is chosen on a fifth of the training images.
 """
 
 from collections.abc import Callable
