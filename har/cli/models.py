@@ -19,6 +19,7 @@ from har.cli.options import (
     model_option,
     offline_option,
     pop_split,
+    with_dashes,
 )
 from har.util.errors import UserError
 from har.util.escaping import for_terminal
@@ -129,25 +130,49 @@ def _check_any_label(labelled: int, images: int, first_error: str) -> None:
 )
 @click.option(
     "--out",
-    type=click.Path(path_type=Path, dir_okay=False),
+    type=click.Path(path_type=Path),
     default=Path("predictions.csv"),
-    help="A new .csv or .parquet file with the columns filename, label, probability, error.",
+    help="A new .csv or .parquet file with the columns filename, label, probability, error; or a"
+    " folder, for Parquet files of 1,024 rows.",
 )
 @model_option
+@click.option(
+    "--executor",
+    type=Spelled(["local", "ray"]),
+    default="local",
+    help="ray: work on a Ray cluster, whose machines see the images under the same paths (pip"
+    " install 'ray[data]').",
+)
+@click.option(
+    "--ray-address",
+    metavar="HOST:PORT",
+    help="For --executor ray: the cluster.  [$RAY_ADDRESS, else one on this machine]",
+)
+@click.option(
+    "--workers",
+    type=click.IntRange(1),
+    help="For --executor ray: actors that hold the model.  [one on each GPU, or two on each node]",
+)
 @offline_option
-def predict(data: Path, out: Path, model: str) -> None:
-    """Classify many unlabelled images into a file.
+def predict(data: Path, out: Path, executor: str, **options: Any) -> None:
+    """Classify many unlabelled images into a file or a folder.
 
     If it was interrupted, give the same command again: it continues where it stopped.
     """
-    from har.inference.predict import check_output, list_unlabelled, predict_to_file
+    given = [name for name in ("ray_address", "workers") if options[name] is not None]
+    if executor == "local" and given:
+        raise UserError(f"--{with_dashes(given[0])} is for --executor ray")
+    if executor == "ray":
+        from har.util.ray_cluster import check_ray
+
+        check_ray()
+    from har.inference.predict import check_output, list_unlabelled
 
     check_output(out)
     files = list_unlabelled(data)
-    from har.serving.load import load_logged_model
+    from har.jobs.predict import Scoring, run_prediction
 
-    logged = load_logged_model(model)
-    found = predict_to_file(data, files, out, logged.classifier.classify, logged.identity)
+    found = run_prediction(Scoring(data=data, files=files, out=out, executor=executor, **options))
     if found.failed:
         warn(f"{found.failed} images have no label; the column error says why")
     show(for_terminal(str(out)))

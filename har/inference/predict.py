@@ -147,10 +147,13 @@ def _read_or_explain(path: Path) -> bytes | str:
 
 
 def check_output(out: Path) -> None:
-    """Raise a UserError unless predictions can be written to `out`, a new .csv or .parquet."""
-    if out.suffix not in WRITERS:
-        raise UserError(f"--out must end in .csv or .parquet; received {out}")
-    check_output_file(out)
+    """Raise a UserError unless predictions can be written to `out`: a new .csv or .parquet, or a
+    folder, which `open_shards` checks.
+    """
+    if out.suffix in WRITERS:
+        check_output_file(out)
+    elif out.suffix or out.is_file():
+        raise UserError(f"--out must be a .csv or .parquet file, or a folder; received {out}")
 
 
 def predict_to_file(
@@ -167,7 +170,7 @@ def predict_to_file(
     task = {"folder": str(data.resolve()), "model": model, "names": len(names)}
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
-        with _lock_output(out, part.with_suffix(".lock")):
+        with lock_output(out, part.with_suffix(".lock")):
             check_output(out)
             done = _count_rows_done(part, task, names)
             with part.open("a", newline="", encoding="utf-8") as file:
@@ -182,7 +185,8 @@ def predict_to_file(
 
 
 @contextmanager
-def _lock_output(out: Path, lock: Path) -> Iterator[None]:
+def lock_output(out: Path, lock: Path) -> Iterator[None]:
+    """Hold the lock of an output, or raise a UserError if another process writes it."""
     busy = f"another process is writing {out}: give another --out"
     with file_lock(lock, busy=busy, hint="give another --out"):
         try:
@@ -233,14 +237,18 @@ def _write_rows(file: Any, files: dict[str, Path], done: int, classify: Classify
         advance(done)
         for batch in batched(zip(names[done:], rows, strict=True), BATCH):
             for name, row in batch:
-                # one line for each row, so that a cut file can be resumed
-                error = " ".join((row["error"] or "").split())
-                texts = _format_name(name), for_csv(row["label"] or ""), for_csv(error)
-                writer = csv.writer(file, lineterminator="\n", quoting=csv_quoting(texts))
-                writer.writerow((*texts[:2], row["probability"] or "", texts[2]))
+                write_csv_row(file, name, row)
             file.flush()
             os.fsync(file.fileno())
             advance(len(batch))
+
+
+def write_csv_row(file: Any, name: str, row: Prediction) -> None:
+    """Write an image's prediction as one line, so that a cut file can be resumed."""
+    error = " ".join((row["error"] or "").split())
+    texts = _format_name(name), for_csv(row["label"] or ""), for_csv(error)
+    writer = csv.writer(file, lineterminator="\n", quoting=csv_quoting(texts))
+    writer.writerow((*texts[:2], row["probability"] or "", texts[2]))
 
 
 def _read_rows(part: Path) -> Iterator[dict[str, str]]:
@@ -253,14 +261,20 @@ def write_csv(part: Path, out: Path) -> None:
     os.replace(part, out)
 
 
+def build_schema() -> Any:
+    """Build Parquet's schema of COLUMNS."""
+    import pyarrow
+
+    text, number = pyarrow.string(), pyarrow.float64()
+    return pyarrow.schema([(name, number if name == "probability" else text) for name in COLUMNS])
+
+
 def write_parquet(part: Path, out: Path) -> None:
     """Write the same rows as Parquet, a few thousand at a time; there, texts need no escape."""
     import pyarrow
     import pyarrow.parquet
 
-    text, number = pyarrow.string(), pyarrow.float64()
-    kinds = [(name, number if name == "probability" else text) for name in COLUMNS]
-    schema = pyarrow.schema(kinds)
+    schema = build_schema()
     with replace_file(out) as file, pyarrow.parquet.ParquetWriter(file, schema) as writer:
         for rows in batched(_read_rows(part), 4096):
             columns: dict[str, list[Any]] = {

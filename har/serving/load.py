@@ -1,7 +1,7 @@
 """Loads logged models: their files only, never the code that they carry."""
 
-from collections.abc import Callable
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -57,6 +57,27 @@ def load_logged_model(uri: str) -> LoggedModel:
     Only its classifier's files are read, by the installed `har`: whoever can write to the store
     could put any code into a model.
     """
+    with _open_logged(uri) as (uri, folder, description):
+        run = _find_run(description.run_id)
+        if run and (source := run.data.tags.get(FROM_TAG)):
+            origin = run.data.tags.get(ORIGIN_TAG, "unknown")
+            say(f"this model is not of this store: it came with {source}, recorded as run {origin}")
+        classifier = load_classifier(folder / CLASSIFIER_PATH)
+    return LoggedModel(
+        uri=uri, identity=str(description.model_uuid), classifier=classifier, run=run
+    )
+
+
+@contextmanager
+def open_classifier(uri: str) -> Iterator[tuple[Path, str]]:
+    """Yield the folder of a logged model's classifier, for others to load, and the model's id."""
+    with _open_logged(uri) as (_, folder, description):
+        yield folder / CLASSIFIER_PATH, str(description.model_uuid)
+
+
+@contextmanager
+def _open_logged(uri: str) -> Iterator[tuple[str, Path, Any]]:
+    """Yield the whole URI of a logged model, its folder, and its description."""
     quiet_mlflow()
     uri = complete_model_uri(uri)
     with ExitStack() as stack:
@@ -66,14 +87,7 @@ def load_logged_model(uri: str) -> LoggedModel:
         except UNREADABLE as error:
             ways = _NO_CHAMPION if uri.startswith(CHAMPIONS) else _WAYS
             raise UserError(f"no model at {uri}: {first_line(error)}; {ways}") from error
-        run = _find_run(description.run_id)
-        if run and (source := run.data.tags.get(FROM_TAG)):
-            origin = run.data.tags.get(ORIGIN_TAG, "unknown")
-            say(f"this model is not of this store: it came with {source}, recorded as run {origin}")
-        classifier = load_classifier(folder / CLASSIFIER_PATH)
-    return LoggedModel(
-        uri=uri, identity=str(description.model_uuid), classifier=classifier, run=run
-    )
+        yield uri, folder, description
 
 
 def _read_description(folder: Path) -> Any:

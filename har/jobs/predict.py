@@ -1,0 +1,104 @@
+"""The job `predict`: many images into a file or a folder, on this machine or on a Ray cluster."""
+
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from har.inference.predict import (
+    WRITERS,
+    Outcome,
+    check_output,
+    classify_files,
+    lock_output,
+    predict_to_file,
+)
+from har.inference.ray_scoring import score_on_ray
+from har.inference.shards import Shards, open_shards
+from har.serving.load import load_logged_model, open_classifier
+from har.util.progress import progress, say
+from har.util.ray_cluster import connect
+
+
+@dataclass(frozen=True, kw_only=True)
+class Scoring:
+    """Images to score, by the names that they get in `out`: a .csv or .parquet file, or a folder.
+    `files` are in the folder `data`.
+
+    `executor` is `local` or `ray`; `ray_address` and `workers` are Ray's, None for its own choice.
+    """
+
+    data: Path
+    files: dict[str, Path]
+    out: Path
+    model: str
+    executor: str
+    ray_address: str | None
+    workers: int | None
+
+    @property
+    def into_file(self) -> bool:
+        """Return whether `out` is one file."""
+        return self.out.suffix in WRITERS
+
+
+def run_prediction(asked: Scoring) -> Outcome:
+    """Score the images that an interrupted call of the same kind left, and count them all."""
+    if asked.executor == "ray":
+        return _score_on_ray(asked)
+    logged = load_logged_model(asked.model)
+    classify = logged.classifier.classify
+    if asked.into_file:
+        return predict_to_file(asked.data, asked.files, asked.out, classify, logged.identity)
+    with _open_output(asked, logged.identity) as shards:
+        paths = list(asked.files.values())
+        numbers = [each for shard in shards.missing for each in shards.rows(shard)]
+        with progress("scoring", len(paths)) as advance:
+            advance(len(paths) - len(numbers))
+            rows = classify_files([paths[each] for each in numbers], classify)
+            for number, row in zip(numbers, rows, strict=True):
+                shards.add(number, row)
+                advance(1)
+        return shards.summarise()
+
+
+def _score_on_ray(asked: Scoring) -> Outcome:
+    paths, workers = list(asked.files.values()), set()
+    with (
+        open_classifier(asked.model) as (folder, identity),
+        _open_output(asked, identity) as shards,
+    ):
+        numbers = [each for shard in shards.missing for each in shards.rows(shard)]
+        done: set[int] = set()
+        if numbers:
+            with connect(asked.ray_address), progress("scoring", len(paths)) as advance:
+                advance(len(paths) - len(numbers))
+                for number, row, worker in score_on_ray(paths, numbers, folder, asked.workers):
+                    workers.add(worker)
+                    # a row that was computed twice counts once
+                    if number not in done:
+                        shards.add(number, row)
+                        done.add(number)
+                        advance(1)
+            nodes = {each.partition("@")[2] for each in workers}
+            say(f"scored by {len(workers)} workers on {len(nodes)} nodes")
+        return shards.summarise()
+
+
+@contextmanager
+def _open_output(asked: Scoring, model: str) -> Iterator[Shards]:
+    """Yield the shards of a folder, or those that become a file when the block ends well."""
+    names, out = list(asked.files), asked.out
+    folder = out.with_name(f".{out.name}.shards") if asked.into_file else out
+    out.parent.mkdir(parents=True, exist_ok=True)
+    with lock_output(out, out.with_name(f".{out.name}.lock")):
+        if asked.into_file:
+            check_output(out)
+        shards = open_shards(folder, names, model)
+        if missing := len(shards.missing) < shards.count and shards.missing:
+            say(f"resuming: {shards.count - len(missing)} of {shards.count} parts are there")
+        yield shards
+        if asked.into_file:
+            shards.join(out)
+            shutil.rmtree(folder)
