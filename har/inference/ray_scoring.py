@@ -116,8 +116,11 @@ def score_on_ray(
     _quiet_ray_data()
     names = [os.fspath(paths[each]) for each in numbers]
     table = pyarrow.table({"number": list(numbers), "path": names})
-    dataset = ray.data.from_arrow(table, override_num_blocks=-(-len(numbers) // BLOCK))
     gpus, packed = count_gpus(), [ray.put(pack_classifier(folder))]
+    workers = workers or gpus or 2 * count_nodes()
+    # something to do for each of them
+    blocks = max(-(-len(numbers) // BLOCK), min(workers, len(numbers)))
+    dataset = ray.data.from_arrow(table, override_num_blocks=blocks)
     if gpus:
         recipe = Recipe(**read_facts(folder)["recipe"])
         size = {"resize": recipe.resize, "size": recipe.served_size}
@@ -126,7 +129,7 @@ def score_on_ray(
         Scorer,
         batch_size=BATCH,
         fn_constructor_args=(packed,),
-        compute=ray.data.ActorPoolStrategy(size=workers or gpus or 2 * count_nodes()),
+        compute=ray.data.ActorPoolStrategy(size=workers),
         **({"num_gpus": 1} if gpus else {"num_cpus": 1}),
     )
     columns = ("number", "label", "probability", "error", "where")

@@ -1,0 +1,99 @@
+"""Predictions in shards: whole or missing, in any order of arrival, never of another task."""
+
+import json
+import random
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from har.inference import shards
+from har.inference.classifier import Prediction, explain_failure
+from har.inference.predict import predict_to_file
+from har.inference.shards import TASK_FILE, open_shards
+from har.util.errors import UserError
+
+NAMES = [f"a{number}.jpg" for number in range(25)] + ["=1+1.jpg", "\udcff.jpg"]
+
+
+@pytest.fixture(autouse=True)
+def small(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(shards, "SHARD_ROWS", 10)
+
+
+def predict(number: int) -> Prediction:
+    if number % 7 == 3:
+        return explain_failure(f"bad, number {number}")
+    return {"label": "running", "probability": number / 30 + 0.01, "top_3": [], "error": None}
+
+
+def fill(folder: Path, numbers: list[int]) -> None:
+    found = open_shards(folder, NAMES, "m")
+    for number in numbers:
+        found.add(number, predict(number))
+
+
+def test_any_order_and_twice_gives_the_same_files(tmp_path: Path) -> None:
+    numbers = list(range(len(NAMES)))
+    fill(tmp_path / "one", numbers)
+    shuffled = numbers * 2
+    random.Random(0).shuffle(shuffled)
+    fill(tmp_path / "other", shuffled)
+    names = sorted(path.name for path in (tmp_path / "one").iterdir())
+    assert names == [TASK_FILE, *(f"part-0000{n}.parquet" for n in range(3))]
+    for name in names:
+        assert (tmp_path / "one" / name).read_bytes() == (tmp_path / "other" / name).read_bytes()
+    # as everybody reads such a folder
+    table = pd.read_parquet(tmp_path / "one")
+    assert len(table) == 27 and table["filename"][26] == "\\udcff.jpg"
+    assert table["label"].isna().sum() == 4 == table["error"].notna().sum()
+
+
+def test_an_interruption_loses_unfinished_shards_alone(tmp_path: Path) -> None:
+    fill(tmp_path / "out", [*range(12), *range(20, 27)])
+    found = open_shards(tmp_path / "out", NAMES, "m")
+    assert found.missing == [1] and list(found.rows(1)) == list(range(10, 20))
+    before = (tmp_path / "out" / "part-00000.parquet").stat().st_mtime_ns
+    fill(tmp_path / "out", list(range(10, 20)))
+    assert found.missing == []
+    assert (tmp_path / "out" / "part-00000.parquet").stat().st_mtime_ns == before
+    outcome = found.summarise()
+    assert (outcome.images, outcome.failed, outcome.first_error) == (27, 4, "bad, number 3")
+
+
+@pytest.mark.parametrize("suffix", [".csv", ".parquet"])
+def test_joined_they_are_what_one_process_writes(tmp_path: Path, suffix: str) -> None:
+    fill(tmp_path / "shards", list(range(len(NAMES))))
+    open_shards(tmp_path / "shards", NAMES, "m").join(tmp_path / f"joined{suffix}")
+    images = tmp_path / "images"
+    images.mkdir()
+    files = {name: images / str(number) for number, name in enumerate(NAMES)}
+    for number, path in enumerate(files.values()):
+        path.write_bytes(str(number).encode())
+    one = tmp_path / f"one{suffix}"
+    predict_to_file(
+        images, files, one, lambda contents: [predict(int(each)) for each in contents], "m"
+    )
+    if suffix == ".csv":
+        assert (tmp_path / "joined.csv").read_bytes() == one.read_bytes()
+    else:
+        pd.testing.assert_frame_equal(
+            pd.read_parquet(tmp_path / "joined.parquet"), pd.read_parquet(one)
+        )
+
+
+def test_a_folder_of_something_else_is_left_alone(tmp_path: Path) -> None:
+    fill(tmp_path / "mine", list(range(27)))
+    for names, model in ((NAMES[1:], "m"), (NAMES, "other"), (NAMES[::-1], "m")):
+        with pytest.raises(UserError, match="another model or other images"):
+            open_shards(tmp_path / "mine", names, model)
+    (tmp_path / "photos").mkdir()
+    (tmp_path / "photos" / "cat.jpg").write_bytes(b"x")
+    with pytest.raises(UserError, match=r"other files \(cat.jpg\)"):
+        open_shards(tmp_path / "photos", NAMES, "m")
+    (tmp_path / "mine" / TASK_FILE).write_text(json.dumps({"model": "m"}))
+    with pytest.raises(UserError):
+        open_shards(tmp_path / "mine", NAMES, "m")
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match="cannot write"):
+        open_shards(tmp_path / "file", NAMES, "m")
