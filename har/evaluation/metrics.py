@@ -11,8 +11,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from scipy.stats import binomtest, norm
-from sklearn.metrics import precision_recall_fscore_support
+from scipy.special import ndtri
 
 Floats = npt.NDArray[np.floating]
 Ints = npt.NDArray[np.integer]
@@ -42,7 +41,7 @@ def wilson_intervals(
     Unlike the normal approximation, it is right near 0 and 1 and for few images. For a total of
     0, it is 0 to 1.
     """
-    z = norm.ppf((1 + confidence) / 2)
+    z = ndtri((1 + confidence) / 2)
     n = np.maximum(totals, 1)
     share = successes / n
     centre = (share + z**2 / (2 * n)) / (1 + z**2 / n)
@@ -65,7 +64,7 @@ def paired_difference(before: Bools, after: Bools) -> tuple[float, float, float]
     images = len(before)
     gained, lost = _count_changes(before, after)
     plus, minus = (gained + 1) / (images + 2), (lost + 1) / (images + 2)
-    half = norm.ppf(0.975) * np.sqrt((plus + minus - (plus - minus) ** 2) / (images + 2))
+    half = ndtri(0.975) * np.sqrt((plus + minus - (plus - minus) ** 2) / (images + 2))
     low, high = np.clip([plus - minus - half, plus - minus + half], -1, 1)
     return (gained - lost) / images, float(low), float(high)
 
@@ -92,7 +91,7 @@ def mean_paired_difference(before: Bools, after: Bools) -> tuple[float, float, f
         return paired_difference(before[0], after[0])
     by_image = after.mean(axis=0) - before.mean(axis=0)
     mean = float(by_image.mean())
-    half = float(norm.ppf(0.975) * by_image.std(ddof=1) / np.sqrt(len(by_image)))
+    half = float(ndtri(0.975) * by_image.std(ddof=1) / np.sqrt(len(by_image)))
     return mean, max(-1.0, mean - half), min(1.0, mean + half)
 
 
@@ -110,6 +109,9 @@ def paired_test(before: Bools, after: Bools) -> tuple[int, int, float]:
 @cache
 def _two_sided_p(heads: int, throws: int) -> float:
     """The probability that a fair coin falls at least as unevenly."""
+    # loads for half a second
+    from scipy.stats import binomtest
+
     return float(binomtest(heads, throws).pvalue) if throws else 1.0
 
 
@@ -170,6 +172,9 @@ def class_scores(probabilities: Floats, label_ids: Ints) -> dict[str, npt.NDArra
 
     A score without images is 0, and the 95 % Wilson interval of its recall is 0 to 1.
     """
+    # loads for a quarter of a second
+    from sklearn.metrics import precision_recall_fscore_support
+
     precision, recall, f1, images = precision_recall_fscore_support(
         label_ids,
         predicted_ids(probabilities),

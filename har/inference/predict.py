@@ -3,7 +3,9 @@
 import csv
 import json
 import os
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from itertools import islice
 from pathlib import Path
@@ -24,6 +26,8 @@ from har.util.progress import progress, say, warn
 
 # Images in one call of the classifier; an interruption loses no more.
 BATCH = 32
+# Batches under way: one is decoded while another is computed.
+AHEAD = 2
 COLUMNS = ("filename", "label", "probability", "error")
 TEST_LIST = "Testing_set.csv"
 # Left-out files that are named on the terminal.
@@ -119,16 +123,36 @@ def _read_list(listed: Path, root: Path) -> dict[str, Path]:
     return {name: root / path for name, path in zip(names, paths, strict=True)}
 
 
-def classify_files(paths: Sequence[Path], classify: Classify) -> Iterator[FilePrediction]:
-    """Classify files, BATCH of them in memory at a time; a file that cannot be read becomes a row
-    with its error.
+def classify_files(
+    paths: Sequence[Path], classify: Classify, ahead: int = 1
+) -> Iterator[FilePrediction]:
+    """Classify files in their order, `ahead` batches of BATCH at a time; a file that cannot be read
+    becomes a row with its error.
     """
-    for batch in batched(paths, BATCH):
-        contents = [_read_or_explain(path) for path in batch]
-        rows = iter(classify([data for data in contents if isinstance(data, bytes)]))
-        for path, data in zip(batch, contents, strict=True):
-            row = next(rows) if isinstance(data, bytes) else explain_failure(data)
-            yield {"filename": storable(str(path)), **row}
+    with ThreadPoolExecutor(ahead) as pool:
+        batches = batched(paths, BATCH)
+        working = deque(
+            pool.submit(_classify_batch, batch, classify) for batch in islice(batches, ahead)
+        )
+        try:
+            while working:
+                yield from working.popleft().result()
+                for batch in islice(batches, 1):
+                    working.append(pool.submit(_classify_batch, batch, classify))
+        finally:
+            pool.shutdown(cancel_futures=True)
+
+
+def _classify_batch(batch: Sequence[Path], classify: Classify) -> list[FilePrediction]:
+    contents = [_read_or_explain(path) for path in batch]
+    rows = iter(classify([data for data in contents if isinstance(data, bytes)]))
+    return [
+        {
+            "filename": storable(str(path)),
+            **(next(rows) if isinstance(data, bytes) else explain_failure(data)),
+        }
+        for path, data in zip(batch, contents, strict=True)
+    ]
 
 
 def format_row(row: FilePrediction) -> str:
@@ -232,7 +256,7 @@ def _format_name(name: str) -> str:
 
 def _write_rows(file: Any, files: dict[str, Path], done: int, classify: Classify) -> None:
     names = list(files)
-    rows = classify_files(list(files.values())[done:], classify)
+    rows = classify_files(list(files.values())[done:], classify, AHEAD)
     with progress("scoring", len(names)) as advance:
         advance(done)
         for batch in batched(zip(names[done:], rows, strict=True), BATCH):

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from har.inference.predict import (
+    AHEAD,
     WRITERS,
     Outcome,
     check_output,
@@ -56,7 +57,7 @@ def run_prediction(asked: Scoring) -> Outcome:
         numbers = [each for shard in shards.missing for each in shards.rows(shard)]
         with progress("scoring", len(paths)) as advance:
             advance(len(paths) - len(numbers))
-            rows = classify_files([paths[each] for each in numbers], classify)
+            rows = classify_files([paths[each] for each in numbers], classify, AHEAD)
             for number, row in zip(numbers, rows, strict=True):
                 shards.add(number, row)
                 advance(1)

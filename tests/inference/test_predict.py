@@ -4,6 +4,7 @@ import csv
 import os
 from collections.abc import Sequence
 from pathlib import Path
+from threading import Lock
 
 import pandas as pd
 import pytest
@@ -28,11 +29,13 @@ class Counter:
 
     def __init__(self, stop_after: int = 10**9) -> None:
         self.asked, self.stop_after = 0, stop_after
+        self.lock = Lock()
 
     def __call__(self, files: Sequence[bytes]) -> list[dict]:
-        if self.asked >= self.stop_after:
-            raise KeyboardInterrupt
-        self.asked += len(files)
+        with self.lock:
+            if self.asked + len(files) > self.stop_after:
+                raise KeyboardInterrupt
+            self.asked += len(files)
         return [self.row(data) for data in files]
 
     @staticmethod
@@ -178,7 +181,7 @@ def test_nothing_is_overwritten(kaggle: Path) -> None:
     (kaggle / "p.csv").write_text("precious")
     with pytest.raises(UserError, match="exists already"):
         predict_to_file(kaggle, list_unlabelled(kaggle), kaggle / "p.csv", Counter(), "m")
-    with pytest.raises(UserError, match=r"must end in .csv or .parquet; received .*p.txt"):
+    with pytest.raises(UserError, match=r"file, or a folder; received .*p.txt"):
         predict_to_file(kaggle, list_unlabelled(kaggle), kaggle / "p.txt", Counter(), "m")
     assert (kaggle / "p.csv").read_text() == "precious"
 
@@ -199,11 +202,11 @@ def test_two_never_write_one_file(kaggle: Path) -> None:
 def test_names_that_are_no_utf8_are_written_as_they_are_printed(tmp_path: Path) -> None:
     folder = tmp_path / "images"
     folder.mkdir()
-    for number in range(BATCH + 1):
+    for number in range(2 * BATCH + 1):
         (folder / os.fsdecode(b"caf\xe9%d.jpg" % number)).write_bytes(b"x")
     out = tmp_path / "p.csv"
     with pytest.raises(KeyboardInterrupt):
-        predict_to_file(folder, list_unlabelled(folder), out, Counter(stop_after=BATCH), "m")
+        predict_to_file(folder, list_unlabelled(folder), out, Counter(stop_after=2 * BATCH), "m")
     again = Counter()
     predict_to_file(folder, list_unlabelled(folder), out, again, "m")
     assert again.asked == 1 and read(out)[0]["filename"] == r"caf\udce90.jpg"
