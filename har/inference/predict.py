@@ -24,7 +24,7 @@ from har.util.locks import file_lock
 from har.util.outputs import check_output_file
 from har.util.progress import progress, say, warn
 
-# Images in one call of the classifier; an interruption loses no more.
+# Images in one call of the classifier; an interruption loses no more than the calls under way.
 BATCH = 32
 # Batches under way: one is decoded while another is computed.
 AHEAD = 2

@@ -155,7 +155,8 @@ def test_an_interrupted_file_is_gone_on_with(kaggle: Path, cut: int) -> None:
     again = Counter()
     predict_to_file(kaggle, list_unlabelled(kaggle), out, again, "m")
     assert out.read_bytes() == whole.read_bytes()
-    assert again.asked == 70 - 2 * BATCH + (cut > 0)
+    # of two batches under way, the later one may have come first
+    assert 70 - 2 * BATCH <= again.asked <= 70 - BATCH + (cut > 0)
     assert not list(kaggle.glob(".p.*"))
 
 
@@ -209,7 +210,7 @@ def test_names_that_are_no_utf8_are_written_as_they_are_printed(tmp_path: Path) 
         predict_to_file(folder, list_unlabelled(folder), out, Counter(stop_after=2 * BATCH), "m")
     again = Counter()
     predict_to_file(folder, list_unlabelled(folder), out, again, "m")
-    assert again.asked == 1 and read(out)[0]["filename"] == r"caf\udce90.jpg"
+    assert again.asked in (1, 1 + BATCH) and read(out)[0]["filename"] == r"caf\udce90.jpg"
     (row,) = classify_files([folder / os.fsdecode(b"caf\xe91.jpg")], Counter())
     assert format_row(row).encode().endswith(rb"caf\udce91.jpg  size 1 75%  (other 25%)")
 
