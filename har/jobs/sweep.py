@@ -61,9 +61,9 @@ def run_sweep(asked: Sweep) -> Swept:
     """
     asked = replace(asked, experiment=find_current_experiment() or asked.experiment)
     _check_validated(asked)
-    name = _name_search(asked)
-    search, parent = open_search(asked, name), None
     experiment_id = find_experiment(asked.experiment)
+    name = _name_search(asked, experiment_id)
+    search, parent = open_search(asked, name), None
     if find_current_experiment() is None:
         parent = find_search_run(name, experiment_id)
     subject = f"{asked.variant} · {', '.join(asked.space)}"
@@ -106,8 +106,10 @@ def _check_validated(asked: Sweep) -> None:
         )
 
 
-def _name_search(asked: Sweep) -> str:
+def _name_search(asked: Sweep, experiment_id: str) -> str:
     """Name a search by what its trials have in common; warn about what this machine cannot run."""
+    with explain_store_errors():
+        recorded = mlflow.get_experiment(experiment_id)
     hardware = find_hardware()
     check_gpus(hardware)
     recipe = build_recipe(asked.variant, asked.overrides)
@@ -122,7 +124,8 @@ def _name_search(asked: Sweep) -> str:
         "pruning": asked.pruning,
         "runtime": asked.runtime,
         "data": [asked.manifest.dataset_digest, asked.manifest.test_digest],
-        "experiment": asked.experiment,
+        # an experiment of another store, even of the same name, has none of the trials' runs
+        "experiment": [experiment_id, recorded.creation_time],
     }
     return f"har-{hashlib.sha256(json.dumps(common).encode()).hexdigest()[:12]}"
 

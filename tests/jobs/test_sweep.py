@@ -20,7 +20,7 @@ from har.jobs.trials import find_score
 from har.recipe import VARIANTS
 from har.tracking.artifacts import read_artifact
 from har.training.feature_cache import list_entries
-from tests.conftest import tiny_recipe
+from tests.conftest import tiny_recipe, tracking_to
 
 TINY = (
     "--backbone", "efficientnet-lite0", "--image-size", "32", "--batch-size", "4",
@@ -187,6 +187,20 @@ def test_a_trial_far_below_the_others_is_pruned(
     assert len(client.get_metric_history(pruned.info.run_id, "val_accuracy")) == 1
     kept = cli(*arguments("pruned", tiny_raw, *fields, "--trials", 3, "--pruning", "none"))
     assert kept.exit_code == 0 and "0 pruned" in kept.output
+
+
+def test_another_store_has_a_search_of_its_own(
+    in_this_process: None, tiny_backbone: None, tiny_raw: Path, tmp_path: Path, cli: Any,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    """With Optuna's file of the first, whose trials have no runs there."""
+    fields = ("--param", "learning_rate=log:1e-4:1e-2", "--trials", 1)
+    for name in ("one", "other"):
+        uri = f"sqlite:///{tmp_path}/{name}.db"
+        monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
+        with tracking_to(uri):
+            assert cli(*arguments("har", tiny_raw, *fields)).exit_code == 0
+            assert len(find("har", "trial")) == 1 == len(find("har", "train"))
 
 
 def test_the_score_is_that_of_the_weights_that_are_kept() -> None:

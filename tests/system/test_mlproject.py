@@ -62,12 +62,23 @@ def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_images(tmp_path_factory.mktemp("mlproject") / "my images")
 
 
-def mlflow_run(server: str, **parameters: object) -> subprocess.Popen:
+def mlflow_run(server: str, entry: str = "main", **parameters: object) -> subprocess.Popen:
     # mlflow leaves the experiment of this process's runs in its environment
     outside = {k: v for k, v in os.environ.items() if not k.startswith("MLFLOW_EXPERIMENT")}
     pairs = [f"-P{name}={value}" for name, value in parameters.items()]
     return subprocess.Popen(
-        ["mlflow", "run", ROOT, "--env-manager", "local", "--experiment-name", EXPERIMENT, *pairs],
+        [
+            "mlflow",
+            "run",
+            ROOT,
+            "-e",
+            entry,
+            "--env-manager",
+            "local",
+            "--experiment-name",
+            EXPERIMENT,
+            *pairs,
+        ],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -318,6 +329,23 @@ def record_training(hardware: str) -> str:
     table = "path,label,predicted\na,x,x\nb,x,y\n"
     client.log_text(run_id, table, "evaluation/predictions.csv")
     return run_id
+
+
+@pytest.mark.slow
+def test_a_search_of_two_fields_in_one_option(server: str, images: Path, tmp_path: Path) -> None:
+    """Its parent is the run that mlflow opened; the server holds trials and winner under it."""
+    fields = "learning_rate=log:1e-4:1e-2 head=gap_dropout,linear_probe"
+    options = {**TINY, "variant": "v5", "data": images, "trials": 3, "param": fields}
+    options["storage"] = f"sqlite:///{tmp_path}/optuna.db"
+    process = mlflow_run(server, "sweep", **options)
+    printed, said = process.communicate(timeout=300)
+    assert process.returncode == 0, said
+    assert "3 trials" in printed and "har run --variant v5" in printed
+    runs = mlflow.search_runs(experiment_names=[EXPERIMENT], output_format="list")
+    (parent,) = [run for run in runs if run.data.tags.get("job") == "sweep"]
+    children = [r for r in runs if r.data.tags.get("mlflow.parentRunId") == parent.info.run_id]
+    assert sorted(run.data.tags["job"] for run in children) == ["train", *["trial"] * 3]
+    assert {run.info.status for run in (parent, *children)} == {"FINISHED"}
 
 
 def test_runs_that_end_at_once_are_linked_to_each_other(server: str) -> None:
