@@ -5,6 +5,8 @@
 - kills: a training gets kill -9, and `har train --resume` continues it;
 - outages: a real `mlflow server` is killed and started again, put to sleep and woken, or killed to
   the end of the training, which `har sync` then records;
+- restarts: a real PostgreSQL, in which trainings are recorded without a server, is stopped as by a
+  crash and started again, at once or after some epochs; left out where it is not installed;
 - files: images are damaged, and `har prepare` reads the folder;
 - requests: the trained model is served by `mlflow models serve` and gets requests that it cannot
   answer, and a good request after each.
@@ -31,6 +33,7 @@ from typing import Any
 import mlflow
 
 import measuring
+import services
 from har.data.prepare import load_manifest
 from har.util.progress import say
 from measuring import Claim, Tables
@@ -129,6 +132,27 @@ def _inject_outages(data: Path, server: "_TrackingServer") -> Counter[str]:
             server.start()
             _har("sync")
         _compare_with_whole(count, f"server {kind}")
+    return count
+
+
+def _inject_restarts(data: Path) -> Counter[str]:
+    """Stop PostgreSQL during trainings that record into it, and start it again."""
+    count, before = Counter(injected=2), os.environ["MLFLOW_TRACKING_URI"]
+    with services.running_postgres() as database:
+        os.environ["MLFLOW_TRACKING_URI"] = database.create("faults")
+        try:
+            _start_training("whole", data).communicate(timeout=COMMAND_S)
+            for kind in ("restarted", "stopped"):
+                process = _start_training(f"database {kind}", data)
+                _read_until(process, f"epoch 2/{EPOCHS}  loss")
+                database.stop()
+                if kind == "stopped":
+                    _read_until(process, f"epoch {EPOCHS - 2}/{EPOCHS}  loss")
+                database.start()
+                process.communicate(timeout=COMMAND_S)
+                _compare_with_whole(count, f"database {kind}")
+        finally:
+            os.environ["MLFLOW_TRACKING_URI"] = before
     return count
 
 
@@ -238,6 +262,8 @@ def measure(data: str, scratch: Path, tiny: bool) -> tuple[Tables, list[Claim]]:
     chance = random.Random(0)
     manifest = load_manifest(data)
     images = measuring.repeat_images(manifest, len(manifest.table), scratch / "images")
+    if not (there := services.find_postgres() is not None):
+        say("left out: PostgreSQL is not installed")
     server = _TrackingServer(scratch)
     uri = f"http://127.0.0.1:{server.port}"
     os.environ |= {"MLFLOW_TRACKING_URI": uri, "HAR_CACHE": str(scratch / "cache")}
@@ -246,6 +272,7 @@ def measure(data: str, scratch: Path, tiny: bool) -> tuple[Tables, list[Claim]]:
         counts = {
             "kill -9 while training": _inject_kills(images, 1 if tiny else 4, chance),
             "tracking server away": _inject_outages(images, server),
+            **({"PostgreSQL restarted": _inject_restarts(images)} if there else {}),
             "bad image file": _inject_bad_files(images, scratch, 7 if tiny else 28, chance),
             "bad request": _inject_bad_requests(images, scratch, 12 if tiny else 60),
         }

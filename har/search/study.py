@@ -268,4 +268,5 @@ def explain_storage_errors(storage: str) -> Iterator[None]:
         raise UserError(
             f"--storage {without_password(storage)} cannot be used: {first_line(error)}; give the"
             f" URL of a database, such as {LOCAL_STORAGE} or postgresql://HOST/NAME"
+            " (pip install 'psycopg[binary]')"
         ) from error

@@ -18,6 +18,7 @@ from mlflow.store.artifact.local_artifact_repo import LocalArtifactRepository
 from mlflow.store.artifact.models_artifact_repo import ModelsArtifactRepository
 from mlflow.store.artifact.runs_artifact_repo import RunsArtifactRepository
 
+from har.tracking.backends import explain_s3_errors
 from har.util.files import read_regular_file
 from har.util.json_text import parse_json
 
@@ -30,6 +31,7 @@ MAX_MODEL_BYTES = 4_000_000_000
 MAX_RUN_FILES = 10_000
 
 
+@explain_s3_errors()
 def read_artifact(run_id: str, path: str, limit: int) -> bytes:
     """Read an artifact of a run, of at most `limit` bytes."""
     repository = get_artifact_repository(mlflow.get_run(run_id).info.artifact_uri)
@@ -58,14 +60,20 @@ def open_model(uri: str, parts: tuple[str, ...]) -> Iterator[Path]:
         yield Path(repository.artifact_dir)
         return
     with TemporaryDirectory() as scratch:
-        files = [each for part in parts for each in _list_files(repository, part)]
-        _check_sizes(repository, files, MAX_MODEL_BYTES)
-        with _limit_file_size(MAX_MODEL_BYTES):
-            for each in files:
-                repository.download_artifacts(each, scratch)
+        _download(repository, parts, Path(scratch))
         yield Path(scratch)
 
 
+@explain_s3_errors()
+def _download(repository: Any, parts: tuple[str, ...], folder: Path) -> None:
+    files = [each for part in parts for each in _list_files(repository, part)]
+    _check_sizes(repository, files, MAX_MODEL_BYTES)
+    with _limit_file_size(MAX_MODEL_BYTES):
+        for each in files:
+            repository.download_artifacts(each, str(folder))
+
+
+@explain_s3_errors()
 def list_all(repository: Any) -> dict[str, int]:
     """Map every file of a repository to its announced size; all lie inside the repository."""
     sizes: dict[str, int] = {}
@@ -87,6 +95,7 @@ def list_all(repository: Any) -> dict[str, int]:
     return sizes
 
 
+@explain_s3_errors()
 def download_all(repository: Any, folder: Path) -> None:
     """Download every file of a repository into `folder`, in which it comes to lie."""
     for name, size in list_all(repository).items():

@@ -12,6 +12,7 @@ from mlflow.environment_variables import MLFLOW_ALLOW_FILE_STORE
 from mlflow.utils.file_utils import local_file_uri_to_path
 from mlflow.utils.uri import get_uri_scheme
 
+from har.tracking.backends import open_database
 from har.tracking.ui import find_sqlite_file
 from har.util.errors import UserError
 from har.util.files import cache_folder
@@ -27,15 +28,18 @@ def store_lock() -> Iterator[None]:
     itself if need be.
 
     If two processes create a sqlite store or an experiment at once, neither can use it (mlflow
-    3.17). A server serialises its clients itself.
+    3.17). A server serialises its clients itself; PostgreSQL needs this only while its tables are
+    created, for which `open_database` has a lock that other machines see.
 
     Raises:
-        UserError: the store is a folder of files, or a file that is no database.
+        UserError: the store is a folder of files, a file that is no database, or a database that
+            does not answer.
     """
     if mlflow.get_tracking_uri().startswith("http"):
         yield
         return
     _check_local_store()
+    open_database(mlflow.get_tracking_uri())
     with file_lock(cache_folder() / "store.lock", reentrant=True):
         _create_database()
         yield

@@ -28,11 +28,11 @@ from mlflow.utils.mlflow_tags import (
 from mlflow.utils.name_utils import _GENERATOR_NOUNS, _GENERATOR_PREDICATES
 from sqlalchemy.exc import SQLAlchemyError
 
+from har.tracking.backends import OFFLINE_HINT, check_files, explain_s3_errors, is_database
 from har.tracking.local_store import store_lock
 from har.tracking.ui import set_up_experiment
 from har.util.errors import UserError, first_line, without_password
 from har.util.escaping import for_terminal, format_csv
-from har.util.outputs import LOCAL_STORE
 from har.util.progress import warn
 from har.util.signals import defer_interrupts, open_work
 
@@ -46,6 +46,7 @@ SHORT_TIMEOUTS = {
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "7",
     "MLFLOW_HTTP_REQUEST_BACKOFF_FACTOR": "1",
+    "PGCONNECT_TIMEOUT": "7",
 }
 
 
@@ -144,10 +145,11 @@ def _open_run(experiment: str, tags: Mapping[str, str], run_id: str | None) -> I
         # whatever the store says now, that error is what the user must see
         with suppress(UserError), short_timeouts():
             _end_run("KILLED" if isinstance(error, KeyboardInterrupt) else "FAILED")
-        if isinstance(error, MlflowException | requests.RequestException):
+        if isinstance(error, MlflowException | requests.RequestException | SQLAlchemyError):
             with explain_store_errors():
                 raise
-        raise
+        with explain_s3_errors():
+            raise
     if not run.finished:
         run.finish()
 
@@ -187,9 +189,12 @@ def open_experiment(name: str) -> str:
     quiet_mlflow()
     with explain_store_errors(), store_lock(), short_timeouts():
         if run_id := os.environ.get("MLFLOW_RUN_ID"):
-            experiment_id = mlflow.get_run(run_id).info.experiment_id
+            run = mlflow.get_run(run_id)
+            experiment_id, location = run.info.experiment_id, run.info.artifact_uri
         else:
-            experiment_id = mlflow.set_experiment(name).experiment_id
+            experiment = mlflow.set_experiment(name)
+            experiment_id, location = experiment.experiment_id, experiment.artifact_location
+        check_files(str(location))
         now, client = str(int(time.time())), mlflow.MlflowClient()
         retry_once(lambda: client.set_experiment_tag(experiment_id, BEGUN_TAG, now))
         retry_once(lambda: set_up_experiment(experiment_id))
@@ -236,8 +241,8 @@ def explain_store_errors() -> Iterator[None]:
     except (MlflowException, OSError, SQLAlchemyError) as error:
         uri = mlflow.get_tracking_uri()
         hint = ""
-        if uri.startswith("http"):
-            hint = f"; --offline or MLFLOW_TRACKING_URI={LOCAL_STORE} records on this machine"
+        if uri.startswith("http") or is_database(uri):
+            hint = OFFLINE_HINT
         raise UserError(
             f"the tracking store {uri} cannot be used: {first_line(error)}{hint}"
         ) from error
@@ -251,6 +256,8 @@ def _end_run(status: str) -> None:
 
 def _make_harmless(record: logging.LogRecord) -> bool:
     record.msg, record.args = for_terminal(without_password(record.getMessage())), ()
+    # MLflow logs a database's error with a stack trace, and raises it too
+    record.exc_info = record.exc_text = None
     return True
 
 

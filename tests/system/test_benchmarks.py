@@ -21,7 +21,9 @@ from tests.conftest import tiny_recipe, write_images
 
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 COMMANDS = sorted(
-    path for path in BENCHMARKS.glob("*.py") if path.stem not in ("measuring", "internals")
+    path
+    for path in BENCHMARKS.glob("*.py")
+    if path.stem not in ("measuring", "internals", "services")
 )
 
 

@@ -22,6 +22,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from itertools import chain
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, NamedTuple
@@ -50,10 +51,20 @@ ROOT = Path(__file__).parents[2]
 DOCKER = ROOT / "docker"
 
 
-DOCKERFILES = ("Dockerfile", "Dockerfile.serve")
+DOCKERFILES = ("Dockerfile", "Dockerfile.serve", "Dockerfile.track")
+
+
+PLAIN = "compose.sqlite.yaml"
+
+
+COMPOSE_FILES = ("compose.yaml", PLAIN)
 
 
 PINNED_IMAGE = r"[a-z/]+:\d+\.\d+\.\d+-[a-z-]+"
+
+
+# PostgreSQL and SeaweedFS number their releases with two.
+PINNED_RELEASE = rf"{PINNED_IMAGE}|postgres:\d+\.\d+-bookworm|chrislusf/seaweedfs:\d+\.\d+"
 
 
 NGINX = shutil.which("nginx", path=f"{PATH}{os.pathsep}/usr/sbin")
@@ -77,8 +88,8 @@ def words(name: str, instruction: str) -> list[str]:
     return json.loads(rest[rest.index("[") :])
 
 
-def compose() -> dict[str, Any]:
-    return yaml.safe_load((DOCKER / "compose.yaml").read_text())
+def compose(file: str = "compose.yaml") -> dict[str, Any]:
+    return yaml.safe_load((DOCKER / file).read_text())
 
 
 def lock() -> dict[str, str]:
@@ -106,9 +117,10 @@ def test_hadolint_finds_nothing(name: str) -> None:
     assert (done.returncode, done.stdout) == (0, "")
 
 
-def test_compose_file_meets_the_specification() -> None:
+@pytest.mark.parametrize("file", COMPOSE_FILES)
+def test_compose_file_meets_the_specification(file: str) -> None:
     schema = ("--builtin-schema", "vendor.compose-spec")
-    done = run(tool("check-jsonschema"), *schema, DOCKER / "compose.yaml")
+    done = run(tool("check-jsonschema"), *schema, DOCKER / file)
     assert done.returncode == 0, done.stdout + done.stderr
 
 
@@ -152,8 +164,11 @@ def test_packages_come_before_the_code() -> None:
 def test_pinned_versions_are_those_pyproject_allows() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     pinned, extras = lock(), project["optional-dependencies"]
-    for line in (*project["dependencies"], *extras["cuda"], *extras["openvino"]):
+    needed_by_images = [extras[name] for name in ("cuda", "openvino", "postgres", "s3", "server")]
+    for line in chain(project["dependencies"], *needed_by_images):
         needed = Requirement(line)
+        if needed.name == "har":
+            continue
         version = pinned.get(needed.name, "none")
         assert version != "none" and needed.specifier.contains(version), (
             f"{needed} is pinned to {version}: do what docker/requirements.txt says at its top"
@@ -174,45 +189,102 @@ def test_commands_are_ones_that_mlflow_knows() -> None:
     context = mlflow_models.commands["serve"].make_context("serve", serve[3:])
     assert context.params["model_uri"] == "models:/har@champion"
     assert (context.params["env_manager"], context.params["port"]) == ("local", 5001)
-    track = compose()["services"]["mlflow"]["command"]
-    assert track[:2] == ["mlflow", "server"]
-    context = mlflow_server.make_context("server", track[2:])
-    assert context.params["workers"] == "1" and context.params["serve_artifacts"]
+    for file in COMPOSE_FILES:
+        track = compose(file)["services"]["mlflow"]["command"]
+        assert track[:2] == ["mlflow", "server"]
+        context = mlflow_server.make_context("server", track[2:])
+        assert context.params["workers"] == "1" and context.params["serve_artifacts"]
 
 
-def test_compose_opens_nothing_to_other_machines() -> None:
-    services = compose()["services"]
-    assert set(services) == {"mlflow", "model-server", "proxy"}
-    # only the proxy leads to the model server
-    assert "ports" not in services["model-server"]
+SERVICES = {
+    "compose.yaml": {"postgres", "objects", "mlflow", "accounts", "model-server", "proxy"},
+    PLAIN: {"mlflow", "model-server", "proxy"},
+}
+
+
+@pytest.mark.parametrize("file", COMPOSE_FILES)
+def test_compose_opens_nothing_to_other_machines(file: str) -> None:
+    services = compose(file)["services"]
+    assert set(services) == SERVICES[file]
+    assert {name for name in services if "ports" in services[name]} == {"mlflow", "proxy"}
     for service in services.values():
         assert all(port.startswith("127.0.0.1:") for port in service.get("ports", []))
         assert service["cap_drop"] == ["ALL"] and "restart" in service
         assert service["security_opt"] == ["no-new-privileges:true"]
         assert "privileged" not in service and "network_mode" not in service
-    assert re.fullmatch(PINNED_IMAGE, services["proxy"]["image"])
+        assert "build" in service or re.fullmatch(PINNED_RELEASE, service["image"])
     assert all(service["user"].split(":")[0] != "0" for service in services.values())
 
 
-@pytest.mark.parametrize("name", ["mlflow", "model-server", "proxy"])
-def test_each_container_is_bounded(name: str) -> None:
-    service = compose()["services"][name]
+WRITTEN = {
+    ("compose.yaml", "postgres"): ["postgres:/var/lib/postgresql/data"],
+    ("compose.yaml", "objects"): ["objects:/data"],
+    (PLAIN, "mlflow"): ["mlflow:/mlflow"],
+}
+
+
+@pytest.mark.parametrize(("file", "name"), [(f, name) for f in SERVICES for name in SERVICES[f]])
+def test_each_container_is_bounded(file: str, name: str) -> None:
+    service = compose(file)["services"][name]
     assert service["read_only"] is True and service["pids_limit"] <= 512
     assert service["mem_limit"] == service["memswap_limit"] and service["cpus"]
     assert set(service["logging"]["options"]) == {"max-size", "max-file"}
     assert all(re.search(r":size=\d+[mg]\b", each) for each in service["tmpfs"])
     written = [each.split(":")[0] for each in service["tmpfs"]]
     volumes = [each for each in service.get("volumes", []) if not each.endswith(":ro")]
-    assert written == ["/tmp"] and volumes == (["mlflow:/mlflow"] if name == "mlflow" else [])
+    assert written == ["/tmp", *(["/var/run/postgresql"] if name == "postgres" else [])]
+    assert volumes == WRITTEN.get((file, name), [])
+    # the accounts are made once
+    assert "healthcheck" in service or "build" in service
+    assert service["restart"] == ("on-failure:5" if name == "accounts" else "unless-stopped")
 
 
-def test_the_proxy_and_the_tracking_server_share_no_network() -> None:
-    services, networks = compose()["services"], compose()["networks"]
+@pytest.mark.parametrize("file", COMPOSE_FILES)
+def test_the_proxy_and_the_tracking_server_share_no_network(file: str) -> None:
+    services, networks = compose(file)["services"], compose(file)["networks"]
     joined = {name: set(service["networks"]) for name, service in services.items()}
     assert not joined["proxy"] & joined["mlflow"]
     assert all(joined["model-server"] & joined[name] for name in ("proxy", "mlflow"))
     # whoever runs code in the model server reaches no other machine
     assert all(networks[name]["internal"] for name in joined["model-server"])
+    # only MLflow reaches the database and the files
+    for name in {"postgres", "objects"} & set(services):
+        (network,) = joined[name]
+        assert networks[network]["internal"]
+        assert {each for each in joined if network in joined[each]} == {name, "mlflow"}
+
+
+def test_both_files_serve_a_model_in_the_same_way() -> None:
+    ours, plain = (compose(file)["services"] for file in COMPOSE_FILES)
+    assert ours["proxy"] == plain["proxy"]
+    apart = ("environment", "depends_on")
+    served, plainly = (
+        {name: value for name, value in each["model-server"].items() if name not in apart}
+        for each in (ours, plain)
+    )
+    assert served == plainly
+
+
+def test_no_password_is_given(tmp_path: Path) -> None:
+    """Each is required, and the command in the file makes them all, once."""
+    text = (DOCKER / "compose.yaml").read_text()
+    asked = set(re.findall(r"\$\{(\w+_PASSWORD):\?", text))
+    for service in compose()["services"].values():
+        for name, value in service["environment"].items() if "environment" in service else ():
+            if re.search("PASSWORD|SECRET", name):
+                assert re.fullmatch(r"\$\{\w+_PASSWORD:\?[\w ./]+\}", value), name
+    (command,) = re.findall(r"^# +(\(umask .*\))$", text, re.MULTILINE)
+    (tmp_path / "docker").mkdir()
+    assert run("bash", "-c", command, cwd=tmp_path).returncode == 0
+    file = tmp_path / "docker/.env"
+    made = dict(line.split("=") for line in file.read_text().splitlines())
+    assert set(made) == asked and len(asked) == 6
+    assert len(set(made.values())) == 6 and all(len(each) == 48 for each in made.values())
+    assert file.stat().st_mode & 0o777 == 0o600
+    # it never replaces what a database has
+    assert run("bash", "-c", command, cwd=tmp_path).returncode != 0
+    assert "/docker/.env" in (ROOT / ".gitignore").read_text().splitlines()
+    assert command in (ROOT / "docs/deploying.md").read_text()
 
 
 def test_health_is_an_image_that_is_classified() -> None:
@@ -229,29 +301,28 @@ def test_health_is_an_image_that_is_classified() -> None:
 
 
 def test_parts_of_compose_fit_together() -> None:
-    services = compose()["services"]
+    services = compose(PLAIN)["services"]
     tracking = services["model-server"]["environment"]["MLFLOW_TRACKING_URI"]
     hosts = next(w for w in services["mlflow"]["command"] if w.startswith("--allowed-hosts="))
     assert tracking.removeprefix("http://") in hosts
     assert services["mlflow"]["volumes"] == ["mlflow:/mlflow"]
-    assert "mlflow" in compose()["volumes"]
+    assert "mlflow" in compose(PLAIN)["volumes"]
     port = dict(instructions("Dockerfile.serve"))["EXPOSE"]
     assert f"default model-server:{port};" in (DOCKER / "nginx.conf").read_text()
     assert f":{port}/invocations" in words("Dockerfile.serve", "HEALTHCHECK")[-1]
-    for service in services.values():
+    for service in (*services.values(), *compose()["services"].values()):
         if "build" in service:
             assert (DOCKER / service["build"]["context"] / service["build"]["dockerfile"]).is_file()
 
 
 def test_docs_name_files_and_services_that_exist() -> None:
-    lines = (ROOT / "docs" / "serving.md").read_text().splitlines()
-    commands = [each for each in lines if each.startswith("docker ")]
+    lines = (ROOT / "docs" / "deploying.md").read_text().splitlines()
+    commands = [each for each in lines if each.startswith("docker compose")]
     assert commands
     for line in commands:
-        for file in re.findall(r"(?<= -f )\S+", line):
-            assert (ROOT / file).is_file(), line
+        (file,) = re.findall(r"(?<= -f )docker/(\S+)", line)
         service = re.search(r"compose .*(?:up|restart)(?: --\S+)* ([a-z][a-z-]*)", line)
-        assert service is None or service[1] in compose()["services"], line
+        assert service is None or service[1] in compose(file)["services"], line
 
 
 class Answer(NamedTuple):
@@ -951,7 +1022,7 @@ def build(name: str, root: Path) -> Image:
             done = image.run("bash", "-c", rest)
             assert done.returncode == 0, done.stderr
         else:
-            known = {"FROM", "RUN", "USER", "EXPOSE", "HEALTHCHECK", "ENTRYPOINT", "CMD"}
+            known = {"FROM", "RUN", "USER", "EXPOSE", "HEALTHCHECK", "CMD"}
             assert kind in known
     return image
 
@@ -971,14 +1042,13 @@ def copy(paths: list[str], folder: Path) -> None:
 def test_training_image_trains(tmp_path: Path) -> None:
     """Downloads TensorFlow's CUDA libraries: several GB."""
     image = build("Dockerfile", tmp_path)
-    (har,) = words("Dockerfile", "ENTRYPOINT")
-    shown = image.run(har, *words("Dockerfile", "CMD"))
+    shown = image.run(*words("Dockerfile", "CMD"))
     assert shown.returncode == 0 and "Usage: har" in shown.stdout
     assert image.run("pip", "check").returncode == 0
     listed = image.run("pip", "list", "--format", "freeze").stdout
     assert f"nvidia-cudnn-cu12=={lock()['nvidia-cudnn-cu12']}" in listed
     small = ("--image-size", "32", "--epochs", "1", "--backbone", "efficientnet-lite0")
-    trained = image.run(har, "run", "--data", "sample", *small)
+    trained = image.run("har", "run", "--data", "sample", *small)
     assert trained.returncode == 0, trained.stderr
     assert "v3" in trained.stdout and (image.folder / "mlflow.db").exists()
 
@@ -989,7 +1059,7 @@ def test_serving_image_serves_the_champion_behind_the_proxy(tmp_path: Path) -> N
     image = build("Dockerfile.serve", tmp_path)
     assert image.run("pip", "check").returncode == 0
     assert image.run("python", "-c", "import har").returncode != 0
-    services = compose()["services"]
+    services = compose(PLAIN)["services"]
     port = free_port()
     track = [
         word.replace(":5000", f":{port}").replace("/mlflow/", f"{tmp_path}/mlflow/")
@@ -1003,6 +1073,20 @@ def test_serving_image_serves_the_champion_behind_the_proxy(tmp_path: Path) -> N
         assert status_for_host(store, "foreign.example") == 403
         served = register_champion(store, tmp_path)
         serve_behind_proxy(image, store, served, tmp_path)
+
+
+@pytest.mark.slow
+def test_tracking_image_has_what_its_server_needs(tmp_path: Path) -> None:
+    """What it does is in test_postgres.py."""
+    image = build("Dockerfile.track", tmp_path)
+    assert image.run("pip", "check").returncode == 0
+    assert image.run("python", "-c", "import boto3, flask_wtf, psycopg").returncode == 0
+    assert image.run("python", "-c", "import tensorflow").returncode != 0
+    # compose.yaml names them there
+    assert all((tmp_path / "app" / each).exists() for each in ("accounts.ini", "accounts.py"))
+    for command in (words("Dockerfile.track", "CMD"), compose()["services"]["mlflow"]["command"]):
+        shown = image.run(*command[:2], "--help")
+        assert shown.returncode == 0 and "--artifacts-destination" in shown.stdout
 
 
 def serve_behind_proxy(image: Image, store: str, served: Served, folder: Path) -> None:
