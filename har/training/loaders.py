@@ -113,7 +113,9 @@ def build_decoder(
     manifest: Manifest, rows: pd.DataFrame, recipe: Recipe
 ) -> Callable[[Any], tuple[Any, Any]]:
     """Build the graph function from a row number to (image, row number)."""
-    paths = tf.constant([os.fsencode(manifest.root / path) for path in rows["path"]])
+    # joined as bytes: a million Paths would take three seconds
+    root = os.path.join(os.fsencode(manifest.root), b"")
+    paths = tf.constant([root + os.fsencode(path) for path in rows["path"].tolist()])
     plain = tf.constant(rows["plain_jpeg"].to_numpy(dtype=bool))
     all_plain = bool(rows["plain_jpeg"].all())
 

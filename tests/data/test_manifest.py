@@ -1,5 +1,6 @@
 """Written, read back, checked."""
 
+import hashlib
 import json
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -7,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from har.data import manifest as manifest_module
 from har.data import table_files
 from har.data.layouts import folder_source
 from har.data.manifest import Manifest, is_prepared, read_manifest, write_manifest
@@ -203,6 +205,22 @@ def test_digests_ignore_order_and_place_as_promised(manifest: Manifest) -> None:
     assert replace(manifest, table=moved).test_digest == manifest.test_digest
     relabelled = manifest.table.assign(label="x" + manifest.table["label"])
     assert replace(manifest, table=relabelled).test_digest != manifest.test_digest
+
+
+@pytest.mark.parametrize("at_once", [1, 2, 5, 1000])
+def test_digests_stay_what_recorded_runs_have(
+    at_once: int, manifest: Manifest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The first versions computed them so."""
+    monkeypatch.setattr(manifest_module, "ROWS_AT_ONCE", at_once)
+    awkward = ['q"uote', "back\\slash", "new\nline", "Übung", "\U0001f600", "\x00\x7f", "", "NA"]
+    table = manifest.table.copy()
+    table.loc[: len(awkward) - 1, "path"] = awkward
+    found = replace(manifest, table=table)
+    columns = ["path", "sha256", "label", "label_id"]
+    rows = sorted(json.dumps(row) for row in table[columns].astype(str).to_numpy().tolist())
+    expected = hashlib.sha256("\n".join(rows).encode()).hexdigest()[:16]
+    assert found.dataset_digest == expected
 
 
 def moved(raw: Path) -> Path:
