@@ -20,6 +20,7 @@ from har.data.manifest import Manifest
 from har.data.splits import hold_out
 from har.recipe import Recipe
 from har.training.augmentation import AUGMENTATIONS, MIXINGS
+from har.training.disk_features import PickedFeatures
 from har.training.feature_cache import Features
 from har.util.errors import UserError
 from har.util.hardware import available_cpus
@@ -155,6 +156,11 @@ def check_feature_memory(images: int, views: int, size: int) -> None:
     _check_free_memory(images * views * size, what, "take fewer --feature-views")
 
 
+def fits_memory(needed: int) -> bool:
+    """Return whether `needed` bytes are not too much of the free memory."""
+    return needed <= MAX_MEMORY_SHARE * free_memory()
+
+
 def _check_free_memory(needed: int, what: str, instead: str) -> None:
     """Raise a UserError if `needed` bytes are too much of the free memory."""
     free = free_memory()
@@ -199,8 +205,9 @@ def image_inputs(manifest: Manifest, rows: pd.DataFrame, recipe: Recipe, size: i
     )
 
 
-def feature_inputs(features: Features) -> Inputs:
-    """Build (batch, ...) float32 inputs of features from a (views, rows, ...) array of floats.
+def feature_inputs(features: Features | PickedFeatures) -> Inputs:
+    """Build (batch, ...) float32 inputs of features from a (views, rows, ...) array of floats,
+    which may lie on disk.
 
     In training, each row comes each time as one of its views at random; else as the first view.
     """
