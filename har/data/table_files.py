@@ -4,9 +4,9 @@ Spreadsheets open CSV. A million rows of it take half a minute to write; Parquet
 
 A prepared folder, and a run's artifacts, may be somebody else's, and pyarrow trusts the file: what
 it says in kilobytes may unpack to gigabytes. So only what `encode_table` writes is read: flat
-columns without compression, which are never larger than the file, and texts as dictionaries, whose
-cells are counted before they are unpacked. pyarrow cannot read the encodings that build a text
-from the one before it as dictionaries, and refuses them.
+columns without compression, which are never larger than the file (`har.data.parquet_footer`), and
+texts as dictionaries, whose cells are counted before they are unpacked. pyarrow cannot read the
+encodings that build a text from the one before it as dictionaries, and refuses them.
 """
 
 import io
@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
+from har.data.parquet_footer import check_footer
 from har.util.escaping import format_csv, from_csv
 from har.util.outputs import PARQUET_MARK
 
@@ -49,7 +50,6 @@ MAX_FOOTER = 1_000_000
 MAX_TEXT_BYTES = 1_000_000_000
 MAX_CELL = 5_000
 ROWS_AT_ONCE = ROWS_PER_GROUP = 1 << 16
-_MAGIC = b"PAR1"
 
 
 def encode_table(table: pd.DataFrame) -> tuple[str, bytes]:
@@ -115,10 +115,7 @@ def decode_parquet(data: bytes, columns: Sequence[str] = tuple(COLUMNS)) -> pd.D
     import pyarrow as pa
     from pyarrow import parquet
 
-    if len(data) < 12 or data[:4] != _MAGIC or data[-4:] != _MAGIC:
-        raise ValueError("not a Parquet file")
-    if (footer := int.from_bytes(data[-8:-4], "little")) > MAX_FOOTER:
-        raise ValueError(f"{footer:,} bytes of metadata, more than {MAX_FOOTER:,}")
+    check_footer(data, MAX_FOOTER)
     try:
         file = parquet.ParquetFile(
             pa.BufferReader(data),
@@ -146,11 +143,6 @@ def _check_file(file: Any) -> None:
         raise ValueError(f"other columns than a table of images has: {', '.join(names)[:300]}")
     if facts.num_rows > MAX_ROWS or facts.num_row_groups > MAX_GROUPS:
         raise ValueError(f"more than {MAX_ROWS:,} rows or {MAX_GROUPS:,} groups of rows")
-    for group in range(facts.num_row_groups):
-        row_group = facts.row_group(group)
-        for column in range(row_group.num_columns):
-            if (codec := row_group.column(column).compression) != "UNCOMPRESSED":
-                raise ValueError(f"it is compressed ({codec})")
 
 
 def _read_batches(file: Any, columns: Sequence[str]) -> "Iterator[pa.RecordBatch]":
