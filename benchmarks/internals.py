@@ -44,6 +44,13 @@ def build_epoch(manifest: Manifest, recipe: Recipe) -> Any:
     return loaders.build_training_dataset(inputs, manifest, manifest.table, recipe)
 
 
+def take_first_batch(manifest: Manifest, recipe: Recipe) -> None:
+    """Split the training images, build their stream as a training does, and take one batch."""
+    splits = loaders.split_training(manifest, recipe)
+    inputs = loaders.image_inputs(manifest, splits.train, recipe, recipe.source_size)
+    next(iter(loaders.build_training_dataset(inputs, manifest, splits.train, recipe)))
+
+
 def read_images(manifest: Manifest, rows: pd.DataFrame, recipe: Recipe) -> Images:
     """Decode the images of `rows` into one (rows, size, size, 3) uint8 array."""
     return loaders.read_images(manifest, rows, recipe).numpy()

@@ -57,7 +57,8 @@ def sample(out: Path, per_class: int, test_images: int, seed: int) -> None:
     "--out",
     type=click.Path(path_type=Path, file_okay=False),
     default=Path("prepared"),
-    help="Folder for manifest.csv, dataset.json and report.html; images stay where they are.",
+    help="Folder for the table, manifest.csv or .parquet, dataset.json and report.html; images stay"
+    " where they are.",
 )
 @experiment_option
 def prepare(data: str, image_root: Path | None, out: Path, experiment: str, **options: Any) -> None:
@@ -121,6 +122,7 @@ def audit_labels(
 
     open_experiment(experiment)
     from har.data.prepare import load_manifest
+    from har.data.report import REPORT_FILE
     from har.jobs.audit_labels import run_audit
     from har.training.job import build_job
 
@@ -133,7 +135,7 @@ def audit_labels(
     )
     audited = run_audit(job, out, experiment, process_start(), commands)
     show(f"{len(audited.suspects):,} of {audited.images:,} labels are in doubt")
-    show(for_terminal(str(out / AUDIT.file)))
+    show(for_terminal(str(out / REPORT_FILE)))
 
 
 @click.command()

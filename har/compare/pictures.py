@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import Any
 
 from har.data.images import ImageError, read_image
-from har.data.manifest import SUMMARY_FILE, TABLE_FILE
+from har.data.manifest import SUMMARY_FILE
 from har.data.pictures import encode_thumbnail
 from har.tracking.artifacts import UNREADABLE, read_json_artifact
-from har.tracking.query import load_csv
+from har.tracking.query import load_image_table
 from har.util.errors import first_line
 from har.util.files import digest_bytes, expand_home
 from har.util.progress import warn
@@ -44,7 +44,7 @@ class RecordedImages:
 def find_recorded_images(run_id: str, named: Path | None = None) -> RecordedImages:
     """Find the images of a run in the folder `named`, or else in the one that the run recorded."""
     try:
-        table = load_csv(run_id, TABLE_FILE, ["path", "sha256"])
+        table = load_image_table(run_id, ["path", "sha256"])
         return RecordedImages(
             root=named or _read_root(run_id),
             digests=dict(zip(table["path"], table["sha256"], strict=True)),

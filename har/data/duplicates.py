@@ -49,14 +49,15 @@ def describe_groups(table: pd.DataFrame) -> pd.DataFrame:
     The columns are duplicate_group, kind (exact or near), conflicting (True if the labels in the
     group differ), label, split, path.
     """
-    by_group = table.groupby("duplicate_group")
-    facts = table.assign(
+    # groups of one image, of which a large data set has a million, would take seconds
+    copies = table[table["duplicate_group"].duplicated(keep=False)]
+    by_group = copies.groupby("duplicate_group")
+    facts = copies.assign(
         kind=np.where(by_group["sha256"].transform("nunique") > 1, "near", "exact"),
         conflicting=by_group["label"].transform("nunique") > 1,
     )
-    copies = facts[by_group["path"].transform("size") > 1]
     columns = ["duplicate_group", "kind", "conflicting", "label", "split", "path"]
-    ordered = copies.sort_values(
+    ordered = facts.sort_values(
         ["conflicting", "duplicate_group"], ascending=[False, True], kind="stable"
     )
     return ordered[columns].reset_index(drop=True)
@@ -67,12 +68,14 @@ def find_large_groups(table: pd.DataFrame) -> pd.DataFrame:
 
     The columns are duplicate_group, kind (exact or near), images, labels (their number).
     """
-    by_group = table.groupby("duplicate_group")
+    images = table["duplicate_group"].value_counts()
+    large = images.index[images >= LARGE_GROUP]
+    by_group = table[table["duplicate_group"].isin(large)].groupby("duplicate_group")
     sizes, labels = by_group.size(), by_group["label"].nunique()
     kinds = np.where(by_group["sha256"].nunique() > 1, "near", "exact")
     facts = pd.DataFrame({"kind": kinds, "images": sizes, "labels": labels})
     swallows = (labels >= MANY_LABELS) | (sizes > LARGE_SHARE * len(table))
-    found = facts[(sizes >= LARGE_GROUP) & swallows].sort_values("images", ascending=False)
+    found = facts[swallows].sort_values("images", ascending=False, kind="stable")
     return found.reset_index()
 
 

@@ -1,63 +1,59 @@
-"""The table of images: its columns, digests, checks, and the two files that store it."""
+"""The table of images: its digests, its checks, and the prepared folder that stores it."""
 
 import hashlib
 import json
 from dataclasses import dataclass, replace
 from functools import cached_property
-from io import BytesIO
+from json.encoder import encode_basestring_ascii
 from pathlib import Path
 
 import pandas as pd
 
 from har.data.folders import check_files
 from har.data.summary import DataSummary
+from har.data.table_files import (
+    CSV_FILE,
+    MAX_TABLE_BYTES,
+    TABLE_FILES,
+    decode_table,
+    encode_table,
+)
 from har.util.errors import UserError
-from har.util.escaping import format_csv, from_csv
 from har.util.files import (
     digest_bytes,
     digest_file,
     expand_home,
     read_regular_file,
-    replace_text,
+    replace_file,
     storable,
 )
 from har.util.locks import file_lock
 
-# The table has one row for each image.
-COLUMNS = {
-    "path": str,  # from the data folder, with forward slashes
-    "label": str,  # the class name
-    "label_id": int,  # in order of first appearance in the source's CSV
-    "width": int,  # in pixels, as stored
-    "height": int,
-    "bytes": int,  # size of the file
-    "plain_jpeg": bool,  # True if TensorFlow decodes it like Pillow (see har.data.images)
-    "sha256": str,  # of the file's bytes, hexadecimal
-    "perceptual_hash": str,  # hexadecimal; similar for look-alikes, empty for a plain picture
-    "duplicate_group": int,  # copies of one image share it and stay on one side of a split
-    "split": str,  # train, test or unused; the recipe takes validation images out of train
-}
-TABLE_FILE = "manifest.csv"
 SUMMARY_FILE = "dataset.json"
-# Larger files are not ours: 300 bytes a row, and as many strays as images.
-MAX_TABLE_BYTES = 1_000_000_000
+# Larger files are not ours: as many strays as images.
 MAX_SUMMARY_BYTES = 300_000_000
-# Digest of TABLE_FILE, stored in SUMMARY_FILE: the other digests do not cover every column.
+# In SUMMARY_FILE: the name of the table's file; older versions knew CSV_FILE alone.
+TABLE_NAME = "table"
+# The digest of that file: the other digests do not cover every column.
 TABLE_DIGEST = "table_sha256"
-# In SUMMARY_FILE: the cells of TABLE_FILE are escaped for spreadsheets, as older versions' are not.
+# True if the cells of CSV_FILE are escaped for spreadsheets, as older versions' are not.
 ESCAPED = "escaped_cells"
+# Rows that a digest takes at once: a million as texts, several times, would be gigabytes.
+ROWS_AT_ONCE = 1 << 16
 
 
 @dataclass(frozen=True, kw_only=True)
 class Manifest:
-    """A prepared data set. `table` has the columns above; its paths start from `root`."""
+    """A prepared data set. `table` has the columns of `har.data.table_files`; its paths start from
+    `root`.
+    """
 
     name: str
     root: Path
     table: pd.DataFrame
     summary: DataSummary
 
-    @property
+    @cached_property
     def class_names(self) -> tuple[str, ...]:
         """Labels, in the order of their ids."""
         by_id = self.table.drop_duplicates("label_id").sort_values("label_id")
@@ -88,15 +84,25 @@ def hide_test(manifest: Manifest) -> Manifest:
 
 def _digest_rows(table: pd.DataFrame, columns: list[str]) -> str:
     """16 hexadecimal digits that do not depend on the order of the rows."""
-    rows = sorted(json.dumps(row) for row in table[columns].astype(str).to_numpy().tolist())
-    return hashlib.sha256("\n".join(rows).encode()).hexdigest()[:16]
+    rows: list[str] = []
+    for start in range(0, len(table), ROWS_AT_ONCE):
+        part = table[columns].iloc[start : start + ROWS_AT_ONCE].astype(str)
+        cells = [map(encode_basestring_ascii, part[name].tolist()) for name in columns]
+        # as `json.dumps` writes a list of texts, which takes five times as long
+        rows += [f"[{', '.join(row)}]" for row in zip(*cells, strict=True)]
+    rows.sort()
+    found = hashlib.sha256()
+    for start in range(0, len(rows), ROWS_AT_ONCE):
+        part_of_text = "\n".join(rows[start : start + ROWS_AT_ONCE])
+        found.update(f"\n{part_of_text}".encode() if start else part_of_text.encode())
+    return found.hexdigest()[:16]
 
 
-def format_manifest_files(manifest: Manifest, root: str) -> dict[str, str]:
-    """Map the name of each file of a prepared folder to its text; `root` is the manifest's as it
-    is written there.
+def format_manifest_files(manifest: Manifest, root: str) -> dict[str, bytes]:
+    """Map the name of each file of a prepared folder to its content, dataset.json last; `root` is
+    the manifest's as it is written there.
     """
-    table = format_csv(manifest.table)
+    name, table = encode_table(manifest.table)
     stored = {
         "name": manifest.name,
         "root": root,
@@ -104,12 +110,13 @@ def format_manifest_files(manifest: Manifest, root: str) -> dict[str, str]:
         "dataset_digest": manifest.dataset_digest,
         "test_digest": manifest.test_digest,
         **manifest.summary.to_json(),
-        ESCAPED: True,
-        TABLE_DIGEST: digest_bytes(table.encode()),
+        TABLE_NAME: name,
+        ESCAPED: name == CSV_FILE,
+        TABLE_DIGEST: digest_bytes(table),
     }
     # a byte of the root that is not UTF-8 becomes JSON's `\\udcff`
     summary = storable(json.dumps(stored, indent=2, ensure_ascii=False))
-    return {TABLE_FILE: table, SUMMARY_FILE: summary}
+    return {name: table, SUMMARY_FILE: summary.encode()}
 
 
 def write_manifest(manifest: Manifest, out: Path) -> None:
@@ -120,8 +127,13 @@ def write_manifest(manifest: Manifest, out: Path) -> None:
         # two processes at once could leave the table of one beside the summary of the other
         with file_lock(lock, hint="choose another folder"):
             try:
-                for name, text in format_manifest_files(manifest, str(manifest.root)).items():
-                    replace_text(out / name, text)
+                files = format_manifest_files(manifest, str(manifest.root))
+                for name, data in files.items():
+                    with replace_file(out / name) as file:
+                        file.write(data)
+                # a table of another size may have been here
+                for name in set(TABLE_FILES) - set(files):
+                    (out / name).unlink(missing_ok=True)
             finally:
                 lock.unlink(missing_ok=True)
     except OSError as error:
@@ -130,7 +142,8 @@ def write_manifest(manifest: Manifest, out: Path) -> None:
 
 def is_prepared(folder: Path) -> bool:
     """Return True if `write_manifest` wrote to this folder."""
-    return (folder / SUMMARY_FILE).is_file() and (folder / TABLE_FILE).is_file()
+    tables = (folder / name for name in TABLE_FILES)
+    return (folder / SUMMARY_FILE).is_file() and any(each.is_file() for each in tables)
 
 
 def read_manifest(folder: Path, image_root: Path | None = None) -> Manifest:
@@ -151,41 +164,43 @@ def read_manifest(folder: Path, image_root: Path | None = None) -> Manifest:
 def _load(folder: Path) -> Manifest:
     try:
         stored = json.loads(read_regular_file(folder / SUMMARY_FILE, MAX_SUMMARY_BYTES))
-        data = read_regular_file(folder / TABLE_FILE, MAX_TABLE_BYTES)
-        table = pd.read_csv(
-            BytesIO(data),
-            dtype=COLUMNS,  # type: ignore[arg-type]
-            keep_default_na=False,  # "NA" may be a label or a file name
-        )
-        if stored.get(ESCAPED):
-            table[["path", "label"]] = table[["path", "label"]].map(from_csv)
+        name = stored.get(TABLE_NAME, CSV_FILE)
+        if name not in TABLE_FILES:
+            raise ValueError(f"its table is {name!r:.100}, none of {', '.join(TABLE_FILES)}")
+        table, table_digest = _read_table(folder / name, escaped=bool(stored.get(ESCAPED)))
         manifest = Manifest(
             name=stored["name"],
             # a run's folder is recorded as `~/...`
             root=Path(expand_home(stored["root"])),
-            table=table[list(COLUMNS)],
+            table=table,
             summary=DataSummary.from_json(stored),
         )
         found = {
             "dataset_digest": manifest.dataset_digest,
             "test_digest": manifest.test_digest,
-            TABLE_DIGEST: digest_bytes(data),
+            TABLE_DIGEST: table_digest,
         }
         # the first versions did not store the digest of the table
         written = {TABLE_DIGEST: found[TABLE_DIGEST], **stored}
-        changed = [name for name in found if written[name] != found[name]]
+        changed = [each for each in found if written[each] != found[each]]
     # JSON nested thousands of levels deep is a RecursionError
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise UserError(
             f"{folder} is not a readable prepared folder: {error!r}; run `har prepare` again"
         ) from error
     if changed:
-        name = changed[0]
+        first = changed[0]
         raise UserError(
-            f"{folder / TABLE_FILE} was changed after it was prepared ({name} is {found[name]},"
-            f" {SUMMARY_FILE} says {written[name]}): run `har prepare` again"
+            f"{folder / name} was changed after it was prepared ({first} is {found[first]},"
+            f" {SUMMARY_FILE} says {written[first]}): run `har prepare` again"
         )
     return manifest
+
+
+def _read_table(path: Path, *, escaped: bool) -> tuple[pd.DataFrame, str]:
+    """Read a table and the digest of its file, whose bytes then need no memory any more."""
+    data = read_regular_file(path, MAX_TABLE_BYTES)
+    return decode_table(path.name, data, escaped=escaped), digest_bytes(data)
 
 
 def check_images(manifest: Manifest) -> None:
@@ -205,12 +220,13 @@ def _check_files(manifest: Manifest) -> None:
     for path, size, found in zip(paths, sizes, check_files(manifest.root, paths), strict=True):
         if isinstance(found, str):
             raise UserError(
-                f"{manifest.root / path} {found}; {TABLE_FILE} names it: run `har prepare` again"
+                f"{manifest.root / path} {found}; the prepared table names it: run `har prepare`"
+                " again"
             )
         if found != size:
             raise UserError(
                 f"{manifest.root / path} was changed after it was prepared ({found} bytes,"
-                f" {TABLE_FILE} says {size}): run `har prepare` again"
+                f" the prepared table says {size}): run `har prepare` again"
             )
 
 

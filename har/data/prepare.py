@@ -26,10 +26,11 @@ from har.data.labels import (
     read_labels,
 )
 from har.data.layouts import TEST_FOLDER, Source
-from har.data.manifest import COLUMNS, SUMMARY_FILE, Manifest, read_manifest, write_manifest
+from har.data.manifest import SUMMARY_FILE, Manifest, read_manifest, write_manifest
 from har.data.sources import find_source
 from har.data.splits import Split, assign_splits
 from har.data.summary import BadImage, DataSummary, Leak
+from har.data.table_files import COLUMNS
 from har.util.errors import UserError
 from har.util.files import cache_folder, digest_bytes, storable
 from har.util.progress import say, warn

@@ -93,12 +93,17 @@ def _find_eligible_groups(table: pd.DataFrame) -> pd.DataFrame:
     """Return label, sha256 (the smallest in the group), images (in the group) and label_images (of
     the label in the whole table) for each group with one label.
     """
-    by_group = table.groupby("duplicate_group")
-    groups = by_group.agg(
+    facts = table[["duplicate_group", "label", "sha256"]]
+    # most images have no copy: to group them takes seconds and much memory for a million
+    alone = ~facts["duplicate_group"].duplicated(keep=False)
+    single = facts[alone].set_index("duplicate_group").assign(images=1)
+    by_group = facts[~alone].groupby("duplicate_group")
+    several = by_group.agg(
         label=("label", "first"), sha256=("sha256", "min"), images=("label", "size")
     )
+    groups = pd.concat([single, several[by_group["label"].nunique() == 1]]).sort_index()
     groups["label_images"] = groups["label"].map(table["label"].value_counts())
-    return groups[by_group["label"].nunique() == 1]
+    return groups
 
 
 def _check_enough(table: pd.DataFrame, groups: pd.DataFrame, fraction: float, purpose: str) -> None:
@@ -129,11 +134,14 @@ def _draw_by_content(groups: pd.DataFrame, fraction: float, seed: int, purpose: 
     repeats = groups.groupby("sha256").cumcount()
     hashes = [
         hashlib.sha256(f"{purpose} {seed} {content} {repeat}".encode()).hexdigest()
-        for content, repeat in zip(groups["sha256"], repeats, strict=True)
+        # Python's own texts and integers: pandas' take a second for a million
+        for content, repeat in zip(groups["sha256"].tolist(), repeats.tolist(), strict=True)
     ]
+    # sorting copies every column
+    ordered = groups.drop(columns="sha256").assign(hash=hashes).sort_values("hash")
     drawn: list[int] = []
     lacking = 0.0
-    for _, of_label in groups.assign(hash=hashes).sort_values("hash").groupby("label"):
+    for _, of_label in ordered.drop(columns="hash").groupby("label"):
         # a label makes up for what the whole groups of the labels before it left over
         wanted = fraction * of_label["label_images"].iloc[0] + lacking
         chosen = _take(of_label["images"], wanted)

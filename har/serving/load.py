@@ -11,12 +11,12 @@ import mlflow
 import pandas as pd
 from mlflow.exceptions import MlflowException
 
-from har.data.manifest import TABLE_FILE, Manifest
+from har.data.manifest import Manifest
 from har.data.splits import Split
 from har.inference.classifier import CLASSIFIER_FOLDER, Classifier, Prediction, load_classifier
 from har.serving.pyfunc import ServedClassifier
 from har.tracking.artifacts import UNREADABLE, open_model
-from har.tracking.query import WHOLE_RUN_ID, complete_model_uri, load_csv
+from har.tracking.query import WHOLE_RUN_ID, complete_model_uri, load_image_table
 from har.tracking.records import read_split
 from har.tracking.store import quiet_mlflow
 from har.tracking.tags import FROM_TAG, ORIGIN_TAG
@@ -117,11 +117,11 @@ def check_unseen(logged: LoggedModel, manifest: Manifest) -> None:
         return
     run_id = logged.run.info.run_id
     try:
-        trained = load_csv(run_id, TABLE_FILE, ["split", "sha256"])
+        trained = load_image_table(run_id, ["split", "sha256"])
     except UNREADABLE as error:
         raise UserError(
             f"cannot tell which images {logged.uri} was trained on: run {run_id} has no readable"
-            f" {TABLE_FILE}: {first_line(error)}"
+            f" table of images: {first_line(error)}"
         ) from error
     seen = set(trained.loc[trained["split"] == "train", "sha256"])
     if known := int(manifest.rows("test")["sha256"].isin(seen).sum()):

@@ -1,6 +1,8 @@
 """Logs prepared data into an MLflow run. It loads no TensorFlow: `har prepare` needs none."""
 
 from dataclasses import replace
+from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import mlflow
 import mlflow.data.pandas_dataset
@@ -31,8 +33,10 @@ def log_manifest(manifest: Manifest) -> None:
     split = Split(**split_params(manifest))
     shared = replace(manifest, summary=replace(manifest.summary, split=split))
     root = shorten_home(str(manifest.root))
-    for name, text in format_manifest_files(shared, root).items():
-        mlflow.log_text(text, name)
+    with TemporaryDirectory() as scratch:
+        for name, data in format_manifest_files(shared, root).items():
+            (Path(scratch) / name).write_bytes(data)
+            mlflow.log_artifact(str(Path(scratch) / name))
 
 
 def build_dataset(manifest: Manifest) -> mlflow.data.pandas_dataset.PandasDataset:

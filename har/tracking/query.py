@@ -5,6 +5,7 @@ import re
 import shlex
 from collections import Counter
 from collections.abc import Mapping
+from contextlib import suppress
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ import mlflow
 import pandas as pd
 from mlflow.exceptions import MlflowException
 
+from har.data.table_files import MAX_TABLE_BYTES, PARQUET_FILE, TABLE_FILES, decode_parquet
 from har.tracking.artifacts import UNREADABLE, read_artifact
 from har.tracking.store import DEFAULT_EXPERIMENT, check_store, explain_store_errors
 from har.tracking.ui import find_sqlite_file
@@ -24,7 +26,7 @@ from har.util.progress import say
 MODEL_NAME = "model"
 PREDICTIONS_ARTIFACT = "evaluation/predictions.csv"
 # Larger tables are not ours: 18,000 images of 15 classes have 4 MB.
-MAX_TABLE_BYTES = 500_000_000
+MAX_CSV_BYTES = 500_000_000
 MAX_TABLE_ROWS = 2_000_000
 MAX_CELL = 5_000
 WHOLE_RUN_ID = re.compile("[0-9a-f]{32}")
@@ -198,11 +200,30 @@ def load_predictions(run_id: str) -> pd.DataFrame:
         raise UserError(f"run {run_id} has no readable predictions: {first_line(error)}") from error
 
 
+def read_table_artifact(run_id: str) -> tuple[str, bytes]:
+    """Read the table of images that a run holds; return the name of its file, and its content."""
+    for name in TABLE_FILES:
+        with suppress(FileNotFoundError):
+            return name, read_artifact(run_id, name, MAX_TABLE_BYTES)
+    raise FileNotFoundError(f"there is no {' or '.join(TABLE_FILES)}")
+
+
+def load_image_table(run_id: str, columns: list[str]) -> pd.DataFrame:
+    """Load text columns of the table of images that a run holds."""
+    name, data = read_table_artifact(run_id)
+    if name == PARQUET_FILE:
+        return decode_parquet(data, columns)
+    return _parse_csv(data, name, columns)
+
+
 def load_csv(run_id: str, artifact: str, columns: list[str]) -> pd.DataFrame:
     """Load columns of a table that `Run.log_table` logged, as texts; see `har.tracking.artifacts`
     for what is checked.
     """
-    data = read_artifact(run_id, artifact, MAX_TABLE_BYTES)
+    return _parse_csv(read_artifact(run_id, artifact, MAX_CSV_BYTES), artifact, columns)
+
+
+def _parse_csv(data: bytes, artifact: str, columns: list[str]) -> pd.DataFrame:
     table = pd.read_csv(
         BytesIO(data),
         usecols=columns,

@@ -9,19 +9,12 @@ from typing import Any, TypeVar, get_args
 import mlflow
 import pandas as pd
 
-from har.data.manifest import (
-    MAX_SUMMARY_BYTES,
-    MAX_TABLE_BYTES,
-    SUMMARY_FILE,
-    TABLE_FILE,
-    Manifest,
-    read_manifest,
-)
+from har.data.manifest import MAX_SUMMARY_BYTES, SUMMARY_FILE, Manifest, read_manifest
 from har.data.splits import BEFORE_OPTIONS, DrawnBy, Duplicates, LabelSpelling, Split
 from har.evaluation.metrics import TEST_METRICS
 from har.recipe import VARIANTS
 from har.tracking.artifacts import UNREADABLE, read_artifact, read_json_artifact
-from har.tracking.query import load_predictions
+from har.tracking.query import load_predictions, read_table_artifact
 from har.tracking.tags import HISTORY_ARTIFACT, NOTEBOOK, RECIPE_ARTIFACT, SOURCE_TAG, read_tags
 from har.util.errors import UserError, first_line
 from har.util.files import expand_home
@@ -247,11 +240,12 @@ def load_recorded_manifest(run_id: str, image_root: Path | None) -> Manifest:
     `image_root` is the images' new folder, if they were moved. A UserError says which image is gone
     or has changed.
     """
-    files = {TABLE_FILE: MAX_TABLE_BYTES, SUMMARY_FILE: MAX_SUMMARY_BYTES}
     with TemporaryDirectory() as scratch:
         try:
-            for name, limit in files.items():
-                (Path(scratch) / name).write_bytes(read_artifact(run_id, name, limit))
+            name, table = read_table_artifact(run_id)
+            (Path(scratch) / name).write_bytes(table)
+            summary = read_artifact(run_id, SUMMARY_FILE, MAX_SUMMARY_BYTES)
+            (Path(scratch) / SUMMARY_FILE).write_bytes(summary)
         except UNREADABLE as error:
             raise UserError(
                 f"run {run_id} does not say which images it was trained on"

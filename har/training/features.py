@@ -31,17 +31,20 @@ from har.models.merging import fold_batch_norms
 from har.recipe import Recipe
 from har.training.augmentation import AUGMENTATIONS, mirror
 from har.training.bad_images import find_bad_image
+from har.training.disk_features import PickedFeatures, map_features
 from har.training.feature_cache import Entry, Features, Key, check_limit, make_room, open_entry
 from har.training.loaders import (
     Splits,
     build_stream_loader,
     check_feature_memory,
+    fits_memory,
     prefetch,
 )
 from har.util.errors import UserError, first_line
 from har.util.hardware import available_cpus
 from har.util.progress import progress, say
 from har.util.signals import defer_interrupts
+from har.util.units import format_bytes
 
 Images = npt.NDArray[np.float32]
 # Images that are read, and augmented, together. A shard is a whole number of these, or augmented
@@ -113,10 +116,10 @@ def _with_mirror_image(size: int) -> list[View]:
 @dataclass(frozen=True, kw_only=True)
 class FeatureSplits:
     """Features, each of (views, images, ...). A head needs no test features of inner layers: then
-    `test` is None.
+    `test` is None. Those of training may lie on disk.
     """
 
-    train: Features
+    train: Features | PickedFeatures
     validation: Features
     test: Features | None
     extracted: Extracted
@@ -150,10 +153,16 @@ class Extraction:
         return tuple(self.network.compute_output_shape(size)[1:])
 
     def all_views(
-        self, rows: pd.DataFrame, views: Sequence[View], *, exact: bool = False
+        self,
+        rows: pd.DataFrame,
+        views: Sequence[View],
+        *,
+        exact: bool = False,
+        on_disk: bool = False,
     ) -> Features:
-        """Return (views, rows, ...) features of several views of one size."""
-        array = np.empty((len(views), len(rows), *self.count_features(views[0])), self.dtype)
+        """Return (views, rows, ...) features of several views of one size, perhaps `on_disk`."""
+        allocate = map_features if on_disk else np.empty
+        array = allocate((len(views), len(rows), *self.count_features(views[0])), self.dtype)
         for part, view in zip(array, views, strict=True):
             self._fill(part, rows, view, exact)
         return array
@@ -330,8 +339,8 @@ def extract_splits(
     check_limit(
         size * len(views) * len(train) + served * len(evaluated) * (len(validation) + len(test))
     )
-    check_feature_memory(len(train), len(views), size)
-    train_features, validation_features = _extract_training(extraction, splits)
+    on_disk = _exceeds_memory(recipe, len(train), size)
+    train_features, validation_features = _extract_training(extraction, splits, on_disk)
     test_features = None if cut else extraction.all_views(test, evaluated, exact=True)
     return FeatureSplits(
         train=train_features,
@@ -349,18 +358,41 @@ def extract_splits(
     )
 
 
-def _extract_training(extraction: Extraction, splits: Splits) -> tuple[Features, Features]:
-    """Compute train and validation, both (views, images, ...)."""
+def _exceeds_memory(recipe: Recipe, images: int, size: int) -> bool:
+    """Return whether training features, `size` bytes a view, must be read from disk in each epoch.
+
+    Raises:
+        UserError: they do not fit the memory, and a head that is solved for needs all at once.
+    """
+    views = training_views(recipe)
+    needed = images * len(views) * size
+    # where training and validation are computed at once, they are copied apart
+    copies = 2 if views[0] == evaluation_views(recipe)[0] else 1
+    if recipe.solved or fits_memory(copies * needed):
+        check_feature_memory(images, len(views), size)
+        return False
+    say(f"features: {format_bytes(needed)} do not fit the memory: each epoch reads them from disk")
+    return True
+
+
+def _extract_training(
+    extraction: Extraction, splits: Splits, on_disk: bool
+) -> tuple[Features | PickedFeatures, Features]:
+    """Compute train and validation, both (views, images, ...), train in memory or `on_disk`."""
     train, validation, recipe = splits.train, splits.validation, extraction.recipe
     views, evaluated = training_views(recipe), evaluation_views(recipe)
     if views[0] != evaluated[0]:
-        return extraction.all_views(train, views), extraction.all_views(validation, evaluated)
+        found = extraction.all_views(train, views, on_disk=on_disk)
+        return found, extraction.all_views(validation, evaluated)
     # both at once: another validation fraction finds them in the cache too
     both = extraction.manifest.rows("train")
-    found = extraction.all_views(both, max(views, evaluated, key=len))
+    found = extraction.all_views(both, max(views, evaluated, key=len), on_disk=on_disk)
     row_of = pd.Series(np.arange(len(both)), index=both["path"])
     train_rows, validation_rows = (row_of[rows["path"]].to_numpy() for rows in (train, validation))
-    return found[: len(views), train_rows], found[: len(evaluated), validation_rows]
+    of_train, of_validation = found[: len(views)], found[: len(evaluated), validation_rows]
+    return PickedFeatures(of_train, train_rows) if on_disk else of_train[
+        :, train_rows
+    ], of_validation
 
 
 def digest_weights(network: Any) -> str:

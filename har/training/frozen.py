@@ -15,6 +15,7 @@ from har.recipe import EPOCH_FIELDS, field_values
 from har.training.features import FeatureSplits, extract_splits
 from har.training.job import TrainingJob
 from har.training.loaders import Splits
+from har.util.files import digest_bytes
 
 # The fields of a recipe that change nothing about features, given the images of both splits.
 NOT_OF_FEATURES = {
@@ -53,6 +54,9 @@ class FrozenFeatures:
 
 def _build_key(job: TrainingJob, splits: Splits) -> tuple[Any, ...]:
     values = [value for each, value in field_values(job.used) if each.name not in NOT_OF_FEATURES]
-    rows = [tuple(each["path"]) for each in (splits.train, splits.validation)]
+    # as a digest: a million paths would be kept for nothing
+    rows = [
+        digest_bytes("\0".join(each["path"]).encode()) for each in (splits.train, splits.validation)
+    ]
     manifest = job.manifest
     return (*values, *rows, manifest.dataset_digest, manifest.test_digest, job.feature_runtime)

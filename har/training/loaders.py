@@ -20,6 +20,7 @@ from har.data.manifest import Manifest
 from har.data.splits import hold_out
 from har.recipe import Recipe
 from har.training.augmentation import AUGMENTATIONS, MIXINGS
+from har.training.disk_features import PickedFeatures
 from har.training.feature_cache import Features
 from har.util.errors import UserError
 from har.util.hardware import available_cpus
@@ -113,7 +114,9 @@ def build_decoder(
     manifest: Manifest, rows: pd.DataFrame, recipe: Recipe
 ) -> Callable[[Any], tuple[Any, Any]]:
     """Build the graph function from a row number to (image, row number)."""
-    paths = tf.constant([os.fsencode(manifest.root / path) for path in rows["path"]])
+    # joined as bytes: a million Paths would take three seconds
+    root = os.path.join(os.fsencode(manifest.root), b"")
+    paths = tf.constant([root + os.fsencode(path) for path in rows["path"].tolist()])
     plain = tf.constant(rows["plain_jpeg"].to_numpy(dtype=bool))
     all_plain = bool(rows["plain_jpeg"].all())
 
@@ -151,6 +154,11 @@ def check_feature_memory(images: int, views: int, size: int) -> None:
     """Raise a UserError if features of `size` bytes for each view do not fit the free memory."""
     what = f"loader features needs {{}} for {images:,} images in {views} views"
     _check_free_memory(images * views * size, what, "take fewer --feature-views")
+
+
+def fits_memory(needed: int) -> bool:
+    """Return whether `needed` bytes are not too much of the free memory."""
+    return needed <= MAX_MEMORY_SHARE * free_memory()
 
 
 def _check_free_memory(needed: int, what: str, instead: str) -> None:
@@ -197,8 +205,9 @@ def image_inputs(manifest: Manifest, rows: pd.DataFrame, recipe: Recipe, size: i
     )
 
 
-def feature_inputs(features: Features) -> Inputs:
-    """Build (batch, ...) float32 inputs of features from a (views, rows, ...) array of floats.
+def feature_inputs(features: Features | PickedFeatures) -> Inputs:
+    """Build (batch, ...) float32 inputs of features from a (views, rows, ...) array of floats,
+    which may lie on disk.
 
     In training, each row comes each time as one of its views at random; else as the first view.
     """

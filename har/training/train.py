@@ -151,7 +151,8 @@ def _solve_head(
     A resumed training solves again, which gives the same layer, and keeps what it had reported.
     """
     found, rows = inputs.features, splits.train
-    assert found is not None
+    # a head that is solved for needs all features at once
+    assert found is not None and isinstance(found.train, np.ndarray)
     solving = time.monotonic()
     with defer_interrupts() as checkpoint:
         train_views, views = (apply_root(each) for each in (found.train, found.validation))

@@ -3,7 +3,7 @@
 import os
 import re
 import shlex
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from itertools import count
 from pathlib import Path
@@ -17,38 +17,42 @@ UNFINISHED = re.compile(r"\.lock|\..+\.[0-9a-f]{32}")
 LISTED = 3
 # The tracking store that --offline uses; it lies in the working folder.
 LOCAL_STORE = "sqlite:///mlflow.db"
-# A file that tells what wrote it does so within this many bytes.
+# A file that tells what wrote it does so within this many bytes of its beginning, or of its end.
 MARK_BYTES = 1000
+# In the metadata of a table in Parquet, which stand at its end.
+PARQUET_MARK = "har prepare: a table of images"
 
 
 @dataclass(frozen=True, kw_only=True)
 class OutputKind:
-    """A kind of folder that a command writes: it holds `file`, which contains `mark`."""
+    """A kind of folder that a command writes: it holds a file that contains its mark.
+
+    `marks` maps such files to their marks.
+    """
 
     name: str
     what: str
-    file: str
-    mark: bytes
+    marks: Mapping[str, bytes]
 
 
-# manifest.csv and report.html are written first, so a folder half written has them too.
+# The table and report.html are written first, so a folder half written has them too.
 PREPARED = OutputKind(
     name="prepared",
     what="prepared data",
-    file="manifest.csv",
-    mark=b"path,label,label_id,width,height,bytes,",
+    marks={
+        "manifest.csv": b"path,label,label_id,width,height,bytes,",
+        "manifest.parquet": PARQUET_MARK.encode(),
+    },
 )
 COMPARISON = OutputKind(
     name="comparison",
     what="comparison",
-    file="report.html",
-    mark=b"<title>Comparison of ",
+    marks={"report.html": b"<title>Comparison of "},
 )
 AUDIT = OutputKind(
     name="audit",
     what="audit of labels",
-    file="report.html",
-    mark=b"<title>Labels in doubt: ",
+    marks={"report.html": b"<title>Labels in doubt: "},
 )
 KINDS = (PREPARED, COMPARISON, AUDIT)
 
@@ -56,7 +60,7 @@ KINDS = (PREPARED, COMPARISON, AUDIT)
 def is_output(folder: Path) -> bool:
     """Return True for a folder that one of our commands wrote."""
     try:
-        return any(_has_mark(folder / kind.file, kind.mark) for kind in KINDS)
+        return any(_has_mark(folder, kind) for kind in KINDS)
     except OSError:
         return False
 
@@ -72,7 +76,7 @@ def check_output_folder(out: Path, kind: OutputKind) -> None:
         _check_writable(out)
         names = sorted(each.name for each in out.iterdir())
         foreign = [name for name in names if not _is_nothing(name)]
-        if not foreign or _has_mark(out / kind.file, kind.mark):
+        if not foreign or _has_mark(out, kind):
             return
     except OSError as error:
         raise UserError(f"--out {out} cannot be used: {error.strerror}") from error
@@ -108,12 +112,20 @@ def _is_nothing(name: str) -> bool:
     return name in EMPTY_NAMES or UNFINISHED.fullmatch(name) is not None
 
 
-def _has_mark(file: Path, mark: bytes) -> bool:
+def _has_mark(folder: Path, kind: OutputKind) -> bool:
+    return any(mark in _read_ends(folder / name) for name, mark in kind.marks.items())
+
+
+def _read_ends(file: Path) -> bytes:
+    """Read the beginning and the end of a file, without quotes, in which names of columns may be;
+    nothing where there is no file.
+    """
     if not file.is_file():
-        return False
+        return b""
     with file.open("rb") as opened:
-        # the names of columns may be in quotes
-        return mark in opened.read(MARK_BYTES).replace(b'"', b"")
+        start = opened.read(MARK_BYTES)
+        opened.seek(max(0, os.fstat(opened.fileno()).st_size - MARK_BYTES))
+        return (start + b"\n" + opened.read(MARK_BYTES)).replace(b'"', b"")
 
 
 def _check_parent(out: Path) -> None:

@@ -16,7 +16,7 @@ from PIL import Image
 
 from har.data import inspection
 from har.data.inspection import COLUMNS, CRASHED, inspect_images
-from har.data.manifest import COLUMNS as MANIFEST_COLUMNS
+from har.data.table_files import COLUMNS as MANIFEST_COLUMNS
 from tests.data.tasks import end_process
 
 

@@ -1,5 +1,6 @@
 """Written, read back, checked."""
 
+import hashlib
 import json
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -7,8 +8,10 @@ from pathlib import Path
 
 import pytest
 
+from har.data import manifest as manifest_module
+from har.data import table_files
 from har.data.layouts import folder_source
-from har.data.manifest import Manifest, read_manifest, write_manifest
+from har.data.manifest import Manifest, is_prepared, read_manifest, write_manifest
 from har.data.prepare import prepare
 from har.data.splits import Split
 from har.util.errors import UserError
@@ -30,6 +33,76 @@ def test_read_equals_written(manifest: Manifest, folder: Path) -> None:
         manifest.class_names,
     )
     assert sorted(path.name for path in folder.iterdir()) == ["dataset.json", "manifest.csv"]
+
+
+def write_as(name: str, manifest: Manifest, out: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Write a prepared folder with its table in this file."""
+    most = 0 if name == "manifest.parquet" else len(manifest.table)
+    monkeypatch.setattr(table_files, "MAX_CSV_ROWS", most)
+    write_manifest(manifest, out)
+    assert is_prepared(out)
+    assert sorted(path.name for path in out.iterdir()) == ["dataset.json", name]
+
+
+def test_a_table_of_many_rows_is_parquet_and_the_same_data(
+    manifest: Manifest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also where the folder held the other file before."""
+    for name in ("manifest.csv", "manifest.parquet", "manifest.csv"):
+        write_as(name, manifest, tmp_path, monkeypatch)
+        found = read_manifest(tmp_path)
+        assert found.table.equals(manifest.table)
+        assert found.dataset_digest == manifest.dataset_digest
+        assert found.test_digest == manifest.test_digest
+
+
+def test_a_table_left_from_before_is_not_read(
+    manifest: Manifest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where writing was killed, dataset.json says which table belongs to it."""
+    for name, other in (("manifest.parquet", "manifest.csv"), ("manifest.csv", "manifest.parquet")):
+        write_as(name, manifest, tmp_path / name, monkeypatch)
+        (tmp_path / name / other).write_text("of another time")
+        assert read_manifest(tmp_path / name).table.equals(manifest.table)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"split": "unused"}, "test_digest"),
+        ({"label": "running"}, "dataset_digest"),
+        ({"width": 1}, "table_sha256"),
+        ({"path": "../out.jpg"}, "dataset_digest"),
+    ],
+)
+def test_an_edited_parquet_table_is_refused(
+    change: dict[str, object], message: str, manifest: Manifest, tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    write_as("manifest.parquet", manifest, tmp_path / "out", monkeypatch)
+    other = replace(manifest, table=manifest.table.assign(**change))
+    write_as("manifest.parquet", other, tmp_path / "other", monkeypatch)
+    (tmp_path / "other" / "manifest.parquet").replace(tmp_path / "out" / "manifest.parquet")
+    with pytest.raises(UserError, match=rf"manifest.parquet was changed .*{message}"):
+        read_manifest(tmp_path / "out")
+
+
+def test_a_path_out_of_the_folder_is_refused_in_parquet_too(
+    manifest: Manifest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    table = manifest.table.copy()
+    table.loc[3, "path"] = "../elsewhere.jpg"
+    write_as("manifest.parquet", replace(manifest, table=table), tmp_path, monkeypatch)
+    with pytest.raises(UserError, match="paths must stay inside"):
+        read_manifest(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["other.csv", "../manifest.csv", "", None, 7, ["manifest.csv"]])
+def test_no_other_file_is_the_table(name: object, folder: Path) -> None:
+    summary = json.loads((folder / "dataset.json").read_text())
+    (folder / "dataset.json").write_text(json.dumps({**summary, "table": name}))
+    with pytest.raises(UserError, match="not a readable prepared folder"):
+        read_manifest(folder)
 
 
 @pytest.mark.slow
@@ -101,7 +174,7 @@ def test_missing_summary_field_is_named(folder: Path) -> None:
 
 def test_a_folder_of_an_older_version_is_read(manifest: Manifest, folder: Path) -> None:
     stored = json.loads((folder / "dataset.json").read_text())
-    for later in ("near_duplicate_groups", "test_folder_images", "leaks", "table_sha256"):
+    for later in ("near_duplicate_groups", "test_folder_images", "leaks", "table", "table_sha256"):
         del stored[later]
     (folder / "dataset.json").write_text(json.dumps({**stored, "of_a_newer_version": 1}))
     assert read_manifest(folder).summary == manifest.summary
@@ -132,6 +205,22 @@ def test_digests_ignore_order_and_place_as_promised(manifest: Manifest) -> None:
     assert replace(manifest, table=moved).test_digest == manifest.test_digest
     relabelled = manifest.table.assign(label="x" + manifest.table["label"])
     assert replace(manifest, table=relabelled).test_digest != manifest.test_digest
+
+
+@pytest.mark.parametrize("at_once", [1, 2, 5, 1000])
+def test_digests_stay_what_recorded_runs_have(
+    at_once: int, manifest: Manifest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The first versions computed them so."""
+    monkeypatch.setattr(manifest_module, "ROWS_AT_ONCE", at_once)
+    awkward = ['q"uote', "back\\slash", "new\nline", "Übung", "\U0001f600", "\x00\x7f", "", "NA"]
+    table = manifest.table.copy()
+    table.loc[: len(awkward) - 1, "path"] = awkward
+    found = replace(manifest, table=table)
+    columns = ["path", "sha256", "label", "label_id"]
+    rows = sorted(json.dumps(row) for row in table[columns].astype(str).to_numpy().tolist())
+    expected = hashlib.sha256("\n".join(rows).encode()).hexdigest()[:16]
+    assert found.dataset_digest == expected
 
 
 def moved(raw: Path) -> Path:

@@ -5,13 +5,18 @@ from pathlib import Path
 
 import mlflow
 import pytest
+from mlflow import MlflowClient
 
-from har.data.manifest import Manifest
+from har.compare.pictures import find_recorded_images
+from har.data import table_files
+from har.data.manifest import Manifest, write_manifest
+from har.data.prepare import load_manifest
 from har.data.splits import Split
 from har.jobs.evaluate import evaluate_logged_model, load_test_data
-from har.serving.load import load_logged_model
+from har.serving.load import check_unseen, load_logged_model
 from har.util.errors import UserError
-from tests.conftest import write_images
+from tests.conftest import tiny_recipe, write_images
+from tests.jobs.conftest import run_tiny
 from tests.jobs.test_train import TEST_METRICS
 
 
@@ -71,3 +76,27 @@ def test_data_that_is_gone_is_asked_for(
     logged = load_logged_model(f"runs:/{run.info.run_id}/model")
     with pytest.raises(UserError, match=r"there is no folder .*gone"):
         load_test_data(logged, "auto", {}, tmp_path / "gone")
+
+
+@pytest.mark.usefixtures("tiny_backbone")
+def test_a_run_that_holds_its_table_as_parquet(
+    manifest: Manifest, store: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As with a table of many images: the same numbers, the same data and the same refusal."""
+    recipe = tiny_recipe("v5")
+    in_csv = run_tiny(recipe, manifest)
+    monkeypatch.setattr(table_files, "MAX_CSV_ROWS", 0)
+    write_manifest(manifest, tmp_path / "prepared")
+    record = run_tiny(recipe, load_manifest(str(tmp_path / "prepared")))
+    assert (record.digests, record.test_metrics) == (in_csv.digests, in_csv.test_metrics)
+    files = {each.path for each in MlflowClient().list_artifacts(record.run_id)}
+    assert "manifest.parquet" in files and "manifest.csv" not in files
+    logged = load_logged_model(f"runs:/{record.run_id}/model")
+    found = load_test_data(logged, "auto", {}, None)
+    assert found.table.equals(manifest.table)
+    check_unseen(logged, found)
+    images = find_recorded_images(record.run_id)
+    assert images.thumbnail_uri(manifest.table["path"][0])
+    table = manifest.table.assign(split="test")
+    with pytest.raises(UserError, match=r"test images are among those that .* was trained on"):
+        check_unseen(logged, replace(manifest, table=table))

@@ -243,10 +243,11 @@ def test_features_of_another_image_are_never_kept(
     assert again.computed == len(rows)
 
 
-def test_views_without_memory_for_them_are_refused(
-    network: keras.Model, manifest: Manifest, recipe: Recipe, monkeypatch: pytest.MonkeyPatch
+def test_views_without_memory_for_them_are_refused_where_all_are_needed_at_once(
+    network: keras.Model, manifest: Manifest, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(loaders, "free_memory", lambda: 1000)
+    recipe = tiny_recipe("v5", head="linear_probe")
     splits = split_training(manifest, recipe)
     with pytest.raises(UserError, match=r"loader features needs .* take fewer --feature-views"):
         extract_splits(network, manifest, recipe, "tensorflow", splits)

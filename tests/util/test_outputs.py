@@ -13,7 +13,14 @@ from har.inference.predict import list_unlabelled, predict_to_file
 from har.util.errors import UserError
 from har.util.files import replace_tree
 from har.util.locks import file_lock
-from har.util.outputs import AUDIT, COMPARISON, PREPARED, check_output_file, check_output_folder
+from har.util.outputs import (
+    AUDIT,
+    COMPARISON,
+    PARQUET_MARK,
+    PREPARED,
+    check_output_file,
+    check_output_folder,
+)
 
 HEADER = "path,label,label_id,width,height,bytes,plain_jpeg\n"
 
@@ -37,6 +44,12 @@ FOLDERS: dict[str, tuple[Callable[[Path], object], str | None]] = {
     "half written": (lambda out: fill(out, manifest__csv=HEADER, __lock=""), None),
     "prepared": (
         lambda out: fill(out, manifest__csv=HEADER, dataset__json="{}", notes__txt="mine"), None
+    ),
+    "prepared, with many images": (
+        lambda out: fill(out, manifest__parquet=f"PAR1{'x' * 5000}{PARQUET_MARK}x1PAR1"), None
+    ),
+    "a Parquet file of somebody": (
+        lambda out: fill(out, manifest__parquet=f"PAR1{'x' * 5000}x1PAR1"), "manifest.parquet"
     ),
     "quoted names of columns": (
         lambda out: fill(out, manifest__csv=HEADER.replace("path", '"path"')), None

@@ -1,0 +1,121 @@
+"""Checks the metadata at the end of a Parquet file before pyarrow sees it.
+
+pyarrow ends the process for some metadata that it cannot read (25.0: a histogram of another length
+than it expects). So what is not needed must not be there at all.
+"""
+
+from typing import Any
+
+MAGIC = b"PAR1"
+MAX_DEPTH = 12
+# Fields by their numbers in Parquet's own definition. Left out are encryption, statistics, indices
+# and other files.
+_FILE_FIELDS = {1, 2, 3, 4, 5, 6, 7}
+_ROW_GROUPS, _COLUMNS, _COLUMN = 4, 1, 3
+_GROUP_FIELDS = {1, 2, 3, 5, 6, 7}
+_CHUNK_FIELDS = {2, 3}
+_COLUMN_FIELDS = {1, 2, 3, 4, 5, 6, 7, 9, 11, 13, 16}
+_CODEC, _UNCOMPRESSED, _SIZES = 4, 0, 16
+# Of the sizes, which pyarrow always writes: bytes, and two histograms, empty for plain columns.
+_SIZE_FIELDS, _HISTOGRAMS = {1, 2, 3}, (2, 3)
+
+
+def check_footer(data: bytes, limit: int) -> None:
+    """Raise a ValueError unless a file's metadata has at most `limit` bytes, and says that nothing
+    is compressed, encrypted or in another file.
+    """
+    if len(data) < 12 or data[:4] != MAGIC or data[-4:] != MAGIC:
+        raise ValueError("not a Parquet file")
+    if (size := int.from_bytes(data[-8:-4], "little")) > min(limit, len(data) - 12):
+        raise ValueError(f"{size:,} bytes of metadata, more than {limit:,} or the file")
+    try:
+        _check_file(_Reader(data[-8 - size : -8]).read_struct(0))
+    except (IndexError, KeyError, TypeError, AttributeError) as error:
+        raise ValueError("its metadata cannot be read") from error
+
+
+def _check_file(file: dict[int, Any]) -> None:
+    _check_fields(file, _FILE_FIELDS)
+    for group in file[_ROW_GROUPS]:
+        _check_fields(group, _GROUP_FIELDS)
+        for chunk in group[_COLUMNS]:
+            _check_fields(chunk, _CHUNK_FIELDS)
+            column = chunk[_COLUMN]
+            if column[_CODEC] != _UNCOMPRESSED:
+                raise ValueError(f"it is compressed (codec {column[_CODEC]})")
+            _check_fields(column, _COLUMN_FIELDS)
+            sizes = column.get(_SIZES, {})
+            _check_fields(sizes, _SIZE_FIELDS)
+            if any(sizes.get(each) for each in _HISTOGRAMS):
+                raise ValueError("its metadata has histograms, which a table has not")
+
+
+def _check_fields(found: dict[int, Any], allowed: set[int]) -> None:
+    if more := found.keys() - allowed:
+        raise ValueError(f"its metadata has more than a table needs (field {min(more)})")
+
+
+class _Reader:
+    """Reads Thrift's compact protocol, in which the metadata is written."""
+
+    def __init__(self, data: bytes) -> None:
+        self.data, self.at = data, 0
+
+    def read_struct(self, depth: int) -> dict[int, Any]:
+        """Return the fields by their numbers, which must grow: of two equal ones, which counts?"""
+        found: dict[int, Any] = {}
+        number = 0
+        while header := self._byte():
+            step, kind = header >> 4, header & 15
+            if not step:
+                raise ValueError("its metadata has fields out of order")
+            number += step
+            # a flag is its own value
+            found[number] = kind == 1 if kind in (1, 2) else self._read(kind, depth + 1)
+        return found
+
+    def _read(self, kind: int, depth: int) -> Any:
+        if depth > MAX_DEPTH:
+            raise ValueError("its metadata is too deep")
+        if kind in (4, 5, 6):
+            value = self._varint()
+            return value >> 1 ^ -(value & 1)
+        if kind == 8:
+            return self._bytes(self._varint())
+        if kind == 9:
+            return self._list(depth)
+        if kind == 12:
+            return self.read_struct(depth)
+        if kind in (1, 2, 3):
+            return self._byte()
+        if kind == 7:
+            return self._bytes(8)
+        raise ValueError(f"its metadata has a value of kind {kind}")
+
+    def _list(self, depth: int) -> list[Any]:
+        header = self._byte()
+        size = header >> 4
+        size = self._varint() if size == 15 else size
+        # each element has a byte at least: a size that is too large ends as an IndexError
+        return [self._read(header & 15, depth + 1) for _ in range(size)]
+
+    def _byte(self) -> int:
+        self.at += 1
+        return self.data[self.at - 1]
+
+    def _bytes(self, size: int) -> bytes:
+        self.at += size
+        if self.at > len(self.data):
+            raise IndexError("beyond the end")
+        return self.data[self.at - size : self.at]
+
+    def _varint(self) -> int:
+        value = shift = 0
+        while True:
+            byte = self._byte()
+            value |= (byte & 127) << shift
+            shift += 7
+            if byte < 128:
+                return value
+            if shift > 63:
+                raise ValueError("its metadata has a number of more than 64 bits")
