@@ -34,6 +34,24 @@ def check_footer(data: bytes, limit: int) -> None:
         raise ValueError("its metadata cannot be read") from error
 
 
+def check_histograms(data: bytes, column: int, max_definition: int) -> None:
+    """Raise a ValueError unless the histograms of a flat column, given by its number in the schema,
+    have the lengths that pyarrow expects.
+
+    `max_definition` is 1 for a column that may have nulls, else 0.
+    """
+    size = int.from_bytes(data[-8:-4], "little")
+    try:
+        file = _Reader(data[-8 - size : -8]).read_struct(0)
+        for group in file[_ROW_GROUPS]:
+            sizes = group[_COLUMNS][column][_COLUMN].get(_SIZES, {})
+            for number, length in zip(_HISTOGRAMS, (1, max_definition + 1), strict=True):
+                if len(sizes.get(number, [])) not in (0, length):
+                    raise ValueError("its metadata has a histogram of another length")
+    except (IndexError, KeyError, TypeError, AttributeError) as error:
+        raise ValueError("its metadata cannot be read") from error
+
+
 def _check_file(file: dict[int, Any]) -> None:
     _check_fields(file, _FILE_FIELDS)
     for group in file[_ROW_GROUPS]:

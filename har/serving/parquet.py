@@ -10,6 +10,7 @@ import pandas as pd
 from mlflow.pyfunc import scoring_server
 
 from har.data.limits import RequestLimits
+from har.data.parquet_footer import check_histograms
 from har.serving.admission import parse_in_turn
 from har.serving.bodies import COLUMN, check_rows
 from har.serving.refusals import TooLarge, refuse
@@ -53,7 +54,7 @@ def _read_cells(body: bytes, limits: RequestLimits) -> list[Any]:
         thrift_string_size_limit=MAX_FOOTER,
         thrift_container_size_limit=MAX_FOOTER,
     )
-    _check_column(file)
+    _check_column(file, body)
     check_rows(file.metadata.num_rows, limits)
     cells, size = [], 0
     # one row at a time: what rows share in the file is copied for each
@@ -66,7 +67,7 @@ def _read_cells(body: bytes, limits: RequestLimits) -> list[Any]:
     return cells
 
 
-def _check_column(file: Any) -> None:
+def _check_column(file: Any, body: bytes) -> None:
     """Raise an error unless the column is flat, of bytes or text, and unpacks to little more."""
     schema = file.metadata.schema
     columns = [schema.column(i) for i in range(len(schema))]
@@ -77,6 +78,8 @@ def _check_column(file: Any) -> None:
     if columns[at[0]].physical_type != "BYTE_ARRAY" or columns[at[0]].max_repetition_level:
         kind = columns[at[0]].physical_type
         raise refuse(f"a parquet file's column {COLUMN} must be of bytes or text, not {kind}")
+    # with others, the next lines would end the process
+    check_histograms(body, at[0], columns[at[0]].max_definition_level)
     for group in range(file.metadata.num_row_groups):
         codec = file.metadata.row_group(group).column(at[0]).compression
         if codec not in CODECS:

@@ -56,7 +56,8 @@ def _build_key(job: TrainingJob, splits: Splits) -> tuple[Any, ...]:
     values = [value for each, value in field_values(job.used) if each.name not in NOT_OF_FEATURES]
     # as a digest: a million paths would be kept for nothing
     rows = [
-        digest_bytes("\0".join(each["path"]).encode()) for each in (splits.train, splits.validation)
+        digest_bytes("\0".join(each["path"]).encode(errors="surrogateescape"))
+        for each in (splits.train, splits.validation)
     ]
     manifest = job.manifest
     return (*values, *rows, manifest.dataset_digest, manifest.test_digest, job.feature_runtime)
