@@ -72,7 +72,7 @@ def test_a_missing_driver_is_one_line(
 @pytest.mark.parametrize(
     "uri",
     [
-        f"postgresql://ana:confidential@127.0.0.1:{free_port()}/har",
+        "postgresql://ana:confidential@127.0.0.1:{port}/har",
         "postgresql://ana:confidential@127.0.0.1:port/har",
         "postgresql://ana:confid/ential@127.0.0.1:1/har",
         "postgresql://ana:confid@ential:x@127.0.0.1:1/har",
@@ -83,7 +83,7 @@ def test_a_missing_driver_is_one_line(
 def test_a_database_that_cannot_be_used_is_one_line_without_a_password(uri: str) -> None:
     pytest.importorskip("psycopg")
     with pytest.raises(UserError) as error:
-        open_database(uri)
+        open_database(uri.replace("{port}", str(free_port())))
     assert "\n" not in str(error.value) and "postgresql://" in str(error.value)
     assert "confid" not in str(error.value).replace("postgresql:confidential", "")
 
