@@ -223,7 +223,9 @@ WRITTEN = {
 }
 
 
-@pytest.mark.parametrize(("file", "name"), [(f, name) for f in SERVICES for name in SERVICES[f]])
+@pytest.mark.parametrize(
+    ("file", "name"), [(f, name) for f in sorted(SERVICES) for name in sorted(SERVICES[f])]
+)
 def test_each_container_is_bounded(file: str, name: str) -> None:
     service = compose(file)["services"][name]
     assert service["read_only"] is True and service["pids_limit"] <= 512
