@@ -256,8 +256,9 @@ def _end_run(status: str) -> None:
 
 def _make_harmless(record: logging.LogRecord) -> bool:
     record.msg, record.args = for_terminal(without_password(record.getMessage())), ()
-    # MLflow logs a database's error with a stack trace, and raises it too
-    record.exc_info = record.exc_text = None
+    if record.name.startswith("mlflow"):
+        # it logs a database's error with a stack trace, and raises it too
+        record.exc_info = record.exc_text = None
     return True
 
 

@@ -332,7 +332,8 @@ def test_serving_needs_only_the_packages_it_pins() -> None:
     inner |= {f"data.{name}" for name in DECODING}
     inner |= {f"serving.{name}" for name in ("pyfunc", "cells", "bodies", "inputs")}
     inner |= {f"serving.{name}" for name in ("admission", "parquet", "refusals")}
-    assert set(found) == inner | {"recipe", "models.keras_file", "models.merging", *UTIL}
+    inner |= {f"models.{name}" for name in ("keras_file", "merging", "vision_transformer")}
+    assert set(found) == inner | {"recipe", "data.parquet_footer", *UTIL}
     packages = {name.split(".")[0] for names in found.values() for name in names}
     pinned = {name.replace("pillow", "PIL") for name in SERVING_PACKAGES}
     pinned |= {name for runtime in RUNTIMES.values() for name in runtime.packages}
