@@ -225,21 +225,6 @@ def store_in(folder: Path) -> dict[str, str]:
     return {"MLFLOW_TRACKING_URI": store, "HAR_CACHE": str(folder / "cache")}
 
 
-@contextmanager
-def environment(**variables: str) -> Iterator[None]:
-    """Set variables for this process and those that it starts, during the block."""
-    before = {name: os.environ.get(name) for name in variables}
-    os.environ.update(variables)
-    try:
-        yield
-    finally:
-        for name, value in before.items():
-            if value is None:
-                del os.environ[name]
-            else:
-                os.environ[name] = value
-
-
 def har(*words: str, folder: Path) -> str:
     """Run a `har` command with the store and the cache in `folder`; return what it printed."""
     say(f"har {' '.join(words)}")

@@ -17,6 +17,7 @@ from typing import Any
 
 import measuring
 from har.data.prepare import load_manifest
+from har.util.process import set_variables
 from measuring import Claim, Tables
 
 IMAGES, TURNS = 6_000, 3
@@ -109,7 +110,7 @@ def measure(data: str, scratch: Path, tiny: bool) -> tuple[Tables, list[Claim]]:
         "Ray, 1 worker": (_measure_ray, uri, paths, 1),
         "Ray, 2 workers": (_measure_ray, uri, paths, 2),
     }
-    with measuring.environment(**environment):
+    with set_variables(environment):
         started = {name: _in_new_process(*call) for name, call in calls.items()}
         turns = measuring.take_turns(started, 1 if tiny else TURNS)
     command_s = [

@@ -24,6 +24,8 @@ from har.cli.options import (
 )
 from har.cli.tables import describe_training, format_search
 from har.recipe import VARIANTS, Recipe, build_recipe
+from har.search.space import parse_space
+from har.search.study import LOCAL_STORAGE, METRICS, check_optuna
 from har.util.errors import UserError
 from har.util.process import process_start
 from har.util.progress import show, warn
@@ -256,7 +258,7 @@ def _list_given(options: dict[str, Any]) -> dict[str, Any]:
 )
 @click.option(
     "--metric",
-    type=Spelled(["val_accuracy", "val_top_3_accuracy", "val_loss"]),
+    type=Spelled(METRICS),
     default="val_accuracy",
     help="What decides, measured on validation images.",
 )
@@ -268,7 +270,7 @@ def _list_given(options: dict[str, Any]) -> dict[str, Any]:
 )
 @click.option(
     "--storage",
-    default="sqlite:///optuna.db",
+    default=LOCAL_STORAGE,
     metavar="URL",
     help="Optuna's database. Several processes, or machines, share a search by it.",
 )
@@ -292,9 +294,6 @@ def sweep(data: str, image_root: Path | None, params: tuple[str, ...], **options
     kept = {name: options.pop(name) for name in own}
     split = pop_split(options)
     overrides = {name: value for name, value in options.items() if value is not None}
-    from har.search.space import parse_space
-    from har.search.study import check_optuna
-
     space = parse_space(params)
     if both := set(space) & set(overrides):
         raise UserError(f"--param searches {', '.join(sorted(both))}: leave the option out")

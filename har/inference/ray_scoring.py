@@ -42,7 +42,7 @@ def decode_batch(batch: Batch, resize: str, size: int) -> Batch:
     errors: list[str] = []
     for place, path in enumerate(batch["path"]):
         try:
-            pixels[place] = decode(read_image(Path(path)), resize, size)
+            pixels[place] = decode(read_image(Path(os.fsdecode(path))), resize, size)
             errors.append("")
         except ImageError as error:
             errors.append(str(error))
@@ -79,7 +79,7 @@ class Scorer:
         return {"number": batch["number"], **found}
 
     def _classify(self, batch: Batch) -> list[Prediction]:
-        paths = [Path(each) for each in batch["path"]]
+        paths = [Path(os.fsdecode(each)) for each in batch["path"]]
         return list(classify_files(paths, self.classifier.classify))
 
     def _compute(self, batch: Batch) -> list[Prediction]:
@@ -114,7 +114,8 @@ def score_on_ray(
     import ray.data
 
     _quiet_ray_data()
-    names = [os.fspath(paths[each]) for each in numbers]
+    # as bytes: a name may not be UTF-8
+    names = [os.fsencode(paths[each]) for each in numbers]
     table = pyarrow.table({"number": list(numbers), "path": names})
     gpus, packed = count_gpus(), [ray.put(pack_classifier(folder))]
     workers = workers or gpus or 2 * count_nodes()
@@ -152,5 +153,3 @@ def _quiet_ray_data() -> None:
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
     context.enable_operator_progress_bars = False
-    # a lost worker's batch is computed again
-    context.actor_task_retry_on_errors = False

@@ -26,12 +26,13 @@ MAX_TASK_BYTES = 100_000
 
 @dataclass(frozen=True, kw_only=True)
 class Shards:
-    """The predictions for the images `names` in `folder`; of the rows that came, those of shards
-    that are not whole yet wait in memory.
+    """The predictions for the images `names` in `folder`. `missing` are the shards that are not
+    written yet; the rows that came for them wait in memory until they are whole.
     """
 
     folder: Path
     names: Sequence[str]
+    missing: set[int] = field(default_factory=set)
     waiting: dict[int, dict[int, Prediction]] = field(default_factory=dict)
 
     @property
@@ -48,20 +49,23 @@ class Shards:
         return self.folder / f"part-{shard:05}.parquet"
 
     @property
-    def missing(self) -> list[int]:
-        """The shards that are not written yet."""
-        return [shard for shard in range(self.count) if not self.path(shard).is_file()]
+    def numbers(self) -> list[int]:
+        """The numbers of the images in missing shards."""
+        return [number for shard in sorted(self.missing) for number in self.rows(shard)]
 
-    def add(self, number: int, row: Prediction) -> None:
-        """Take the row of an image; a second one for the same image changes nothing."""
+    def add(self, number: int, row: Prediction) -> bool:
+        """Take the row of an image; return False for a second one, which changes nothing."""
         shard = number // SHARD_ROWS
+        if shard not in self.missing or number in self.waiting.get(shard, ()):
+            return False
         rows = self.waiting.setdefault(shard, {})
         rows[number] = row
         if len(rows) == len(self.rows(shard)):
-            if not self.path(shard).is_file():
-                with replace_file(self.path(shard)) as file:
-                    file.write(self._format(rows, shard))
+            with replace_file(self.path(shard)) as file:
+                file.write(self._format(rows, shard))
             del self.waiting[shard]
+            self.missing.remove(shard)
+        return True
 
     def _format(self, rows: dict[int, Prediction], shard: int) -> bytes:
         import pyarrow
@@ -77,10 +81,14 @@ class Shards:
 
     def read(self) -> Iterable[Any]:
         """Yield all rows in the order of the images."""
+        for shard in range(self.count):
+            yield from self.read_shard(shard)
+
+    def read_shard(self, shard: int) -> list[dict[str, Any]]:
+        """Read the rows of a shard that is written."""
         import pyarrow.parquet
 
-        for shard in range(self.count):
-            yield from pyarrow.parquet.read_table(self.path(shard)).to_pylist()
+        return pyarrow.parquet.read_table(self.path(shard)).to_pylist()
 
     def join(self, out: Path) -> None:
         """Write all rows into one new .csv or .parquet file."""
@@ -130,7 +138,9 @@ def open_shards(folder: Path, names: Sequence[str], model: str) -> Shards:
             replace_text(folder / TASK_FILE, json.dumps(task))
     except OSError as error:
         raise UserError(f"cannot write into {folder}: {error.strerror}") from error
-    return Shards(folder=folder, names=names)
+    shards = Shards(folder=folder, names=names)
+    shards.missing.update(n for n in range(shards.count) if not shards.path(n).is_file())
+    return shards
 
 
 def _read_task(folder: Path) -> Any:

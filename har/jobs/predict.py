@@ -18,6 +18,7 @@ from har.inference.predict import (
 from har.inference.ray_scoring import score_on_ray
 from har.inference.shards import Shards, open_shards
 from har.serving.load import load_logged_model, open_classifier
+from har.util.errors import UserError
 from har.util.progress import progress, say
 from har.util.ray_cluster import connect
 
@@ -54,7 +55,7 @@ def run_prediction(asked: Scoring) -> Outcome:
         return predict_to_file(asked.data, asked.files, asked.out, classify, logged.identity)
     with _open_output(asked, logged.identity) as shards:
         paths = list(asked.files.values())
-        numbers = [each for shard in shards.missing for each in shards.rows(shard)]
+        numbers = shards.numbers
         with progress("scoring", len(paths)) as advance:
             advance(len(paths) - len(numbers))
             rows = classify_files([paths[each] for each in numbers], classify, AHEAD)
@@ -70,18 +71,13 @@ def _score_on_ray(asked: Scoring) -> Outcome:
         open_classifier(asked.model) as (folder, identity),
         _open_output(asked, identity) as shards,
     ):
-        numbers = [each for shard in shards.missing for each in shards.rows(shard)]
-        done: set[int] = set()
-        if numbers:
+        if numbers := shards.numbers:
             with connect(asked.ray_address), progress("scoring", len(paths)) as advance:
                 advance(len(paths) - len(numbers))
                 for number, row, worker in score_on_ray(paths, numbers, folder, asked.workers):
                     workers.add(worker)
                     # a row that was computed twice counts once
-                    if number not in done:
-                        shards.add(number, row)
-                        done.add(number)
-                        advance(1)
+                    advance(shards.add(number, row))
             nodes = {each.partition("@")[2] for each in workers}
             say(f"scored by {len(workers)} workers on {len(nodes)} nodes")
         return shards.summarise()
@@ -92,13 +88,16 @@ def _open_output(asked: Scoring, model: str) -> Iterator[Shards]:
     """Yield the shards of a folder, or those that become a file when the block ends well."""
     names, out = list(asked.files), asked.out
     folder = out.with_name(f".{out.name}.shards") if asked.into_file else out
-    out.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"cannot write {out}: {error}") from error
     with lock_output(out, out.with_name(f".{out.name}.lock")):
         if asked.into_file:
             check_output(out)
         shards = open_shards(folder, names, model)
-        if missing := len(shards.missing) < shards.count and shards.missing:
-            say(f"resuming: {shards.count - len(missing)} of {shards.count} parts are there")
+        if there := shards.count - len(shards.missing):
+            say(f"resuming: {there} of {shards.count} parts are there")
         yield shards
         if asked.into_file:
             shards.join(out)

@@ -22,7 +22,6 @@ from har.jobs.trials import (
     run_missing_trials,
 )
 from har.models.backbones import name_weights_by_content
-from har.models.devices import check_gpus, describe_unused_gpu, find_hardware, fit_to_hardware
 from har.recipe import build_recipe, digest_recipe
 from har.search import pictures
 from har.search.space import format_space
@@ -33,11 +32,11 @@ from har.tracking.records import Record, read_record
 from har.tracking.store import Run, explain_store_errors, open_run
 from har.tracking.tags import job_tags
 from har.tracking.trials import SEARCH_TAG, close_lost_trials, find_search_run
-from har.training.job import build_job
+from har.training.job import build_job, fit_to_machine
 from har.util.errors import UserError
 from har.util.files import shorten_home
 from har.util.process import spell_command
-from har.util.progress import say, warn
+from har.util.progress import say
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -110,12 +109,7 @@ def _name_search(asked: Sweep, experiment_id: str) -> str:
     """Name a search by what its trials have in common; warn about what this machine cannot run."""
     with explain_store_errors():
         recorded = mlflow.get_experiment(experiment_id)
-    hardware = find_hardware()
-    check_gpus(hardware)
-    recipe = build_recipe(asked.variant, asked.overrides)
-    used, warnings = fit_to_hardware(recipe, asked.overrides, hardware)
-    for message in describe_unused_gpu(hardware) + warnings:
-        warn(message)
+    _, used = fit_to_machine(build_recipe(asked.variant, asked.overrides), asked.overrides)
     common = {
         # fallbacks included: machines that train another recipe search apart
         "recipe": digest_recipe(name_weights_by_content(used)),

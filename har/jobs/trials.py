@@ -20,7 +20,15 @@ from har.data.manifest import Manifest, hide_test
 from har.jobs.children import KilledFromOutside, build_key, find_finished, in_own_process
 from har.recipe import Recipe, build_recipe, digest_recipe, find_unused_fields
 from har.search.space import Choice, Space, find_start
-from har.search.study import ERROR, REPEATED, Metric, Progress, Search, TrialFailed
+from har.search.study import (
+    ERROR,
+    REPEATED,
+    Metric,
+    Progress,
+    Search,
+    TrialFailed,
+    is_interrupted,
+)
 from har.tracking.store import explain_store_errors
 from har.tracking.trials import (
     COMPLETE,
@@ -36,7 +44,7 @@ from har.training.frozen import FrozenFeatures
 from har.training.job import TrainingJob, build_job
 from har.training.train import find_best_epoch, train
 from har.util.errors import UserError, first_line
-from har.util.progress import only_progress, say
+from har.util.progress import only_progress, say, warn
 
 if TYPE_CHECKING:
     from optuna import Trial
@@ -131,6 +139,9 @@ def _run_one(asked: Sweep, search: Search, parent: str, evaluate: Any) -> None:
     start = find_start(asked.space, asked.overrides, asked.variant)
     trial = search.run_trial(evaluate, start)
     if REPEATED in trial.user_attrs:
+        return
+    if is_interrupted(trial):
+        warn(f"trial {trial.number} was taken for dead by another process, and is tried again")
         return
     progress = search.progress
     say(_format_trial(asked, progress, trial, time.monotonic() - started))

@@ -96,7 +96,8 @@ class Search:
         self.storage, self.name, self.process = storage, name, process
         direction = "minimize" if metric.endswith("loss") else "maximize"
         # two processes that create the tables at once would be in each other's way
-        with explain_storage_errors(storage), file_lock(cache_folder() / "optuna.lock"):
+        unusable = explain_storage_errors(storage, ImportError, RuntimeError)
+        with unusable, file_lock(cache_folder() / "optuna.lock"):
             self.study: Study = optuna.create_study(
                 storage=_open_storage(storage),
                 study_name=name,
@@ -140,12 +141,7 @@ class Search:
         """List the trials in these states by number, without those that were interrupted."""
         with explain_storage_errors(self.storage):
             trials = self.study.get_trials(deepcopy=False)
-        return [
-            each
-            for each in trials
-            if each.state.name in states
-            and (each.state.name != "FAIL" or {ERROR, REPEATED} & set(each.user_attrs))
-        ]
+        return [each for each in trials if each.state.name in states and not is_interrupted(each)]
 
     def claim(self, trial: "Trial", digest: str) -> bool:
         """Note what a trial is about to train; return False if another trial of this search trains
@@ -170,26 +166,36 @@ class Search:
     ) -> "FrozenTrial":
         """Choose values, `evaluate` them, and record the result; the first trial has the values
         `start`, if there are any. Returns the trial, which `evaluate` may have ended by
-        TrialFailed or `TrialPruned`.
+        TrialFailed or `TrialPruned`, and other processes as interrupted (`is_interrupted`).
         """
         number = len(self._list_trials((*OVER, "RUNNING")))
         with explain_storage_errors(self.storage):
             if start and not number:
                 self.study.enqueue_trial(dict(start))
             self.study.sampler = self._build_sampler(number)
-        ended: list[FrozenTrial] = []
+        tried: list[Trial] = []
 
         def objective(trial: "Trial") -> float:
+            tried.append(trial)
             trial.set_user_attr(PROCESS, self.process)
-            return evaluate(trial, suggest(trial, self.space))
+            try:
+                return evaluate(trial, suggest(trial, self.space))
+            finally:
+                lost.append(self._load(trial).state.is_finished())
 
-        self.study.optimize(
-            objective,
-            n_trials=1,
-            catch=TrialFailed,
-            callbacks=[lambda study, trial: ended.append(trial)],
-        )
-        return ended[0]
+        lost: list[bool] = []
+        try:
+            with explain_storage_errors(self.storage):
+                self.study.optimize(objective, n_trials=1, catch=TrialFailed)
+        # whatever Optuna makes of a trial that others have ended
+        except Exception:
+            if not any(lost):
+                raise
+        return self._load(tried[0])
+
+    def _load(self, trial: "Trial") -> "FrozenTrial":
+        with explain_storage_errors(self.storage):
+            return self.study._storage.get_trial(trial._trial_id)
 
     def _build_sampler(self, number: int) -> Any:
         """Build the sampler for a trial; its seed follows from the `number` of trials before, so
@@ -231,6 +237,11 @@ class Search:
         return self.process not in processes or newest.user_attrs.get(PROCESS) == self.process
 
 
+def is_interrupted(trial: "FrozenTrial") -> bool:
+    """Return whether a trial was cut short: its values are tried again."""
+    return trial.state.name == "FAIL" and not {ERROR, REPEATED} & set(trial.user_attrs)
+
+
 def suggest(trial: "Trial", space: Space) -> dict[str, Any]:
     """Let Optuna choose a value for each field."""
     found: dict[str, Any] = {}
@@ -256,15 +267,17 @@ def _open_storage(url: str) -> Any:
 
 
 @contextmanager
-def explain_storage_errors(storage: str) -> Iterator[None]:
-    """Turn errors of Optuna's storage into a UserError that names it, without its password."""
+def explain_storage_errors(storage: str, *more: type[Exception]) -> Iterator[None]:
+    """Turn errors of Optuna's storage, and `more`, into a UserError that names it, without its
+    password.
+    """
     from optuna.exceptions import StorageInternalError
     from sqlalchemy.exc import SQLAlchemyError
 
     logging.getLogger("alembic").setLevel(logging.WARNING)
     try:
         yield
-    except (SQLAlchemyError, StorageInternalError, ImportError, RuntimeError) as error:
+    except (SQLAlchemyError, StorageInternalError, *more) as error:
         raise UserError(
             f"--storage {without_password(storage)} cannot be used: {first_line(error)}; give the"
             f" URL of a database, such as {LOCAL_STORAGE} or postgresql://HOST/NAME"

@@ -33,6 +33,7 @@ from har.tracking.local_store import store_lock
 from har.tracking.ui import set_up_experiment
 from har.util.errors import UserError, first_line, without_password
 from har.util.escaping import for_terminal, format_csv
+from har.util.process import set_variables
 from har.util.progress import warn
 from har.util.signals import defer_interrupts, open_work
 
@@ -221,16 +222,8 @@ def short_timeouts() -> Iterator[None]:
 
     MLflow reads these variables of the whole process, so only the main thread may enter.
     """
-    before = {name: os.environ.get(name) for name in SHORT_TIMEOUTS}
-    os.environ.update(SHORT_TIMEOUTS)
-    try:
+    with set_variables(SHORT_TIMEOUTS):
         yield
-    finally:
-        for name, value in before.items():
-            if value is None:
-                del os.environ[name]
-            else:
-                os.environ[name] = value
 
 
 @contextmanager

@@ -390,9 +390,8 @@ def _extract_training(
     row_of = pd.Series(np.arange(len(both)), index=both["path"])
     train_rows, validation_rows = (row_of[rows["path"]].to_numpy() for rows in (train, validation))
     of_train, of_validation = found[: len(views)], found[: len(evaluated), validation_rows]
-    return PickedFeatures(of_train, train_rows) if on_disk else of_train[
-        :, train_rows
-    ], of_validation
+    picked = PickedFeatures(of_train, train_rows) if on_disk else of_train[:, train_rows]
+    return picked, of_validation
 
 
 def digest_weights(network: Any) -> str:

@@ -69,6 +69,20 @@ class TrainingJob:
         return describe_changes(VARIANTS[self.variant], self.used) or "none"
 
 
+def fit_to_machine(
+    requested: Recipe, overridden: Collection[str], *, quiet: bool = False
+) -> tuple[Hardware, Recipe]:
+    """Find the hardware and the recipe that really runs on it; warn about what it replaces, unless
+    `quiet`. It starts nothing on a GPU.
+    """
+    hardware = find_hardware()
+    check_gpus(hardware)
+    used, warnings = fit_to_hardware(requested, overridden, hardware)
+    for message in [] if quiet else describe_unused_gpu(hardware) + warnings:
+        warn(message)
+    return hardware, used
+
+
 def build_job(
     variant: str,
     requested: Recipe,
@@ -83,11 +97,7 @@ def build_job(
 
     A `feature_runtime` is used whatever `runtime` says.
     """
-    hardware = find_hardware()
-    check_gpus(hardware)
-    used, warnings = fit_to_hardware(requested, overridden, hardware)
-    for message in [] if quiet else describe_unused_gpu(hardware) + warnings:
-        warn(message)
+    hardware, used = fit_to_machine(requested, overridden, quiet=quiet)
     return TrainingJob(
         variant=variant,
         requested=requested,

@@ -104,7 +104,7 @@ def train(
     with _explain_errors(job.manifest):
         splits = leave_out_suspects(job, splits)
         inputs = build_inputs(job, splits, first_epoch, kept)
-        find = _solve_head if job.used.solved else _train_epochs
+        find = _solve_head if job.used.solved else _run_epochs
         probe, history, seconds = find(inputs, job, splits, on_epoch, backup, started)
         temperature = _fit_temperature(inputs, job.used, splits, probe)
     train_images = len(splits.train) if probe is None else int(probe.kept.sum())
@@ -121,20 +121,6 @@ def train(
         features=inputs.features,
         probe=probe,
     )
-
-
-def _train_epochs(
-    inputs: FitInputs,
-    job: TrainingJob,
-    splits: Splits,
-    on_epoch: OnEpoch | None,
-    backup: Backup | None,
-    started: float,
-) -> tuple[None, list[dict[str, float]], float]:
-    """Train in epochs, and say how that ended; return what `_solve_head` returns."""
-    report = _run_epochs(inputs, job, splits, on_epoch, backup, started)
-    say(describe_end(job.used, report.history, find_best_epoch(job.used, report.history)))
-    return None, report.history, report.train_time_s
 
 
 def _solve_head(
@@ -225,8 +211,8 @@ def _run_epochs(
     on_epoch: OnEpoch | None,
     backup: Backup | None,
     started: float,
-) -> EpochReport:
-    """Run the epochs that are left."""
+) -> tuple[None, list[dict[str, float]], float]:
+    """Run the epochs that are left, and say how that ended; return what `_solve_head` returns."""
     state, recipe = backup.state if backup else None, job.used
     stopping = build_stopping(recipe, state)
     weights = weigh_classes(splits.train, recipe, len(job.manifest.class_names))
@@ -248,7 +234,8 @@ def _run_epochs(
         except tf.errors.ResourceExhaustedError as error:
             raise UserError(_advise_on_memory(inputs, recipe, checkpoint)) from error
         checkpoint()
-    return report
+    say(describe_end(recipe, report.history, find_best_epoch(recipe, report.history)))
+    return None, report.history, report.train_time_s
 
 
 def _advise_on_memory(inputs: FitInputs, recipe: Recipe, checkpoint: Callable[[], None]) -> str:

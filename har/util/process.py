@@ -4,7 +4,8 @@ import os
 import resource
 import shlex
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,21 @@ def format_program(name: str) -> str:
     if sys.prefix in active or sys.prefix == sys.base_prefix:
         return name
     return f"{shlex.quote(sys.executable)} -m {name}"
+
+
+@contextmanager
+def set_variables(variables: Mapping[str, str]) -> Iterator[None]:
+    """Set environment variables of this process, and those it starts, during the block."""
+    before = {name: os.environ.get(name) for name in variables}
+    os.environ.update(variables)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                os.environ.pop(name, None)
+            else:
+                os.environ[name] = value
 
 
 def spell_command(command: str, options: Mapping[str, Any]) -> str:

@@ -33,6 +33,15 @@ def fill(folder: Path, numbers: list[int]) -> None:
         found.add(number, predict(number))
 
 
+def test_a_second_row_changes_nothing(tmp_path: Path) -> None:
+    found = open_shards(tmp_path / "out", NAMES, "m")
+    for number in range(10):
+        assert found.add(number, predict(number))
+        assert not found.add(number, explain_failure("late"))
+    assert found.waiting == {}
+    assert [row["label"] for row in found.read_shard(0)].count("running") == 9
+
+
 def test_any_order_and_twice_gives_the_same_files(tmp_path: Path) -> None:
     numbers = list(range(len(NAMES)))
     fill(tmp_path / "one", numbers)
@@ -52,10 +61,10 @@ def test_any_order_and_twice_gives_the_same_files(tmp_path: Path) -> None:
 def test_an_interruption_loses_unfinished_shards_alone(tmp_path: Path) -> None:
     fill(tmp_path / "out", [*range(12), *range(20, 27)])
     found = open_shards(tmp_path / "out", NAMES, "m")
-    assert found.missing == [1] and list(found.rows(1)) == list(range(10, 20))
+    assert found.missing == {1} and found.numbers == list(found.rows(1)) == list(range(10, 20))
     before = (tmp_path / "out" / "part-00000.parquet").stat().st_mtime_ns
     fill(tmp_path / "out", list(range(10, 20)))
-    assert found.missing == []
+    assert open_shards(tmp_path / "out", NAMES, "m").missing == set()
     assert (tmp_path / "out" / "part-00000.parquet").stat().st_mtime_ns == before
     outcome = found.summarise()
     assert (outcome.images, outcome.failed, outcome.first_error) == (27, 4, "bad, number 3")

@@ -1,7 +1,6 @@
 """A whole ablation, interrupted and resumed."""
 
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -12,12 +11,7 @@ import pytest
 
 from har.jobs import ablate
 from tests.compare.test_ablation import ARGUMENTS
-
-
-def in_a_thread(function: Callable[..., Any], *arguments: Any) -> Any:
-    """As in a process of its own, of which MLflow's open run is none; and at once."""
-    with ThreadPoolExecutor(1) as pool:
-        return pool.submit(function, *arguments).result()
+from tests.jobs.conftest import in_a_thread
 
 
 @pytest.fixture

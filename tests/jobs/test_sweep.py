@@ -4,8 +4,6 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +19,7 @@ from har.recipe import VARIANTS
 from har.tracking.artifacts import read_artifact
 from har.training.feature_cache import list_entries
 from tests.conftest import tiny_recipe, tracking_to
+from tests.jobs.conftest import in_a_thread
 
 TINY = (
     "--backbone", "efficientnet-lite0", "--image-size", "32", "--batch-size", "4",
@@ -28,12 +27,6 @@ TINY = (
     "--test-fraction", "0.25",
 )  # fmt: skip
 FIELDS = ("--param", "learning_rate=log:1e-4:1e-1", "--param", "head=gap_dropout,linear_probe")
-
-
-def in_a_thread(function: Callable[..., Any], *arguments: Any) -> Any:
-    """As in a process of its own, of which MLflow's open run is none; and at once."""
-    with ThreadPoolExecutor(1) as pool:
-        return pool.submit(function, *arguments).result()
 
 
 @pytest.fixture

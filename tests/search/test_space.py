@@ -65,7 +65,6 @@ def test_the_variant_itself_is_the_start_where_the_space_has_it() -> None:
 
 def test_draws_are_within() -> None:
     rng = Random(0)
-    numbers, words = parse_space(["epochs=3:5 head=gap_dropout,linear_probe"]).values(), None
-    words, numbers = numbers
+    words, numbers = parse_space(["epochs=3:5 head=gap_dropout,linear_probe"]).values()
     assert {numbers.draw(rng) for _ in range(50)} == {3, 4, 5}
     assert {words.draw(rng) for _ in range(50)} == set(words.values)

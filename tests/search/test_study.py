@@ -10,7 +10,7 @@ import pytest
 
 from har.search import study
 from har.search.space import parse_space
-from har.search.study import ERROR, Search, TrialFailed
+from har.search.study import ERROR, Search, TrialFailed, is_interrupted
 from har.util.errors import UserError
 
 SPACE = parse_space(["learning_rate=log:1e-4:1e-2", "batch_size=16,32,64"])
@@ -148,6 +148,28 @@ def test_a_killed_process_is_noticed(storage: str, monkeypatch: pytest.MonkeyPat
     assert here.progress.running == 1
     progress = here.wait_for_others()
     assert (progress.running, progress.done) == (0, 0)
+
+
+def test_a_trial_that_others_took_for_dead_is_tried_again(storage: str) -> None:
+    """As of a computer that slept: its process goes on."""
+    search, other = open_search(storage), open_search(storage)
+
+    def sleep(trial: Any, values: dict[str, Any]) -> float:
+        other.study._storage.set_trial_state_values(trial._trial_id, optuna.trial.TrialState.FAIL)
+        return 0.5
+
+    lost = search.run_trial(sleep, {})
+    assert is_interrupted(lost) and search.progress.done == 0
+    assert search.run_trial(score, {}).params == lost.params
+    assert search.progress.done == 1
+
+
+def test_a_bug_in_a_trial_is_not_taken_for_a_lost_one(storage: str) -> None:
+    def fail(trial: Any, values: dict[str, Any]) -> float:
+        raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        open_search(storage).run_trial(fail, {})
 
 
 @pytest.mark.parametrize(

@@ -30,6 +30,7 @@ def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = write_images(tmp_path_factory.mktemp("ray") / "images", per_class=30) / "train"
     (root / "Image_7.jpg").write_bytes(b"no image")
     (root / "Image_11.jpg").write_bytes(b"")
+    (root / os.fsdecode(b"caf\xe9.jpg")).write_bytes((root / "Image_2.jpg").read_bytes())
     (root / "a,'\"name.jpg").write_bytes((root / "Image_1.jpg").read_bytes())
     return root
 
@@ -60,11 +61,11 @@ def test_actors_give_the_rows_of_one_process(
     before = {each.pid for each in _children()}
     one = score(images, tmp_path / "ray.csv", model, executor="ray", workers=2)
     said = capsys.readouterr().err
-    assert one == local and one.failed == 2 and one.images == 91
+    assert one == local and one.failed == 2 and one.images == 92
     assert (tmp_path / "ray.csv").read_bytes() == (tmp_path / "local.csv").read_bytes()
     # nobody else than actors computed
     assert re.search(r"scored by [12] workers on 1 nodes", said)
-    assert "scoring: 91 of 91" in said
+    assert "scoring: 92 of 92" in said
     assert not [name for name in os.listdir(tmp_path) if name.startswith(".")]
     assert not {each.pid for each in _children()} - before
     # a second process does not write the same file
@@ -156,7 +157,7 @@ def test_a_killed_command_is_resumed(images: Path, model: str, tmp_path: Path) -
     assert f"resuming: {len(there)} of 6 parts are there" in done.stderr
     assert {path: path.stat().st_mtime_ns for path in there} == there
     rows = shards.open_shards(out, sorted(p.name for p in many.iterdir()), _read_model(tmp_path))
-    assert rows.summarise().images == 60 * 91 and rows.summarise().failed == 120
+    assert rows.summarise().images == 60 * 92 and rows.summarise().failed == 120
 
 
 def test_what_cannot_be_done_by_ray(images: Path, model: str, tmp_path: Path, cli: Any) -> None:
