@@ -19,6 +19,7 @@ from har.jobs import predict as predict_job
 from har.jobs.predict import Scoring, run_prediction
 from har.models.build import build_model
 from har.serving.package import log_classifier
+from har.util.files import storable
 from tests.conftest import PATH, tiny_recipe, write_images
 
 ray = pytest.importorskip("ray", reason="needs Ray: pip install 'ray[data]'")
@@ -116,7 +117,7 @@ def test_a_node_that_leaves_loses_nothing(
     assert "2 nodes, 2 CPUs" in said and "on 2 nodes" in said
     assert outcome.images == len(many) and outcome.failed == 80
     found = list(shards.open_shards(tmp_path / "out", list(many), _read_model(tmp_path)).read())
-    assert [row["filename"] for row in found] == list(many)
+    assert [row["filename"] for row in found] == [storable(name) for name in many]
     by_content: dict[str, set[Any]] = {}
     for row in found:
         by_content.setdefault(row["filename"].partition("-")[2], set()).add(row["label"])
