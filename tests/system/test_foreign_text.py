@@ -21,6 +21,7 @@ import pandas as pd
 import pytest
 from click.testing import Result
 from mlflow.utils.mlflow_tags import MLFLOW_RUN_NAME, MLFLOW_RUN_NOTE
+from PIL import Image
 
 from har.data.manifest import read_manifest
 from har.inference.predict import list_unlabelled
@@ -175,9 +176,12 @@ def test_predictions_name_the_files_and_resume(hostile: Path, tmp_path: Path) ->
         name = f"{number:03} {FILES[number % len(FILES)]}" if number % 2 else f"={number:03}.jpg"
         shutil.copy(hostile / "test" / FILES[0], folder / name)
     files, calls = list_unlabelled(folder), []
+    # the first image of the second batch: two batches are under way at once, in any order
+    Image.new("RGB", (8, 8)).save(list(files.values())[BATCH])
+    stop_at = list(files.values())[BATCH].read_bytes()
 
-    def classify(images: Any, stop: int = 99) -> list[Any]:
-        if len(calls) == stop:
+    def classify(images: Any, stop: bool = False) -> list[Any]:
+        if stop and images[0] == stop_at:
             raise KeyboardInterrupt
         calls.append(len(images))
         return [{"label": "=1+1", "probability": 0.5, "top_3": [], "error": None} for _ in images]
@@ -186,7 +190,7 @@ def test_predictions_name_the_files_and_resume(hostile: Path, tmp_path: Path) ->
         out = tmp_path / f"p.{suffix}"
         calls.clear()
         with pytest.raises(KeyboardInterrupt):
-            predict_to_file(folder, files, out, lambda images: classify(images, 1), "m")
+            predict_to_file(folder, files, out, lambda images: classify(images, True), "m")
         predict_to_file(folder, files, out, classify, "m")
         assert calls == [BATCH, BATCH], "the second call resumed"
     text = (tmp_path / "p.csv").read_text(encoding="utf-8")
