@@ -42,6 +42,7 @@ IMAGES_PER_CORE = 2
 # rounding alone moves Lite0's features of eight images by up to 0.05 on photographs and 0.13 on the
 # sample's drawings, in both runtimes alike. An output of zeros is at 1.
 TOLERANCE = {"float32": 1e-3, "bfloat16": 0.25, "float16": 0.25}
+_STARTING = threading.Lock()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -272,7 +273,6 @@ def import_openvino() -> Any:
     return openvino
 
 
-@cache
 def openvino_core() -> Any:
     """Return the process' only OpenVINO core, which lives until the process ends.
 
@@ -280,7 +280,18 @@ def openvino_core() -> Any:
     with itself. Where two cores overlap, or one ends in another thread, the thread is left without:
     the next Ctrl-C is a segmentation fault (2026.4).
     """
-    return import_openvino().Core()
+    with _STARTING:
+        return _start_openvino()
+
+
+@cache
+def _start_openvino() -> Any:
+    openvino = import_openvino()
+    # The first arrays that two threads hand over at once stop both for ever (2026.4): one waits for
+    # Python's lock, whose holder waits for the table of types that the first one is building.
+    tensor = openvino.Tensor(np.zeros(1, np.float32))
+    assert tensor.data.dtype == np.float32
+    return openvino.Core()
 
 
 def convert_to_openvino(network: Any) -> Any:

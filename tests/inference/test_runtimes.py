@@ -226,6 +226,33 @@ def test_ctrl_c_after_openvinos_networks_are_gone(model: keras.Model, tmp_path: 
     assert done.stdout.strip() == "caught"
 
 
+FIRST_ARRAYS = """
+import sys, threading
+import numpy as np
+from har.inference.runtimes import _compile_openvino, import_openvino
+openvino = import_openvino()
+from openvino import opset13
+x = opset13.parameter([-1, 4], np.float32)
+network = openvino.Model([opset13.relu(x)], [x])
+compiled = _compile_openvino(network, {}, batch_size=4, parallel=4)
+start = threading.Barrier(4)
+def work():
+    start.wait()
+    compiled.run(np.zeros((2, 4), np.float32))
+sys.setswitchinterval(1e-6)
+threads = [threading.Thread(target=work, daemon=True) for _ in range(4)]
+[each.start() for each in threads]
+[each.join() for each in threads]
+"""
+
+
+def test_the_first_arrays_of_several_threads_do_not_stop_openvino() -> None:
+    """Without the care taken in `openvino_core`, three of four such processes hang."""
+    pytest.importorskip("openvino")
+    for _ in range(4):
+        subprocess.run([sys.executable, "-c", FIRST_ARRAYS], check=True, timeout=60)
+
+
 @pytest.mark.parametrize(
     ("gpu", "bfloat16", "precision", "exact", "arithmetic"),
     [
