@@ -23,9 +23,12 @@ from har.data.prepare import load_manifest
 from har.data.splits import hold_out
 from har.evaluation.metrics import wilson_interval
 from har.recipe import NATIVE_SIZES, PATCH_SIZES, VARIANTS, Backbone, Recipe
+from har.util.progress import say
 from measuring import Claim, Tables
 
 BATCH = 32
+# Above this a turn takes half a minute, and one after the first is enough.
+LARGE_GFLOP = 10
 STRENGTHS = [10.0**n for n in range(-4, 1)]
 EFFICIENTNET_SIZES = (224, 240, 260, 300, 380, 456, 528, 600)
 # The height and width that each backbone was trained for.
@@ -65,13 +68,15 @@ def _measure_costs(manifest: Manifest, name: str, turns: int) -> dict[str, Any]:
     keras_graph = _build_forward(internals.build_backbone(small))
     images = internals.read_images(manifest, rows, small)
     calls["Keras at 160 px"] = _count_rate(keras_graph, images)
+    gflop = internals.count_multiplications(network) / 1e9
+    turns = 1 if gflop > LARGE_GFLOP else turns
     found = measuring.summarise(measuring.take_turns(calls, turns))
     return {
         "name": name,
         "parameters": network.count_params(),
         "MB": 4 * network.count_params() / 1e6,
         "px": SIZES[name],
-        "GFLOP": internals.count_multiplications(network) / 1e9,
+        "GFLOP": gflop,
         **{f"images/s, {row['name']}": row["rate"] for row in found},
     }
 
@@ -128,6 +133,7 @@ def measure(data: str, scratch: Path, tiny: bool) -> tuple[Tables, list[Claim]]:
             if _is_installed(name)
             else "not measured"
         )
+        say(", ".join(f"{key} {value}" for key, value in row.items()))
         rows.append(row)
     return {"backbone": rows}, []
 
