@@ -12,11 +12,13 @@ import click
 from har.recipe import VARIANTS, Recipe
 from har.util.errors import UserError
 from har.util.outputs import LOCAL_STORE
+from har.util.ray_cluster import Cluster, check_ray
 
 if TYPE_CHECKING:
     from har.data.layouts import Source
 
 Command = Callable[..., None]
+CLUSTER_OPTIONS = ("executor", "ray_address", "workers")
 SPLIT_OPTIONS = ("test_fraction", "split_seed", "duplicates", "test_file", "label_spelling")
 
 
@@ -142,6 +144,27 @@ runtime_option = click.option(
     " faster on CPUs (pip install openvino). auto: tensorflow for the model; for features openvino"
     " on a CPU where it is installed.",
 )
+# Where work runs.
+cluster_options = combine(
+    click.option(
+        "--executor",
+        type=Spelled(["local", "ray"]),
+        default="local",
+        help="ray: work on a Ray cluster, whose machines see the images under the same paths (pip"
+        " install 'ray[data]').",
+    ),
+    click.option(
+        "--ray-address",
+        metavar="HOST:PORT",
+        help="For --executor ray: the cluster.  [$RAY_ADDRESS, else one on this machine]",
+    ),
+    click.option(
+        "--workers",
+        type=click.IntRange(1),
+        help="For --executor ray: how many processes compute.  [one on each GPU, else on each"
+        " machine; for predict two on each]",
+    ),
+)
 recipe_options = combine(*map(recipe_option, fields(Recipe)))
 # Where the images come from, and how test images are held out.
 data_options = combine(
@@ -208,6 +231,7 @@ training_options = combine(
     recipe_options,
     experiment_option,
     runtime_option,
+    cluster_options,
 )
 
 
@@ -230,6 +254,18 @@ def find_image_folder(data: str) -> Path:
 
     source = folder_source(Path(data).expanduser(), why=f"--data {data}")
     return read_manifest(source.root).root if source.layout == "prepared" else source.root
+
+
+def pop_cluster(options: dict[str, Any]) -> Cluster | None:
+    """Take the options of the cluster out of `options`; None for this machine alone."""
+    executor, address, workers = (options.pop(name) for name in CLUSTER_OPTIONS)
+    if executor == "ray":
+        check_ray()
+        return Cluster(address=address, workers=workers)
+    for name, value in (("ray-address", address), ("workers", workers)):
+        if value is not None:
+            raise UserError(f"--{name} is for --executor ray")
+    return None
 
 
 def pop_split(options: dict[str, Any]) -> dict[str, Any]:

@@ -10,12 +10,15 @@ import click
 from click.core import ParameterSource
 
 from har.cli.options import (
+    CLUSTER_OPTIONS,
     Spelled,
+    cluster_options,
     data_options,
     experiment_option,
     find_named_data,
     flag,
     offline_option,
+    pop_cluster,
     pop_split,
     recipe_options,
     runtime_option,
@@ -97,7 +100,7 @@ def _train(
     run_name: str | None,
     **options: Any,
 ) -> "Record":
-    split = pop_split(options)
+    split, cluster = pop_split(options), pop_cluster(options)
     overrides = {name: value for name, value in options.items() if value is not None}
     requested = build_recipe(variant, overrides)
 
@@ -107,19 +110,20 @@ def _train(
     open_experiment(experiment)
     from har.data.prepare import load_manifest
     from har.jobs.train import run_training
-    from har.training.job import build_job
+    from har.training.job import build_job, check_cluster
 
+    check_cluster(cluster, requested)
     manifest = load_manifest(found, split, image_root=image_root)
-    job = build_job(variant, requested, overrides, manifest, runtime)
+    job = build_job(variant, requested, overrides, manifest, runtime, cluster=cluster)
     return run_training(job, experiment, process_start(), run_name=run_name)
 
 
 def _reproduce(ctx: click.Context, run_id: str, options: dict[str, Any]) -> "Record":
     kept = ("data", "image_root", "experiment", "runtime", "run_name")
     # `mlflow run` always passes a variant, so it does not count
-    _check_only(ctx, "reproduce", ("variant", *kept))
+    _check_only(ctx, "reproduce", ("variant", *kept, *CLUSTER_OPTIONS))
 
-    chosen = {name: options[name] for name in kept}
+    chosen = {name: options[name] for name in kept} | {"cluster": pop_cluster(options)}
     chosen["data"] = find_named_data(options["data"])
     from har.tracking.query import check_readable_store, find_run_id
 
@@ -135,7 +139,8 @@ def _resume(ctx: click.Context, run_id: str, options: dict[str, Any]) -> "Record
             "--resume does not work through `mlflow run`, which has opened another run:"
             f" har train --resume {run_id}"
         )
-    _check_only(ctx, "resume", ("image_root", *RECIPE_FIELDS))
+    _check_only(ctx, "resume", ("image_root", *RECIPE_FIELDS, *CLUSTER_OPTIONS))
+    cluster = pop_cluster(options)
     recipe = {name: options[name] for name in RECIPE_FIELDS if options[name] is not None}
 
     from har.jobs.resume import resume_training
@@ -144,7 +149,7 @@ def _resume(ctx: click.Context, run_id: str, options: dict[str, Any]) -> "Record
 
     run_id = pick_by_prefix(run_id, dict.fromkeys(list_backups(), "")) or run_id
     check_readable_store()
-    return resume_training(run_id, recipe, options["image_root"], process_start())
+    return resume_training(run_id, recipe, options["image_root"], process_start(), cluster)
 
 
 @click.command()
@@ -201,6 +206,7 @@ def _variant_option(name: str, field: str, default: str, help: str) -> Any:
 @recipe_options
 @experiment_option
 @runtime_option
+@cluster_options
 def ablate(data: str, image_root: Path | None, **options: Any) -> None:
     """Measure what each single change between two variants does to time and accuracy.
 
@@ -209,7 +215,7 @@ def ablate(data: str, image_root: Path | None, **options: Any) -> None:
     --epochs. If it was interrupted, give the same command again: it reuses finished trainings of
     the experiment.
     """
-    split = pop_split(options)
+    split, cluster = pop_split(options), pop_cluster(options)
     own = (
         "from_variant", "to_variant", "groups", "chain_only", "num_seeds", "experiment", "runtime"
     )  # fmt: skip
@@ -224,7 +230,8 @@ def ablate(data: str, image_root: Path | None, **options: Any) -> None:
     from har.jobs.ablate import Ablation, run_ablation
 
     manifest = load_manifest(found, split, image_root=image_root)
-    show(run_ablation(Ablation(manifest=manifest, overrides=overrides, **kept)))
+    asked = Ablation(manifest=manifest, overrides=overrides, cluster=cluster, **kept)
+    show(run_ablation(asked))
 
 
 def _list_given(options: dict[str, Any]) -> dict[str, Any]:
@@ -278,6 +285,7 @@ def _list_given(options: dict[str, Any]) -> dict[str, Any]:
 @recipe_options
 @experiment_option
 @runtime_option
+@cluster_options
 def sweep(data: str, image_root: Path | None, params: tuple[str, ...], **options: Any) -> None:
     """Search for the best values of recipe fields, by trials on validation images.
 
@@ -292,7 +300,7 @@ def sweep(data: str, image_root: Path | None, params: tuple[str, ...], **options
     """
     own = ("variant", "trials", "metric", "pruning", "storage", "experiment", "runtime")
     kept = {name: options.pop(name) for name in own}
-    split = pop_split(options)
+    split, cluster = pop_split(options), pop_cluster(options)
     overrides = {name: value for name, value in options.items() if value is not None}
     space = parse_space(params)
     if both := set(space) & set(overrides):
@@ -309,7 +317,9 @@ def sweep(data: str, image_root: Path | None, params: tuple[str, ...], **options
 
     manifest = load_manifest(found, split, image_root=image_root)
     given = {"data": data, "image_root": image_root, **split, **_list_given(kept)}
-    asked = Sweep(manifest=manifest, overrides=overrides, space=space, given=given, **kept)
+    asked = Sweep(
+        manifest=manifest, overrides=overrides, space=space, given=given, cluster=cluster, **kept
+    )
     show(format_search(run_sweep(asked), asked.metric))
 
 

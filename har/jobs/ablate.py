@@ -7,7 +7,7 @@ the experiment is reused, so an interrupted ablation continues where it stopped.
 """
 
 import tempfile
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -22,8 +22,10 @@ from har.jobs.children import (
     Child,
     Key,
     build_key,
+    call_on_cluster,
     find_finished,
     in_own_process,
+    open_cluster,
     train_child,
 )
 from har.recipe import Recipe, build_recipe
@@ -37,6 +39,7 @@ from har.util.errors import UserError
 from har.util.escaping import for_markdown, for_terminal
 from har.util.files import shorten_home
 from har.util.progress import say
+from har.util.ray_cluster import Cluster
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,6 +58,7 @@ class Ablation:
     manifest: Manifest
     runtime: str
     experiment: str
+    cluster: Cluster | None = None
 
 
 ONE_SEED = (
@@ -70,7 +74,10 @@ def run_ablation(asked: Ablation) -> str:
     steps = ablation.plan_ablation(base, end, asked.groups, asked.chain_only)
     asked = replace(asked, experiment=find_current_experiment() or asked.experiment)
     tags = job_tags("ablate", f"{asked.from_variant} to {asked.to_variant}", asked.manifest)
-    with open_run(asked.experiment, tags) as run:
+    with (
+        open_cluster(asked.cluster, mlflow.get_tracking_uri()),
+        open_run(asked.experiment, tags) as run,
+    ):
         ends = {"from": asked.from_variant, "to": asked.to_variant, "num_seeds": asked.num_seeds}
         overrides = {name: shorten_home(str(value)) for name, value in asked.overrides.items()}
         run.log_params(ends | overrides)
@@ -103,26 +110,60 @@ def _measure_steps(
         for step in steps
     ]
     every = list(dict.fromkeys(recipe for group in recipes for recipe in group))
-    keys = in_own_process(_build_keys, every, sorted(asked.overrides), asked.manifest)
-    key_of = dict(zip(every, keys, strict=True))
-    say(f"{len(set(keys))} recipes, one training each; interrupted, the same command resumes")
-    records: dict[Key, Record] = {}
+    key_of = dict(zip(every, _find_keys(asked, every), strict=True))
+    children: dict[Key, Child] = {}
+    names: dict[Key, str] = {}
     for step, group in zip(steps, recipes, strict=True):
         variant = asked.to_variant if step.kind in ("leave", "end") else asked.from_variant
         for recipe in group:
-            if (key := key_of[recipe]) in records:
-                continue
-            name = f"{step.kind} {step.change}".strip()
-            say(f"recipe {len(records) + 1} of {len(set(keys))}: {name}")
-            run_id = _find_measured(asked, key) or in_own_process(
-                train_child, _build_child(asked, variant, recipe, parent), cache
-            )
-            records[key] = load_details(read_record(mlflow.get_run(run_id)))
-            if not (records[key].history and records[key].recipe):
-                raise UserError(f"the history of run {run_id} cannot be read: delete the run")
+            names.setdefault(key_of[recipe], f"{step.kind} {step.change}".strip())
+            children.setdefault(key_of[recipe], _build_child(asked, variant, recipe, parent))
+    say(f"{len(children)} recipes, one training each; interrupted, the same command resumes")
+    train = _train_here if asked.cluster is None else _train_on_cluster
+    records: dict[Key, Record] = {}
+    for key, run_id in train(asked, children, names, cache):
+        records[key] = load_details(read_record(mlflow.get_run(run_id)))
+        if not (records[key].history and records[key].recipe):
+            raise UserError(f"the history of run {run_id} cannot be read: delete the run")
     groups = [tuple(key_of[recipe] for recipe in group) for group in recipes]
     costs = {each: measure_cost([records[key] for key in each]) for each in set(groups) if each}
     return [costs.get(each) for each in groups]
+
+
+def _find_keys(asked: Ablation, recipes: Sequence[Recipe]) -> list[Key]:
+    arguments = recipes, sorted(asked.overrides), asked.manifest
+    if asked.cluster is None:
+        return in_own_process(_build_keys, *arguments)
+    # where the trainings run, the hardware may be another
+    ((_, keys),) = call_on_cluster(asked.cluster, _build_keys, [arguments])
+    return list(keys)
+
+
+def _train_here(
+    asked: Ablation, children: dict[Key, Child], names: dict[Key, str], cache: str
+) -> Iterator[tuple[Key, str]]:
+    """Yield the run of each training; one after the other, or their times would not compare."""
+    for number, (key, child) in enumerate(children.items(), start=1):
+        say(f"recipe {number} of {len(children)}: {names[key]}")
+        yield key, _find_measured(asked, key) or in_own_process(train_child, child, cache)
+
+
+def _train_on_cluster(
+    asked: Ablation, children: dict[Key, Child], names: dict[Key, str], cache: str
+) -> Iterator[tuple[Key, str]]:
+    """Yield the run of each training; those that are missing run at once, one on each device, and
+    find features in the cache of their machine.
+    """
+    assert asked.cluster is not None
+    found = {key: _find_measured(asked, key) for key in children}
+    yield from ((key, run_id) for key, run_id in found.items() if run_id)
+    missing = [key for key, run_id in found.items() if not run_id]
+    done = len(children) - len(missing)
+    calls = [(children[key],) for key in missing]
+    for number, run_id in call_on_cluster(asked.cluster, train_child, calls):
+        done += 1
+        say(f"{done} of {len(children)} recipes are trained: {names[missing[number]]}")
+        yield missing[number], run_id
 
 
 def _build_child(asked: Ablation, variant: str, recipe: Recipe, parent: str) -> Child:

@@ -1,9 +1,10 @@
 """Trainings recorded under a parent run, for the jobs that train many recipes: ablate and sweep."""
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from multiprocessing import get_context
 from typing import Any, TypeVar
@@ -18,6 +19,7 @@ from har.tracking.query import find_experiment, find_runs
 from har.training.job import TrainingJob, build_job
 from har.util.errors import UserError
 from har.util.process import process_start
+from har.util.ray_cluster import Cluster, call_on_devices, connect, count_hosts
 from har.util.signals import ignore_ctrl_c, stop_on_signals
 
 Returned = TypeVar("Returned")
@@ -102,3 +104,45 @@ def in_own_process(function: Callable[..., Returned], *arguments: Any) -> Return
             for child in psutil.Process().children():
                 child.terminate()
             raise
+
+
+@contextmanager
+def open_cluster(cluster: Cluster | None, *stores: str) -> Iterator[None]:
+    """Connect to a cluster, if there is one, whose machines must reach these databases.
+
+    Raises:
+        UserError: the cluster does not answer, or has several machines and a store is a file.
+    """
+    if cluster is None:
+        yield
+        return
+    with connect(cluster.address):
+        for store in stores:
+            if count_hosts() > 1 and not store.startswith(("http", "postgresql", "mysql", "mssql")):
+                raise UserError(
+                    f"the other machines of the cluster do not reach {store}: set"
+                    " MLFLOW_TRACKING_URI to a server, and --storage of har sweep to a database"
+                    " such as postgresql://..."
+                )
+        yield
+
+
+def call_on_cluster(
+    cluster: Cluster,
+    function: Callable[..., Any],
+    calls: Sequence[tuple[Any, ...]],
+    on_poll: Callable[[], None] = lambda: None,
+) -> Iterator[tuple[int, Any]]:
+    """Call as `call_on_devices` does; the calls write into this process' store."""
+    here = os.getcwd(), mlflow.get_tracking_uri()
+    remote = [(*here, function, *each) for each in calls]
+    return call_on_devices(cluster, _call_here, remote, on_poll)
+
+
+def _call_here(folder: str, uri: str, function: Callable[..., Any], *arguments: Any) -> Any:
+    # a store may be a file that is named from there
+    with suppress(OSError):
+        os.chdir(folder)
+    os.environ["MLFLOW_TRACKING_URI"] = uri
+    mlflow.set_tracking_uri(uri)
+    return function(*arguments)

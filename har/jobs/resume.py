@@ -23,9 +23,10 @@ from har.training.backup_folders import (
     list_backups,
     training_lock,
 )
-from har.training.job import build_job
+from har.training.job import build_job, check_cluster
 from har.util.errors import UserError
 from har.util.progress import say, warn
+from har.util.ray_cluster import Cluster
 
 
 def reproduce_training(
@@ -36,6 +37,7 @@ def reproduce_training(
     experiment: str,
     runtime: str,
     run_name: str | None,
+    cluster: Cluster | None,
     started: float,
 ) -> Record:
     """Train a recorded run's recipe again, on the same images, as a new run."""
@@ -49,17 +51,24 @@ def reproduce_training(
         runtime, feature_runtime = record.runtime or AUTO, record.feature_runtime
     every_field = [each.name for each in fields(Recipe)]
     recipe = Recipe(**record.recipe)
-    job = build_job(record.variant, recipe, every_field, manifest, runtime, feature_runtime)
+    check_cluster(cluster, recipe)
+    job = build_job(
+        record.variant, recipe, every_field, manifest, runtime, feature_runtime, cluster=cluster
+    )
     return run_training(job, experiment, started, run_name=run_name)
 
 
 def resume_training(
-    run_id: str, overrides: Mapping[str, Any], image_root: Path | None, started: float
+    run_id: str,
+    overrides: Mapping[str, Any],
+    image_root: Path | None,
+    started: float,
+    cluster: Cluster | None = None,
 ) -> Record:
     """Resume an interrupted training in the same run, from its backup in the cache.
 
     `overrides` are recipe fields, which must have the values they had; `image_root` is where the
-    images lie now, if they were moved.
+    images lie now, if they were moved. Missing features are computed on the `cluster`.
 
     Raises:
         UserError: there is no backup, the run has finished, another process trains it, or it would
@@ -82,8 +91,10 @@ def resume_training(
                 f" new training: har train --variant {job.variant} with the options you want; the"
                 " features are cached"
             )
+        check_cluster(cluster, job.used)
         # an earlier process may have ended after it logged its model
         delete_models(run_id)
+        job = replace(job, cluster=cluster)
         return run_training(job, DEFAULT_EXPERIMENT, started, resume=run_id)
 
 

@@ -12,7 +12,15 @@ from typing import Any
 import mlflow
 import pandas as pd
 
-from har.jobs.children import Child, build_key, find_finished, in_own_process, train_child
+from har.jobs.children import (
+    Child,
+    build_key,
+    call_on_cluster,
+    find_finished,
+    in_own_process,
+    open_cluster,
+    train_child,
+)
 from har.jobs.trials import (
     RUN_ID,
     Sweep,
@@ -67,7 +75,11 @@ def run_sweep(asked: Sweep) -> Swept:
         parent = find_search_run(name, experiment_id)
     subject = f"{asked.variant} · {', '.join(asked.space)}"
     tags = job_tags("sweep", subject, asked.manifest) | {SEARCH_TAG: name}
-    with open_run(asked.experiment, tags, parent) as run:
+    stores = mlflow.get_tracking_uri(), asked.storage
+    with (
+        open_cluster(asked.cluster, *stores),
+        open_run(asked.experiment, tags, parent) as run,
+    ):
         run.log_params(_list_params(asked))
         say(
             f"search {name} in {asked.storage}: the same command resumes it; in a second terminal"
@@ -89,11 +101,19 @@ def run_sweep(asked: Sweep) -> Swept:
             say(f"training and evaluating the best recipe, of trial {progress.best.number}")
             child = _build_winner(asked, overrides, run.id)
             with explain_store_errors():
-                winner = read_record(mlflow.get_run(in_own_process(_find_or_train, child)))
+                winner = read_record(mlflow.get_run(_call(asked, _find_or_train, child)))
             mlflow.set_tag("winner", winner.run_id)
         best = f"{asked.metric} {progress.best.value:.4f} in trial {progress.best.number}"
         run.describe(describe_search(run.id, best, progress.done, command, winner))
     return Swept(rows=rows, progress=progress, command=command, winner=winner, run_id=run.id)
+
+
+def _call(asked: Sweep, function: Any, child: Child) -> Any:
+    """Call a function where the trials ran, in a new process."""
+    if asked.cluster is None:
+        return in_own_process(function, child)
+    ((_, returned),) = call_on_cluster(asked.cluster, function, [(child,)])
+    return returned
 
 
 def _check_validated(asked: Sweep) -> None:

@@ -17,7 +17,13 @@ import tensorflow as tf
 from mlflow.entities import Metric as LoggedMetric
 
 from har.data.manifest import Manifest, hide_test
-from har.jobs.children import KilledFromOutside, build_key, find_finished, in_own_process
+from har.jobs.children import (
+    KilledFromOutside,
+    build_key,
+    call_on_cluster,
+    find_finished,
+    in_own_process,
+)
 from har.recipe import Recipe, build_recipe, digest_recipe, find_unused_fields
 from har.search.space import Choice, Space, find_start
 from har.search.study import (
@@ -45,6 +51,7 @@ from har.training.job import TrainingJob, build_job
 from har.training.train import find_best_epoch, train
 from har.util.errors import UserError, first_line
 from har.util.progress import only_progress, say, warn
+from har.util.ray_cluster import Cluster, count_gpus, count_nodes
 
 if TYPE_CHECKING:
     from optuna import Trial
@@ -79,6 +86,7 @@ class Sweep:
     experiment: str
     given: dict[str, Any]
     process: str = field(default_factory=lambda: uuid4().hex)
+    cluster: Cluster | None = None
 
 
 def open_search(asked: Sweep, name: str) -> Search:
@@ -112,6 +120,8 @@ def run_missing_trials(asked: Sweep, search: Search, parent: str) -> Progress:
         if progress.done + progress.running >= asked.trials:
             say(f"waiting for {progress.running} trials of other processes")
             search.wait_for_others()
+        elif asked.cluster is not None:
+            _run_on_cluster(asked, asked.cluster, search, parent)
         elif _stays_frozen(asked):
             in_own_process(_run_trials, asked, search.name, parent)
         else:
@@ -126,6 +136,37 @@ def _run_trials(asked: Sweep, name: str, parent: str) -> None:
     tf.get_logger().setLevel("ERROR")
     while _needs_more(asked, search):
         _run_one(asked, search, parent, partial(_evaluate, asked, search, parent, kept))
+
+
+def _run_on_cluster(asked: Sweep, cluster: Cluster, search: Search, parent: str) -> None:
+    """Run trials on all devices of a cluster, each of which takes part in the search."""
+    seen = {each.number for each in search.ended}
+    before = len(seen)
+
+    def report() -> None:
+        for trial in sorted(search.ended, key=lambda each: each.number):
+            if trial.number not in seen:
+                seen.add(trial.number)
+                seconds = trial.duration.total_seconds() if trial.duration else 0.0
+                say(_format_trial(asked, search.progress, trial, seconds))
+
+    missing = asked.trials - before
+    devices = min(missing, cluster.workers or count_gpus() or count_nodes())
+    alone = replace(asked, cluster=None)
+    calls = [(alone, search.name, parent)] * devices
+    for _ in call_on_cluster(cluster, _run_share, calls, report):
+        pass
+    report()
+
+
+def _run_share(asked: Sweep, name: str, parent: str) -> None:
+    """Run trials until none is missing."""
+    if _stays_frozen(asked):
+        _run_trials(asked, name, parent)
+        return
+    search = open_search(asked, name)
+    while _needs_more(asked, search):
+        _run_one(asked, search, parent, partial(_evaluate_apart, asked, search, parent))
 
 
 def _needs_more(asked: Sweep, search: Search) -> bool:

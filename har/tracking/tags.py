@@ -56,6 +56,8 @@ def training_params(job: "TrainingJob") -> dict[str, Any]:
         "cpu_count": hardware.cpu_count,
         "memory_gb": hardware.memory_gb,
         **split_params(job.manifest),
+        # without it: local, as in runs of older versions
+        **({"executor": "ray"} if job.cluster else {}),
     }
 
 

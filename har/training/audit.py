@@ -15,7 +15,7 @@ from har.models.backbones import build_backbone
 from har.models.devices import make_deterministic
 from har.training.bad_images import name_bad_images
 from har.training.feature_cache import Features, check_limit
-from har.training.features import Extraction, View, evaluation_views
+from har.training.features import View, evaluation_views
 from har.training.job import TrainingJob
 from har.training.loaders import Splits, check_batch, check_feature_memory
 from har.training.probe import (
@@ -26,6 +26,7 @@ from har.training.probe import (
     count_folds,
     cross_validate,
 )
+from har.training.ray_features import open_extraction
 from har.training.suspects import check_cleanlab, find_suspects, suggest_labels
 from har.util.errors import UserError
 from har.util.progress import say
@@ -128,11 +129,11 @@ def _predict(
 def _extract(job: TrainingJob, rows: pd.DataFrame, views: Sequence[View]) -> Features:
     """Compute or read the (views, rows, features) of the pretrained backbone."""
     backbone = build_backbone(replace(job.used, precision="float32"))
-    extraction = Extraction(backbone, job.manifest, job.used, job.feature_runtime)
-    size = int(np.prod(extraction.count_features(views[0]))) * extraction.dtype.itemsize
-    check_limit(size * len(views) * len(rows))
-    check_feature_memory(len(rows), len(views), size)
-    return extraction.all_views(rows, views)
+    with open_extraction(job, backbone) as extraction:
+        size = int(np.prod(extraction.count_features(views[0]))) * extraction.dtype.itemsize
+        check_limit(size * len(views) * len(rows))
+        check_feature_memory(len(rows), len(views), size)
+        return extraction.all_views(rows, views)
 
 
 def tabulate_suspects(

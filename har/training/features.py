@@ -50,6 +50,8 @@ Images = npt.NDArray[np.float32]
 # Images that are read, and augmented, together. A shard is a whole number of these, or augmented
 # views would depend on which shards were missing.
 READ_SIZE = 32
+# Takes (first row, outputs).
+Keep = Callable[[int, npt.NDArray[Any]], None]
 CHECKED_IMAGES = 8
 
 
@@ -125,6 +127,18 @@ class FeatureSplits:
     extracted: Extracted
 
 
+@dataclass(frozen=True, kw_only=True)
+class Request:
+    """Features to compute: of one view of `rows`, in parts, each a whole number of READ_SIZE rows
+    or the last.
+    """
+
+    rows: pd.DataFrame
+    view: View
+    arithmetic: str
+    parts: Sequence[range]
+
+
 class Extraction:
     """Computes the features of one manifest's images by one network.
 
@@ -146,6 +160,11 @@ class Extraction:
         self.compiled: dict[tuple[str, int], Compiled] = {}
         self.computed = self.needed = 0
         self.saved_s = 0.0
+
+    @property
+    def device(self) -> str:
+        """What computes: GPU or CPU."""
+        return "GPU" if self.runtime == "tensorflow" and has_gpu() else "CPU"
 
     def count_features(self, view: View) -> tuple[int, ...]:
         """Return the shape of one image's features."""
@@ -210,7 +229,7 @@ class Extraction:
             view=view.number,
             seed=recipe.seed if view.is_random else 0,
             runtime=f"{self.runtime} {version(self.runtime)}",
-            device="GPU" if self.runtime == "tensorflow" and has_gpu() else "CPU",
+            device=self.device,
             arithmetic=arithmetic,
             layer=self.cut,
         )
@@ -225,26 +244,44 @@ class Extraction:
         array: Features,
     ) -> None:
         """Fill the missing shards of `array`, and write each into the cache."""
-        to_do = np.concatenate([entry.rows(shard) for shard in missing])
-        make_room(entry, len(to_do) * array[0].nbytes)
-        compiled = self._compile(arithmetic, rows, view.size)
-        batches = self._read_batches(rows, view, to_do, compiled.batch_size)
+        parts = {entry.rows(shard): shard for shard in missing}
+        to_do = sum(map(len, parts))
+        make_room(entry, to_do * array[0].nbytes)
         label = f"features, {self.runtime} {arithmetic}"
         label += "" if view.augmentation == "none" else f", view {view.number + 1}"
+        request = Request(rows=rows, view=view, arithmetic=arithmetic, parts=list(parts))
+        self.prepare(request)
         with progress(label, len(rows)) as advance, defer_interrupts() as checkpoint:
-            advance(len(rows) - len(to_do))
+            advance(len(rows) - to_do)
 
             def keep(start: int, outputs: npt.NDArray[Any]) -> None:
                 array[start : start + len(outputs)] = outputs
                 advance(len(outputs))
 
-            for shard in missing:
-                started, part = time.monotonic(), _slice(entry.rows(shard))
-                run_batches(compiled, _take_until(batches, part.stop, checkpoint), keep)
-                # an image that was changed meanwhile is not what the key says
-                check_bytes(self.manifest, rows[part])
-                entry.write(shard, array[part], time.monotonic() - started)
+            for part, seconds in self.compute(request, keep, checkpoint):
+                entry.write(parts[part], array[_slice(part)], seconds)
                 checkpoint()
+
+    def prepare(self, request: Request) -> None:
+        """Do what takes long before the first image."""
+        self._compile(request.arithmetic, request.rows, request.view.size)
+
+    def compute(
+        self, request: Request, keep: Keep, checkpoint: Callable[[], None]
+    ) -> Iterator[tuple[range, float]]:
+        """Compute a request's parts; yield each with the seconds it took when `keep` has got
+        all of it as (first row, outputs), in any order. `checkpoint` may interrupt it.
+        """
+        rows, view = request.rows, request.view
+        compiled = self._compile(request.arithmetic, rows, view.size)
+        numbers = np.concatenate(request.parts)
+        batches = self._read_batches(rows, view, numbers, compiled.batch_size)
+        for part in request.parts:
+            started = time.monotonic()
+            run_batches(compiled, _take_until(batches, part.stop, checkpoint), keep)
+            # an image that was changed meanwhile is not what the key says
+            check_bytes(self.manifest, rows[_slice(part)])
+            yield part, time.monotonic() - started
 
     def _compile(self, arithmetic: str, rows: pd.DataFrame, size: int) -> Compiled:
         """Compile at the first use, and compare with Keras on a few images."""
@@ -312,14 +349,7 @@ def _take_until(
             return
 
 
-def extract_splits(
-    network: Any,
-    manifest: Manifest,
-    recipe: Recipe,
-    runtime: str,
-    splits: Splits,
-    cut: str = "",
-) -> FeatureSplits:
+def extract_splits(extraction: Extraction, splits: Splits) -> FeatureSplits:
     """Compute the features of train and validation as fast as possible, of the test split exactly,
     or not at all where they are those before a cut.
 
@@ -327,10 +357,10 @@ def extract_splits(
         UserError: as `Extraction.features`, or the features need more memory than is free.
     """
     started = time.monotonic()
-    extraction = Extraction(network, manifest, recipe, runtime, cut)
+    recipe, runtime, cut = extraction.recipe, extraction.runtime, extraction.cut
     train, validation = splits.train, splits.validation
     views, evaluated = training_views(recipe), evaluation_views(recipe)
-    test = manifest.rows("test")[: 0 if cut else None]
+    test = extraction.manifest.rows("test")[: 0 if cut else None]
     size, served = (
         int(np.prod(extraction.count_features(each[0]))) * extraction.dtype.itemsize
         for each in (views, evaluated)

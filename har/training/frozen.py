@@ -15,6 +15,7 @@ from har.recipe import EPOCH_FIELDS, field_values
 from har.training.features import FeatureSplits, extract_splits
 from har.training.job import TrainingJob
 from har.training.loaders import Splits
+from har.training.ray_features import open_extraction
 from har.util.files import digest_bytes
 
 # The fields of a recipe that change nothing about features, given the images of both splits.
@@ -44,9 +45,8 @@ class FrozenFeatures:
             with precision_policy("float32"):
                 self.backbone = build_backbone(replace(job.used, precision="float32"))
             self.random_state = random.getstate()
-            self.features = extract_splits(
-                self.backbone, job.manifest, job.used, job.feature_runtime, splits
-            )
+            with open_extraction(job, self.backbone) as extraction:
+                self.features = extract_splits(extraction, splits)
             self.key = key
         random.setstate(self.random_state)
         return self.backbone, self.features

@@ -24,7 +24,7 @@ from har.models.build import (
     split_backbone,
 )
 from har.models.devices import STRATEGIES, precision_policy
-from har.training.features import Extraction, FeatureSplits, View, extract_splits
+from har.training.features import FeatureSplits, View, extract_splits
 from har.training.frozen import FrozenFeatures
 from har.training.job import TrainingJob
 from har.training.loaders import (
@@ -39,6 +39,7 @@ from har.training.loaders import (
     split_training,
 )
 from har.training.probe import DEFAULT_C
+from har.training.ray_features import open_extraction
 from har.training.regression import fit_layers
 from har.training.suspects import check_cleanlab
 from har.util.errors import UserError
@@ -87,8 +88,8 @@ def _start_head(model: keras.Model, job: TrainingJob, train: Any) -> None:
             plain = build_backbone(replace(recipe, weights="random"))
         copy_weights(backbone, plain)
         backbone = plain
-    extraction = Extraction(backbone, job.manifest, recipe, job.feature_runtime)
-    features = extraction.features(train, View(size=recipe.image_size))
+    with open_extraction(job, backbone) as extraction:
+        features = extraction.features(train, View(size=recipe.image_size))
     labels = train["label_id"].to_numpy()
     (layer,) = fit_layers(features[None], labels, classes, [DEFAULT_C], recipe)
     set_output_layer(model, layer.kernel, layer.bias)
@@ -144,7 +145,8 @@ def build_last_block_inputs(job: TrainingJob, splits: Splits, first_epoch: int) 
     model = build_model(replace(recipe, precision="float32"), classes)
     before, _ = split_backbone(model, recipe)
     cut = name_cut(recipe)
-    found = extract_splits(before, manifest, recipe, job.feature_runtime, splits, cut)
+    with open_extraction(job, before, cut) as extraction:
+        found = extract_splits(extraction, splits)
     _start_head(model, job, splits.train)
     steps = count_steps(len(splits.train), recipe)
     with strategy.scope() if replicas > 1 else nullcontext():

@@ -16,8 +16,10 @@ from har.models.devices import (
     format_hardware,
 )
 from har.recipe import VARIANTS, Recipe, changes, describe_changes, digest_recipe
+from har.util.errors import UserError
 from har.util.files import shorten_home
 from har.util.progress import warn
+from har.util.ray_cluster import Cluster
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,8 +27,8 @@ class TrainingJob:
     """One training: what the user asked for, and what really runs here.
 
     `overridden` names the recipe fields that the user set: no fallback replaces them. `runtime` is
-    the value of --runtime; `feature_runtime` computes features, if the recipe trains on them.
-    `recipe_digest` is that of `used`.
+    the value of --runtime; `feature_runtime` computes features, if the recipe trains on them, on
+    the machines of `cluster`, or on this one. `recipe_digest` is that of `used`.
     """
 
     variant: str
@@ -39,6 +41,7 @@ class TrainingJob:
     manifest: Manifest
     runtime: str
     feature_runtime: str
+    cluster: Cluster | None = None
 
     @property
     def serving_runtime(self) -> str:
@@ -69,6 +72,20 @@ class TrainingJob:
         return describe_changes(VARIANTS[self.variant], self.used) or "none"
 
 
+def check_cluster(cluster: Cluster | None, recipe: Recipe) -> None:
+    """Raise a UserError if there is a cluster and nothing of a recipe's training to do on it."""
+    uses_features = (
+        recipe.loader == "features"
+        or recipe.head_start == "linear_probe"
+        or recipe.suspects == "leave_out"
+    )
+    if cluster is not None and not uses_features:
+        raise UserError(
+            f"--executor ray computes features, which --loader {recipe.loader} does not use: take"
+            " v5 to v7, or leave --executor out"
+        )
+
+
 def fit_to_machine(
     requested: Recipe, overridden: Collection[str], *, quiet: bool = False
 ) -> tuple[Hardware, Recipe]:
@@ -91,6 +108,7 @@ def build_job(
     runtime: str = AUTO,
     feature_runtime: str | None = None,
     quiet: bool = False,
+    cluster: Cluster | None = None,
 ) -> TrainingJob:
     """Find the hardware, fit the recipe to it, and warn about settings that a fallback replaces,
     unless `quiet`.
@@ -111,4 +129,5 @@ def build_job(
         feature_runtime=choose_runtime(
             feature_runtime or runtime, 0 if hardware.is_cpu else hardware.num_gpus
         ),
+        cluster=cluster,
     )

@@ -1,13 +1,15 @@
-"""A connection to a Ray cluster, or to a small one that lives as long as the command."""
+"""Work on a Ray cluster, or on a small one that lives as long as the command."""
 
 import importlib.util
 import logging
 import os
 import signal
 import socket
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from har.util.errors import UserError, first_line
 from har.util.progress import quiet_loading, say
@@ -24,8 +26,22 @@ SETTINGS = {
     "RAY_py_gcs_connect_timeout_s": "10",
 }
 ANSWER_S = 10
+# How often to look whether a call has ended; how long an interrupted one may take to record that.
+POLL_S, STOP_S = 1.0, 30.0
+# How often a call runs again whose process or machine was lost.
+CALL_RETRIES = 2
 # The folder that holds this package: workers that Ray starts here import it from there too.
 HOME = Path(__file__).parents[2]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cluster:
+    """Where --executor ray works. `address` is None for $RAY_ADDRESS, or else a cluster on this
+    machine; `workers` are at work at once, None for one on each device.
+    """
+
+    address: str | None = None
+    workers: int | None = None
 
 
 def check_ray() -> None:
@@ -105,3 +121,90 @@ def count_gpus() -> int:
     import ray
 
     return int(ray.cluster_resources().get("GPU", 0))
+
+
+def count_hosts() -> int:
+    """Return the number of different machines in the connected cluster."""
+    import ray
+
+    return len({each["NodeManagerHostname"] for each in ray.nodes() if each["Alive"]})
+
+
+def reserve_device(workers: int | None) -> dict[str, float]:
+    """Return what a worker reserves in the connected cluster: a GPU where there are any, else an
+    equal share of the CPUs, by default those of a node.
+    """
+    import ray
+
+    if count_gpus():
+        return {"num_gpus": 1}
+    cpus = int(ray.cluster_resources().get("CPU", 1))
+    return {"num_cpus": max(1, cpus // (workers or count_nodes()))}
+
+
+def call_on_devices(
+    cluster: Cluster,
+    function: Callable[..., Any],
+    calls: Sequence[tuple[Any, ...]],
+    on_poll: Callable[[], None] = lambda: None,
+) -> Iterator[tuple[int, Any]]:
+    """Call a function once for each tuple of arguments, one call on a device at a time; yield the
+    number of each call and what it returned, as they end. Call it while connected. `on_poll` is
+    called every second meanwhile.
+
+    A call whose machine is lost runs again. After an error, calls that run may end, none starts.
+
+    Raises:
+        UserError: the function raised one, or calls lose their processes again and again.
+    """
+    import ray
+
+    # each call in a new process, as one command after the other
+    remote = ray.remote(max_calls=1, max_retries=CALL_RETRIES)(function).options(
+        scheduling_strategy="SPREAD", **reserve_device(cluster.workers)
+    )
+    most = cluster.workers or count_gpus() or count_nodes()
+    to_do = list(enumerate(calls))[::-1]
+    working: dict[Any, int] = {}
+    failed: UserError | None = None
+    try:
+        while working or (to_do and failed is None):
+            while to_do and failed is None and len(working) < most:
+                number, arguments = to_do.pop()
+                working[remote.remote(*arguments)] = number
+            ready, _ = ray.wait(list(working), timeout=POLL_S)
+            on_poll()
+            for each in ready:
+                number, (found, error) = working.pop(each), _get_result(each)
+                if error is None:
+                    yield number, found
+                failed = failed or error
+    except (KeyboardInterrupt, GeneratorExit):
+        _cancel(list(working))
+        raise
+    if failed is not None:
+        raise failed
+
+
+def _get_result(called: Any) -> tuple[Any, UserError | None]:
+    import ray
+    from ray.exceptions import RayError, RayTaskError
+
+    try:
+        return ray.get(called), None
+    except RayTaskError as error:
+        if not isinstance(error.cause, UserError):
+            raise
+        return None, error.cause
+    except RayError as error:
+        return None, UserError(f"workers of the cluster are lost again and again: {error}")
+
+
+def _cancel(calls: list[Any]) -> None:
+    """Interrupt calls, and give them time to record that."""
+    import ray
+
+    for each in calls:
+        ray.cancel(each)
+    if calls:
+        ray.wait(calls, num_returns=len(calls), timeout=STOP_S)

@@ -59,6 +59,14 @@ def test_the_table_is_long() -> None:
     assert len(list(cases())) > 250
 
 
+@pytest.mark.parametrize("command", ["run", "train", "ablate", "sweep", "predict"])
+def test_an_address_of_a_cluster_needs_the_executor(command: str, cli) -> None:
+    words = [*REQUIRED.get(command, []), "--ray-address", "head:6379"]
+    words += ["--param", "seed=1,2"] if command == "sweep" else []
+    result = cli(command, *words)
+    assert result.exit_code == 2 and "--ray-address is for --executor ray" in result.output
+
+
 @pytest.mark.parametrize("command", sorted(main.commands))
 def test_unknown_options_are_named(command: str, cli) -> None:
     result = cli(command, "--no-such-option", 1)
@@ -94,6 +102,9 @@ def test_what_was_meant_is_suggested(words: list[object], meant: str, cli) -> No
         (["--test-file", "x.csv", "--test-fraction", 0.2], "leave --test-fraction out"),
         (["--weights", "/no/such.weights.h5"], "/no/such.weights.h5"),
         (["--image-root", "/no/such"], "--image-root"),
+        (["--variant", "v6", "--workers", 2], "--workers is for --executor ray"),
+        (["--ray-address", "head:6379"], "--ray-address is for --executor ray"),
+        (["--variant", "v3", "--executor", "ray"], "--loader stream does not use: take v5 to v7"),
     ],
 )
 def test_what_does_not_go_together_is_said(

@@ -51,7 +51,7 @@ def test_every_split_has_what_keras_computes(
     runtime: str, network: keras.Model, manifest: Manifest, recipe: Recipe, plain_cpu: None
 ) -> None:
     splits = split_training(manifest, recipe)
-    found = extract_splits(network, manifest, recipe, runtime, splits)
+    found = extract_splits(Extraction(network, manifest, recipe, runtime), splits)
     rows = {"train": splits.train, "validation": splits.validation, "test": manifest.rows("test")}
     for name, computed in (
         ("train", found.train[0]),
@@ -74,7 +74,7 @@ def test_only_test_images_are_exact_where_the_cpu_has_bfloat16(
 ) -> None:
     monkeypatch.setattr(runtimes, "has_bfloat16", lambda: True)
     splits = split_training(manifest, recipe)
-    found = extract_splits(network, manifest, recipe, runtime, splits)
+    found = extract_splits(Extraction(network, manifest, recipe, runtime), splits)
     assert found.extracted.arithmetic == "bfloat16"
     wanted = expected(network, manifest, splits.train["path"].tolist())
     # oneDNN may keep so small a network in float32
@@ -87,17 +87,19 @@ def test_a_second_time_nothing_is_computed(
     network: keras.Model, manifest: Manifest, recipe: Recipe, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     splits = split_training(manifest, recipe)
-    first = extract_splits(network, manifest, recipe, "tensorflow", splits)
+    first = extract_splits(Extraction(network, manifest, recipe, "tensorflow"), splits)
     monkeypatch.setitem(RUNTIMES, "tensorflow", None)
     # other heads, losses and rates have the same features
     other = replace(recipe, head="flatten_dense512", learning_rate=0.1, epochs=1)
-    again = extract_splits(network, manifest, other, "tensorflow", splits)
+    again = extract_splits(Extraction(network, manifest, other, "tensorflow"), splits)
     assert (again.extracted.cache, again.extracted.computed) == ("hit", 0)
     for name in ("train", "validation", "test"):
         np.testing.assert_array_equal(getattr(again, name), getattr(first, name))
     # and so has another share of validation
     less = replace(recipe, validation_fraction=0.4)
-    fewer = extract_splits(network, manifest, less, "tensorflow", split_training(manifest, less))
+    fewer = extract_splits(
+        Extraction(network, manifest, less, "tensorflow"), split_training(manifest, less)
+    )
     assert fewer.extracted.cache == "hit" and len(fewer.train[0]) < len(first.train[0])
 
 
@@ -118,7 +120,7 @@ def test_views_are_augmented_each_its_own_way(
 ) -> None:
     recipe = tiny_recipe("v5", augmentation=AUGMENTED, feature_views=2)
     splits = split_training(manifest, recipe)
-    found = extract_splits(network, manifest, recipe, "tensorflow", splits)
+    found = extract_splits(Extraction(network, manifest, recipe, "tensorflow"), splits)
     plain = expected(network, manifest, splits.train["path"].tolist())
     assert found.train.shape == (2, *plain.shape)
     for one, other in (
@@ -250,7 +252,7 @@ def test_views_without_memory_for_them_are_refused_where_all_are_needed_at_once(
     recipe = tiny_recipe("v5", head="linear_probe")
     splits = split_training(manifest, recipe)
     with pytest.raises(UserError, match=r"loader features needs .* take fewer --feature-views"):
-        extract_splits(network, manifest, recipe, "tensorflow", splits)
+        extract_splits(Extraction(network, manifest, recipe, "tensorflow"), splits)
 
 
 def test_views_that_would_push_each_other_out_are_refused(
@@ -260,7 +262,7 @@ def test_views_that_would_push_each_other_out_are_refused(
     monkeypatch.setenv("HAR_CACHE_GB", "0.00005")
     splits = split_training(manifest, recipe)
     with pytest.raises(UserError, match="raise HAR_CACHE_GB"):
-        extract_splits(network, manifest, recipe, "tensorflow", splits)
+        extract_splits(Extraction(network, manifest, recipe, "tensorflow"), splits)
 
 
 def test_no_rows_are_no_features(network: keras.Model, manifest: Manifest, recipe: Recipe) -> None:
@@ -277,7 +279,7 @@ def test_mirror_images_and_a_larger_size(runtime: str, manifest: Manifest, plain
         "v5", augmentation="mirror", feature_views=2, test_time="mirror", evaluation_size=48
     )
     splits = split_training(manifest, recipe)
-    found = extract_splits(network, manifest, recipe, runtime, splits)
+    found = extract_splits(Extraction(network, manifest, recipe, runtime), splits)
     for computed, rows, size in (
         (found.train, splits.train, 32),
         (found.validation, splits.validation, 48),
@@ -294,6 +296,6 @@ def test_test_images_before_a_cut_are_not_computed(
 ) -> None:
     first = keras.Model(network.input, network.layers[-2].output)
     splits = split_training(manifest, recipe)
-    found = extract_splits(first, manifest, recipe, "tensorflow", splits, "block2")
+    found = extract_splits(Extraction(first, manifest, recipe, "tensorflow", "block2"), splits)
     assert found.test is None and found.extracted.converted is None
     assert found.extracted.needed == len(splits.train) + len(splits.validation)
