@@ -206,7 +206,9 @@ def hide_modules(*names: str) -> Iterator[None]:
 
 def load_tensorflow(folder: Path) -> Forward:
     """Load a classifier's Keras model; in safe mode Keras runs no code from the file."""
-    import keras
+    # half a second, for wrappers of Keras that nothing here uses
+    with hide_modules("sklearn"):
+        import keras
 
     # makes the layers of transformers known to Keras
     import har.models.vision_transformer  # noqa: F401
