@@ -23,6 +23,7 @@ from har.cli.options import (
 )
 from har.util.errors import UserError
 from har.util.escaping import for_terminal
+from har.util.places import Place, parse_place
 from har.util.progress import say, show, warn
 
 # A run id, as an argument and as the option that `mlflow run` can give.
@@ -95,7 +96,8 @@ def evaluate(
 @offline_option
 def classify(images: tuple[Path, ...], model: str, url: str | None, as_json: bool) -> None:
     """Tell what people do in IMAGES, which are files or folders of them."""
-    from har.inference.predict import classify_files, find_images, format_row
+    from har.inference.inputs import find_images
+    from har.inference.predict import classify_files, format_row
 
     paths = find_images(images)
     if url is None:
@@ -120,28 +122,46 @@ def _check_any_label(labelled: int, images: int, first_error: str) -> None:
         click.get_current_context().exit(1)
 
 
+class _PathOrUrl(click.Path):
+    """A path, or a URL such as s3://bucket/folder."""
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, context: click.Context | None
+    ) -> Any:
+        path = super().convert(value, param, context)
+        return parse_place(path) if isinstance(path, str) else path
+
+
 @click.command()
 @click.option(
     "--data",
-    type=click.Path(path_type=Path),
+    type=_PathOrUrl(),
     required=True,
-    metavar="DIR",
-    help="A folder of images, or Kaggle's layout, of which test/ is classified.",
+    metavar="DIR|URL|FILE",
+    help="A folder of images, also by its URL (s3://BUCKET/FOLDER); Kaggle's layout, of which test/"
+    " is classified; a list: .txt with a path or URL a line, .csv with a column filename or path;"
+    " or .parquet with the bytes in a column image, and names in filename.",
 )
 @click.option(
     "--out",
-    type=click.Path(path_type=Path),
-    default=Path("predictions.csv"),
+    type=_PathOrUrl(),
+    default="predictions.csv",
+    metavar="FILE|FOLDER|URL",
     help="A new .csv or .parquet file with the columns filename, label, probability, error; or a"
-    " folder, for Parquet files of 1,024 rows.",
+    " folder, for files of 1,024 rows. Also by its URL.",
+)
+@click.option(
+    "--shards",
+    type=Spelled(["parquet", "csv"]),
+    help="The format of the files in a folder.  [parquet]",
 )
 @model_option
 @click.option(
     "--executor",
     type=Spelled(["local", "ray"]),
     default="local",
-    help="ray: work on a Ray cluster, whose machines see the images under the same paths (pip"
-    " install 'ray[data]').",
+    help="ray: work on a Ray cluster, whose machines see the images under the same paths or URLs"
+    " (pip install 'ray[data]').",
 )
 @click.option(
     "--ray-address",
@@ -154,8 +174,8 @@ def _check_any_label(labelled: int, images: int, first_error: str) -> None:
     help="For --executor ray: actors that hold the model.  [one on each GPU, or two on each node]",
 )
 @offline_option
-def predict(data: Path, out: Path, executor: str, **options: Any) -> None:
-    """Classify many unlabelled images into a file or a folder.
+def predict(data: Place, out: Place, executor: str, shards: str | None, **options: Any) -> None:
+    """Classify many unlabelled images into a file or a folder, here or at a URL.
 
     If it was interrupted, give the same command again: it continues where it stopped.
     """
@@ -166,12 +186,16 @@ def predict(data: Path, out: Path, executor: str, **options: Any) -> None:
         from har.util.ray_cluster import check_ray
 
         check_ray()
-    from har.inference.predict import check_output, list_unlabelled
+    from har.inference.inputs import find_inputs
+    from har.inference.predict import check_output
 
     check_output(out)
-    files = list_unlabelled(data)
+    if shards and out.suffix:
+        raise UserError(f"--shards is for a folder as --out; received {out}")
+    files = find_inputs(data)
     from har.jobs.predict import Scoring, run_prediction
 
+    options["shards"] = shards or "parquet"
     found = run_prediction(Scoring(data=data, files=files, out=out, executor=executor, **options))
     if found.failed:
         warn(f"{found.failed} images have no label; the column error says why")

@@ -89,7 +89,7 @@ def read_image(path: Path, inside: Path | None = None, limits: Limits = TRAINING
             raise ImageError("a link out of the data folder")
         if not stat.S_ISREG(found.st_mode):
             raise ImageError("not a file")
-        _check_bytes(found.st_size, limits.bytes)
+        check_bytes(found.st_size, limits.bytes)
         with open(descriptor, "rb", closefd=False) as file:
             return file.read(found.st_size)
     except OSError as error:
@@ -111,7 +111,8 @@ def _is_inside(descriptor: int, path: Path, folder: Path) -> bool:
     return real.is_relative_to(_real_folder(folder)) or real.is_relative_to(folder.resolve())
 
 
-def _check_bytes(size: int, most: int) -> None:
+def check_bytes(size: int, most: int) -> None:
+    """Raise an ImageError for a file of no bytes, or of more than `most`."""
     if not size:
         raise ImageError("empty: 0 bytes")
     if size > most:
@@ -122,7 +123,7 @@ def open_image(data: bytes, limits: Limits = TRAINING_LIMITS) -> EncodedImage:
     """Read an image's header and remove its metadata; raise an ImageError for an unknown kind or
     beyond a limit.
     """
-    _check_bytes(len(data), limits.bytes)
+    check_bytes(len(data), limits.bytes)
     kind, start = find_kind(data[:HEAD_BYTES])
     if kind not in READABLE:
         kinds = ", ".join(sorted(READABLE))
@@ -131,7 +132,7 @@ def open_image(data: bytes, limits: Limits = TRAINING_LIMITS) -> EncodedImage:
             if kind
             else f"not an image of the kinds {kinds}"
         )
-    _check_bytes(len(data), LIMITS_OF_KIND[kind].bytes)
+    check_bytes(len(data), LIMITS_OF_KIND[kind].bytes)
     try:
         image = strip_jpeg(data, start) if kind == "JPEG" else _STRIP[kind](data[start:])
     except ImageError:

@@ -18,7 +18,7 @@ import pandas as pd
 from har.data.folders import has_image_suffix
 from har.data.kinds import explain_kind, name_kind
 from har.util.errors import UserError, first_line
-from har.util.files import read_regular_file
+from har.util.places import Place, read_place
 
 # About five million rows.
 MAX_BYTES = 300_000_000
@@ -57,7 +57,7 @@ class Table:
     notes: tuple[str, ...]
 
 
-def read_table(path: Path, exists: Callable[[str], bool], *, labelled: bool = True) -> Table:
+def read_table(path: Place, exists: Callable[[str], bool], *, labelled: bool = True) -> Table:
     """Read the file names of a table, and labels if it is `labelled`; `exists` tells if a file name
     is that of a file.
 
@@ -107,10 +107,10 @@ def are_predictions(path: Path) -> bool:
         return file.read(len(PREDICTIONS)) == PREDICTIONS
 
 
-def _read_text(path: Path) -> tuple[str, list[str]]:
+def _read_text(path: Place) -> tuple[str, list[str]]:
     """Return a file's text, and notes on its compression and encoding."""
     try:
-        data = read_regular_file(path, MAX_BYTES)
+        data = read_place(path, MAX_BYTES)
     except (OSError, ValueError) as error:
         raise UserError(f"{path} cannot be read: {first_line(error)}") from error
     notes = []
@@ -125,7 +125,7 @@ def _read_text(path: Path) -> tuple[str, list[str]]:
     return text, notes + ([f"encoding {encoding}"] if encoding != "utf-8" else [])
 
 
-def _decompress(path: Path, data: bytes) -> bytes:
+def _decompress(path: Place, data: bytes) -> bytes:
     unpack = zlib.decompressobj(wbits=31)
     try:
         text = unpack.decompress(data, MAX_BYTES)
@@ -136,7 +136,7 @@ def _decompress(path: Path, data: bytes) -> bytes:
     return text
 
 
-def _decode(path: Path, data: bytes) -> tuple[str, str]:
+def _decode(path: Place, data: bytes) -> tuple[str, str]:
     for mark, encoding in ENCODINGS:
         if data.startswith(mark):
             return _decode_as(path, data, encoding), encoding.replace("-sig", "")
@@ -153,14 +153,14 @@ def _decode(path: Path, data: bytes) -> tuple[str, str]:
         return data.decode("cp1252", "replace"), "windows-1252, because it is not UTF-8"
 
 
-def _decode_as(path: Path, data: bytes, encoding: str) -> str:
+def _decode_as(path: Place, data: bytes, encoding: str) -> str:
     try:
         return data.decode(encoding)
     except UnicodeDecodeError as error:
         raise UserError(f"{path} is not {encoding}, as it begins: {first_line(error)}") from error
 
 
-def _parse(path: Path, text: str, most: int | None = None) -> tuple[list[Row], str]:
+def _parse(path: Place, text: str, most: int | None = None) -> tuple[list[Row], str]:
     """Return the rows that are not empty, at most `most`, and the separator of the first one."""
     first = next((line for line in io.StringIO(text) if line.strip()), "")
     separator = max(SEPARATORS, key=first.count)
@@ -194,7 +194,7 @@ def _find_header(
     return header, rows, [f"no header: columns read as {order}"]
 
 
-def _check_widths(path: Path, header: Row, rows: list[Row]) -> None:
+def _check_widths(path: Place, header: Row, rows: list[Row]) -> None:
     """Raise a UserError for a row with more cells than the header, unless those are empty."""
     for number, row in enumerate(rows, start=1):
         if any(cell.strip() for cell in row[len(header) :]):
@@ -220,7 +220,7 @@ def _count(rows: list[Row], column: int, exists: Callable[[str], bool]) -> int:
 
 
 def _choose_column(
-    path: Path,
+    path: Place,
     header: Row,
     wanted: str,
     known: tuple[str, ...],

@@ -4,34 +4,28 @@ import csv
 import json
 import os
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
-from har.data.folders import NOT_A_FILE, is_image, list_files
-from har.data.images import ImageError, read_image
-from har.data.layouts import KAGGLE_FOLDER, TEST_FOLDER
-from har.data.names import NameFinder
-from har.data.tables import read_table
 from har.inference.classifier import Prediction, explain_failure
-from har.util.errors import UserError
+from har.inference.inputs import Input, read_inputs
+from har.util.errors import UserError, first_line
 from har.util.escaping import csv_quoting, for_csv, for_terminal, from_csv
 from har.util.files import replace_file, replace_text, storable
 from har.util.locks import file_lock
 from har.util.outputs import check_output_file
-from har.util.progress import progress, say, warn
+from har.util.places import WEB, Place, Url, exists
+from har.util.progress import progress, say
 
 # Images in one call of the classifier; an interruption loses no more than the calls under way.
 BATCH = 32
 # Batches under way: one is decoded while another is computed.
 AHEAD = 2
 COLUMNS = ("filename", "label", "probability", "error")
-TEST_LIST = "Testing_set.csv"
-# Left-out files that are named on the terminal.
-MAX_NAMED = 5
 Item = TypeVar("Item")
 Classify = Callable[[Sequence[bytes]], Iterable[Prediction]]
 
@@ -57,101 +51,41 @@ def batched(items: Iterable[Item], size: int) -> Iterator[list[Item]]:
         yield some
 
 
-def find_images(paths: Sequence[Path]) -> list[Path]:
-    """Find the files named, and all images in the folders named, sorted by name."""
-    found: list[Path] = []
-    for path in paths:
-        if path.is_dir():
-            found += [path / name for name in _list_images(path)]
-        elif path.exists():
-            found.append(path)
-        else:
-            raise UserError(f"no such image or folder: {path}")
-    return found
-
-
-def _list_images(folder: Path) -> list[str]:
-    """List the images in a folder, and name the files that are left out."""
-    listing = list_files(folder)
-    images = {path for path in listing.files if is_image(folder, path)}
-    # they become rows with an error
-    images |= {path for path, why in listing.refused.items() if why == NOT_A_FILE}
-    refused = {path: why for path, why in listing.refused.items() if path not in images}
-    left_out = [f"{path} ({why})" for path, why in refused.items()]
-    left_out += [path for path in listing.files if path not in images]
-    if not images:
-        found = f"{len(left_out)} other files, such as {left_out[0]}" if left_out else "no files"
-        raise UserError(f"no images in {folder}: {found}")
-    if left_out:
-        more = ", ..." if len(left_out) > MAX_NAMED else ""
-        warn(f"{len(left_out)} files are no images: {', '.join(left_out[:MAX_NAMED])}{more}")
-    return sorted(images)
-
-
-def list_unlabelled(data: Path) -> dict[str, Path]:
-    """Map the names of the images to score to their files.
-
-    These are the images of Kaggle's test/ that Testing_set.csv lists, else all of test/, else all
-    of a plain folder. In Kaggle's unpacked archive both lie one folder deeper.
-    """
-    if not data.is_dir():
-        raise UserError(f"no such folder: {data}")
-    folder = data
-    for root in (data, data / KAGGLE_FOLDER):
-        if (root / TEST_FOLDER).is_dir():
-            folder, listed = root / TEST_FOLDER, root / TEST_LIST
-            if listed.is_file():
-                return _read_list(listed, root)
-            break
-    return {name: folder / name for name in _list_images(folder)}
-
-
-def _read_list(listed: Path, root: Path) -> dict[str, Path]:
-    files = [path for path in list_files(root).files if path.startswith(f"{TEST_FOLDER}/")]
-    finder = NameFinder(set(files), TEST_FOLDER)
-    names = read_table(listed, finder.exists, labelled=False).rows["filename"].tolist()
-    folder = root / TEST_FOLDER
-    for row, name in enumerate(names, start=1):
-        inside = (folder / name).resolve().is_relative_to(folder.resolve())
-        if not name or not inside:
-            raise UserError(f"row {row} of {listed} names {name!r}, no file inside {folder}")
-    if repeated := len(names) - len(set(names)):
-        raise UserError(f"{listed} lists {repeated} images more than once")
-    paths, notes = finder.find_all(names)
-    for note in notes:
-        say(f"{TEST_LIST}: {note}")
-    return {name: root / path for name, path in zip(names, paths, strict=True)}
-
-
 def classify_files(
-    paths: Sequence[Path], classify: Classify, ahead: int = 1
+    inputs: Sequence[Input], classify: Classify, ahead: int = 1
 ) -> Iterator[FilePrediction]:
-    """Classify files in their order, `ahead` batches of BATCH at a time; a file that cannot be read
+    """Classify images in their order, `ahead` batches of BATCH at a time; one that cannot be read
     becomes a row with its error.
     """
-    with ThreadPoolExecutor(ahead) as pool:
-        batches = batched(paths, BATCH)
-        working = deque(
-            pool.submit(_classify_batch, batch, classify) for batch in islice(batches, ahead)
-        )
+    # one thread reads: rows of a table come from a stream
+    with ThreadPoolExecutor(1) as reader, ThreadPoolExecutor(ahead) as pool:
+
+        def submit(batch: list[Input]) -> "Future[list[FilePrediction]]":
+            contents = reader.submit(read_inputs, batch)
+            return pool.submit(_classify_batch, batch, contents, classify)
+
+        batches = batched(inputs, BATCH)
+        working = deque(submit(batch) for batch in islice(batches, ahead))
         try:
             while working:
                 yield from working.popleft().result()
                 for batch in islice(batches, 1):
-                    working.append(pool.submit(_classify_batch, batch, classify))
+                    working.append(submit(batch))
         finally:
             pool.shutdown(cancel_futures=True)
 
 
-def _classify_batch(batch: Sequence[Path], classify: Classify) -> list[FilePrediction]:
-    contents = [_read_or_explain(path) for path in batch]
-    rows = iter(classify([data for data in contents if isinstance(data, bytes)]))
+def _classify_batch(
+    batch: Sequence[Input], contents: "Future[list[bytes | str]]", classify: Classify
+) -> list[FilePrediction]:
+    found = contents.result()
+    rows = iter(classify([data for data in found if isinstance(data, bytes)]))
     return [
         {
-            "filename": storable(str(path)),
+            "filename": storable(str(place)),
             **(next(rows) if isinstance(data, bytes) else explain_failure(data)),
         }
-        for path, data in zip(batch, contents, strict=True)
+        for place, data in zip(batch, found, strict=True)
     ]
 
 
@@ -163,25 +97,31 @@ def format_row(row: FilePrediction) -> str:
     return for_terminal(f"{row['filename']}  {row['label']} {row['probability']:.0%}  ({others})")
 
 
-def _read_or_explain(path: Path) -> bytes | str:
-    try:
-        return read_image(path)
-    except ImageError as error:
-        return str(error)
-
-
-def check_output(out: Path) -> None:
+def check_output(out: Place) -> None:
     """Raise a UserError unless predictions can be written to `out`: a new .csv or .parquet, or a
     folder, which `open_shards` checks.
     """
+    if isinstance(out, Url) and out.protocol in WEB:
+        raise UserError(f"--out cannot be a web server; received {out}")
     if out.suffix in WRITERS:
-        check_output_file(out)
-    elif out.suffix or out.is_file():
+        _check_new(out)
+    elif out.suffix or (isinstance(out, Path) and out.is_file()):
         raise UserError(f"--out must be a .csv or .parquet file, or a folder; received {out}")
 
 
+def _check_new(out: Place) -> None:
+    if isinstance(out, Path):
+        check_output_file(out)
+        return
+    try:
+        if exists(out):
+            raise UserError(f"{out} exists already: move it away, or give another --out")
+    except OSError as error:
+        raise UserError(f"--out {out} cannot be used: {first_line(error)}") from error
+
+
 def predict_to_file(
-    data: Path, files: dict[str, Path], out: Path, classify: Classify, model: str
+    data: Place, files: Mapping[str, Input], out: Path, classify: Classify, model: str
 ) -> Outcome:
     """Score `files`, the images of `data` by their names, into `out`, a .csv or .parquet with
     COLUMNS.
@@ -191,7 +131,11 @@ def predict_to_file(
     """
     names = list(files)
     part = out.with_name(f".{out.name}.part")
-    task = {"folder": str(data.resolve()), "model": model, "names": len(names)}
+    task = {
+        "folder": str(data.resolve() if isinstance(data, Path) else data),
+        "model": model,
+        "names": len(names),
+    }
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
         with lock_output(out, part.with_suffix(".lock")):
@@ -254,7 +198,7 @@ def _format_name(name: str) -> str:
     return str(for_csv(storable(name)))
 
 
-def _write_rows(file: Any, files: dict[str, Path], done: int, classify: Classify) -> None:
+def _write_rows(file: Any, files: Mapping[str, Input], done: int, classify: Classify) -> None:
     names = list(files)
     rows = classify_files(list(files.values())[done:], classify, AHEAD)
     with progress("scoring", len(names)) as advance:

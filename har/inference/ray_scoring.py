@@ -1,8 +1,9 @@
 """Classifies images on a Ray cluster: Ray Data reads, decodes and computes in a pool of actors.
 
 Each actor loads the model once. Where the cluster has GPUs, an actor has one, and tasks beside it
-decode; without, an actor decodes too. Ray limits what is under way, runs work of a lost actor or
-node again, and so may compute a row twice: whoever takes the rows keeps one of each.
+decode; without, an actor decodes too. Both read the images themselves, also from a store or a
+table. Ray limits what is under way, runs work of a lost actor or node again, and so may compute a
+row twice: whoever takes the rows keeps one of each.
 """
 
 import logging
@@ -11,12 +12,13 @@ import tarfile
 import tempfile
 from collections.abc import Iterator, Sequence
 from io import BytesIO
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from har.data.images import ImageError, decode, read_image
+from har.data.images import ImageError, decode
 from har.inference.classifier import (
     CLASSIFIER_FOLDER,
     Prediction,
@@ -24,25 +26,33 @@ from har.inference.classifier import (
     load_classifier,
     read_facts,
 )
-from har.inference.predict import BATCH, classify_files
+from har.inference.image_rows import Row
+from har.inference.inputs import Input, pack_inputs, read_inputs, unpack_inputs
+from har.inference.predict import BATCH, batched, classify_files
 from har.recipe import Recipe
 from har.util.ray_cluster import count_gpus, count_nodes
 
 # Images in a block, the unit that Ray schedules, and computes again when a node is lost.
 BLOCK = 128
+# Rows that a worker hands on together; the images are not among them.
+ROW_BYTES = 16_000
 Batch = dict[str, Any]
 
 
 def decode_batch(batch: Batch, resize: str, size: int) -> Batch:
-    """Decode a batch of files, on a CPU beside a GPU.
+    """Read and decode a batch of images, on a CPU beside a GPU.
 
-    The columns number and path become number, pixels, (images, size, size, 3) uint8, and error.
+    The columns number and those of `pack_inputs` become number, pixels, (images, size, size, 3)
+    uint8, and error.
     """
-    pixels = np.zeros((len(batch["path"]), size, size, 3), np.uint8)
+    contents = read_inputs(unpack_inputs(batch))
+    pixels = np.zeros((len(contents), size, size, 3), np.uint8)
     errors: list[str] = []
-    for place, path in enumerate(batch["path"]):
+    for place, data in enumerate(contents):
         try:
-            pixels[place] = decode(read_image(Path(os.fsdecode(path))), resize, size)
+            if isinstance(data, str):
+                raise ImageError(data)
+            pixels[place] = decode(data, resize, size)
             errors.append("")
         except ImageError as error:
             errors.append(str(error))
@@ -50,10 +60,11 @@ def decode_batch(batch: Batch, resize: str, size: int) -> Batch:
 
 
 class Scorer:
-    """An actor that classifies files, or images that were decoded before.
+    """An actor that classifies images, read by itself or decoded before.
 
-    A batch has the columns number and path, or those of `decode_batch`. The answer has number,
-    label, probability, error and where: the process and the node that computed it.
+    A batch has the columns number and those of `pack_inputs`, or those of `decode_batch`. The
+    answer has number, label, probability, error and where: the process and the node that computed
+    it.
     """
 
     def __init__(self, packed: list[Any]) -> None:
@@ -79,8 +90,7 @@ class Scorer:
         return {"number": batch["number"], **found}
 
     def _classify(self, batch: Batch) -> list[Prediction]:
-        paths = [Path(os.fsdecode(each)) for each in batch["path"]]
-        return list(classify_files(paths, self.classifier.classify))
+        return list(classify_files(unpack_inputs(batch), self.classifier.classify))
 
     def _compute(self, batch: Batch) -> list[Prediction]:
         whole = [place for place, error in enumerate(batch["error"]) if not error]
@@ -101,27 +111,23 @@ def pack_classifier(folder: Path) -> bytes:
 
 
 def score_on_ray(
-    paths: Sequence[Path], numbers: Sequence[int], folder: Path, workers: int | None
+    inputs: Sequence[Input], numbers: Sequence[int], folder: Path, workers: int | None
 ) -> Iterator[tuple[int, Prediction, str]]:
-    """Yield (number, prediction, worker) of `paths[number]` for these numbers, in any order, each
+    """Yield (number, prediction, worker) of `inputs[number]` for these numbers, in any order, each
     at least once.
 
     `folder` is the classifier's. `workers` actors compute, by default one on each GPU, or two on
     each node. Call it while connected to a cluster.
     """
-    import pyarrow
     import ray
     import ray.data
 
-    _quiet_ray_data()
-    # as bytes: a name may not be UTF-8
-    names = [os.fsencode(paths[each]) for each in numbers]
-    table = pyarrow.table({"number": list(numbers), "path": names})
+    _set_up_ray_data()
     gpus, packed = count_gpus(), [ray.put(pack_classifier(folder))]
     workers = workers or gpus or 2 * count_nodes()
-    # something to do for each of them
-    blocks = max(-(-len(numbers) // BLOCK), min(workers, len(numbers)))
-    dataset = ray.data.from_arrow(table, override_num_blocks=blocks)
+    dataset = ray.data.from_arrow(
+        [_pack_block(inputs, each) for each in cut_blocks(inputs, numbers, workers)]
+    )
     if gpus:
         recipe = Recipe(**read_facts(folder)["recipe"])
         size = {"resize": recipe.resize, "size": recipe.served_size}
@@ -139,17 +145,43 @@ def score_on_ray(
             yield int(number), _build_row(*values), str(where)
 
 
+def cut_blocks(inputs: Sequence[Input], numbers: Sequence[int], workers: int) -> list[list[int]]:
+    """Cut numbers of images into blocks, with something to do for each worker.
+
+    Rows of a table stay together as far as that allows, for to find a row, a worker reads its group
+    from the beginning.
+    """
+    share = -(-len(numbers) // workers)
+    blocks: list[list[int]] = []
+    for group, members in groupby(numbers, key=lambda each: _group(inputs[each])):
+        blocks += batched(members, min(BLOCK, share) if group is None else share)
+    return blocks
+
+
+def _group(each: Input) -> int | None:
+    return each.group if isinstance(each, Row) else None
+
+
+def _pack_block(inputs: Sequence[Input], numbers: list[int]) -> Any:
+    import pyarrow
+
+    columns = pack_inputs([inputs[each] for each in numbers])
+    # as bytes: a path may not be UTF-8
+    return pyarrow.table({"number": numbers, **columns})
+
+
 def _build_row(label: Any, probability: Any, error: Any) -> Prediction:
     if error:
         return explain_failure(str(error))
     return {"label": str(label), "probability": float(probability), "top_3": [], "error": None}
 
 
-def _quiet_ray_data() -> None:
-    """Leave progress and messages to this project."""
+def _set_up_ray_data() -> None:
+    """Leave progress and messages to this project; let rows come while a block is worked on."""
     import ray.data
 
     logging.getLogger("ray.data").setLevel(logging.ERROR)
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
     context.enable_operator_progress_bars = False
+    context.target_max_block_size = ROW_BYTES

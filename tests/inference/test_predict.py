@@ -11,15 +11,8 @@ import pytest
 from PIL import Image
 
 from har.data.layouts import KAGGLE_FOLDER
-from har.inference.predict import (
-    BATCH,
-    batched,
-    classify_files,
-    find_images,
-    format_row,
-    list_unlabelled,
-    predict_to_file,
-)
+from har.inference.inputs import find_images, list_unlabelled
+from har.inference.predict import BATCH, batched, classify_files, format_row, predict_to_file
 from har.util.errors import UserError
 from tests.conftest import write_images
 

@@ -24,7 +24,7 @@ from mlflow.utils.mlflow_tags import MLFLOW_RUN_NAME, MLFLOW_RUN_NOTE
 from PIL import Image
 
 from har.data.manifest import read_manifest
-from har.inference.predict import list_unlabelled
+from har.inference.inputs import list_unlabelled
 from tests.conftest import read_csv, tiny_backbones, write_csv, write_images
 
 LABELS = {

@@ -9,7 +9,8 @@ from typing import Any
 
 import pytest
 
-from har.inference.predict import list_unlabelled, predict_to_file
+from har.inference.inputs import list_unlabelled
+from har.inference.predict import predict_to_file
 from har.util.errors import UserError
 from har.util.files import replace_tree
 from har.util.locks import file_lock
