@@ -10,6 +10,7 @@ import click
 from har.cli.options import (
     Between,
     Spelled,
+    cluster_options,
     combine,
     data_options,
     experiment_option,
@@ -18,8 +19,8 @@ from har.cli.options import (
     flag,
     model_option,
     offline_option,
+    pop_cluster,
     pop_split,
-    with_dashes,
 )
 from har.util.errors import UserError
 from har.util.escaping import for_terminal
@@ -156,36 +157,14 @@ class _PathOrUrl(click.Path):
     help="The format of the files in a folder.  [parquet]",
 )
 @model_option
-@click.option(
-    "--executor",
-    type=Spelled(["local", "ray"]),
-    default="local",
-    help="ray: work on a Ray cluster, whose machines see the images under the same paths or URLs"
-    " (pip install 'ray[data]').",
-)
-@click.option(
-    "--ray-address",
-    metavar="HOST:PORT",
-    help="For --executor ray: the cluster.  [$RAY_ADDRESS, else one on this machine]",
-)
-@click.option(
-    "--workers",
-    type=click.IntRange(1),
-    help="For --executor ray: actors that hold the model.  [one on each GPU, or two on each node]",
-)
+@cluster_options
 @offline_option
-def predict(data: Place, out: Place, executor: str, shards: str | None, **options: Any) -> None:
+def predict(data: Place, out: Place, shards: str | None, **options: Any) -> None:
     """Classify many unlabelled images into a file or a folder, here or at a URL.
 
     If it was interrupted, give the same command again: it continues where it stopped.
     """
-    given = [name for name in ("ray_address", "workers") if options[name] is not None]
-    if executor == "local" and given:
-        raise UserError(f"--{with_dashes(given[0])} is for --executor ray")
-    if executor == "ray":
-        from har.util.ray_cluster import check_ray
-
-        check_ray()
+    cluster = pop_cluster(options)
     from har.inference.inputs import find_inputs
     from har.inference.predict import check_output
 
@@ -196,7 +175,7 @@ def predict(data: Place, out: Place, executor: str, shards: str | None, **option
     from har.jobs.predict import Scoring, run_prediction
 
     options["shards"] = shards or "parquet"
-    found = run_prediction(Scoring(data=data, files=files, out=out, executor=executor, **options))
+    found = run_prediction(Scoring(data=data, files=files, out=out, cluster=cluster, **options))
     if found.failed:
         warn(f"{found.failed} images have no label; the column error says why")
     show(for_terminal(str(out)))

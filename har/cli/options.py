@@ -150,8 +150,8 @@ cluster_options = combine(
         "--executor",
         type=Spelled(["local", "ray"]),
         default="local",
-        help="ray: work on a Ray cluster, whose machines see the images under the same paths (pip"
-        " install 'ray[data]').",
+        help="ray: work on a Ray cluster, whose machines see the images under the same paths or"
+        " URLs (pip install 'ray[data]').",
     ),
     click.option(
         "--ray-address",

@@ -21,24 +21,20 @@ from har.serving.load import load_logged_model, open_classifier
 from har.util.errors import UserError
 from har.util.places import Place
 from har.util.progress import progress, say
-from har.util.ray_cluster import connect
+from har.util.ray_cluster import Cluster, connect
 
 
 @dataclass(frozen=True, kw_only=True)
 class Scoring:
     """Images to score, by the names that they get in `out`: a .csv or .parquet file, or a folder
     of files in the format `shards`. `files` says where the images of `data` are.
-
-    `executor` is `local` or `ray`; `ray_address` and `workers` are Ray's, None for its own choice.
     """
 
     data: Place
     files: Mapping[str, Input]
     out: Place
     model: str
-    executor: str
-    ray_address: str | None
-    workers: int | None
+    cluster: Cluster | None = None
     shards: str = FORMATS[0]
 
     @property
@@ -49,8 +45,8 @@ class Scoring:
 
 def run_prediction(asked: Scoring) -> Outcome:
     """Score the images that an interrupted call of the same kind left, and count them all."""
-    if asked.executor == "ray":
-        return _score_on_ray(asked)
+    if asked.cluster is not None:
+        return _score_on_ray(asked, asked.cluster)
     logged = load_logged_model(asked.model)
     classify = logged.classifier.classify
     if asked.into_file and isinstance(asked.out, Path):
@@ -67,16 +63,16 @@ def run_prediction(asked: Scoring) -> Outcome:
         return shards.summarise()
 
 
-def _score_on_ray(asked: Scoring) -> Outcome:
+def _score_on_ray(asked: Scoring, cluster: Cluster) -> Outcome:
     inputs, workers = list(asked.files.values()), set()
     with (
         open_classifier(asked.model) as (folder, identity),
         _open_output(asked, identity) as shards,
     ):
         if numbers := shards.numbers:
-            with connect(asked.ray_address), progress("scoring", len(inputs)) as advance:
+            with connect(cluster.address), progress("scoring", len(inputs)) as advance:
                 advance(len(inputs) - len(numbers))
-                for number, row, worker in score_on_ray(inputs, numbers, folder, asked.workers):
+                for number, row, worker in score_on_ray(inputs, numbers, folder, cluster.workers):
                     workers.add(worker)
                     # a row that was computed twice counts once
                     advance(shards.add(number, row))

@@ -52,8 +52,9 @@ def images(memory: Url) -> Url:
 
 
 def score(data: Place, out: Place, **options: Any) -> Any:
-    local = {"model": "m", "executor": "local", "ray_address": None, "workers": None}
-    return run_prediction(Scoring(data=data, files=find_inputs(data), out=out, **local | options))
+    return run_prediction(
+        Scoring(data=data, files=find_inputs(data), out=out, model="m", **options)
+    )
 
 
 @pytest.mark.parametrize("format", ["parquet", "csv"])

@@ -20,6 +20,7 @@ from har.jobs.predict import Scoring, run_prediction
 from har.models.build import build_model
 from har.serving.package import log_classifier
 from har.util.files import storable
+from har.util.ray_cluster import Cluster
 from tests.conftest import PATH, tiny_recipe, write_images
 
 ray = pytest.importorskip("ray", reason="needs Ray: pip install 'ray[data]'")
@@ -50,8 +51,7 @@ def model(manifest: Manifest, store: str, tmp_path: Path) -> str:
 
 def score(images: Path, out: Path, model: str, **options: Any) -> Any:
     files = {path.name: path for path in sorted(images.iterdir())}
-    chosen = {"executor": "local", "ray_address": None, "workers": None} | options
-    return run_prediction(Scoring(data=images, files=files, out=out, model=model, **chosen))
+    return run_prediction(Scoring(data=images, files=files, out=out, model=model, **options))
 
 
 @pytest.mark.slow
@@ -60,7 +60,7 @@ def test_actors_give_the_rows_of_one_process(
 ) -> None:
     local = score(images, tmp_path / "local.csv", model)
     before = {each.pid for each in _children()}
-    one = score(images, tmp_path / "ray.csv", model, executor="ray", workers=2)
+    one = score(images, tmp_path / "ray.csv", model, cluster=Cluster(workers=2))
     said = capsys.readouterr().err
     assert one == local and one.failed == 2 and one.images == 92
     assert (tmp_path / "ray.csv").read_bytes() == (tmp_path / "local.csv").read_bytes()
@@ -71,7 +71,7 @@ def test_actors_give_the_rows_of_one_process(
     assert not {each.pid for each in _children()} - before
     # a second process does not write the same file
     with pytest.raises(Exception, match="exists already"):
-        score(images, tmp_path / "ray.csv", model, executor="ray")
+        score(images, tmp_path / "ray.csv", model, cluster=Cluster())
 
 
 def _children() -> list[Any]:
@@ -82,9 +82,9 @@ def _children() -> list[Any]:
 
 @pytest.fixture
 def two_nodes() -> Iterator[Any]:
-    from ray.cluster_utils import Cluster
+    from ray.cluster_utils import Cluster as LocalCluster
 
-    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1})
+    cluster = LocalCluster(initialize_head=True, head_node_args={"num_cpus": 1})
     cluster.add_node(num_cpus=1)
     yield cluster
     cluster.shutdown()
@@ -109,8 +109,8 @@ def test_a_node_that_leaves_loses_nothing(
 
     monkeypatch.setattr(predict_job, "score_on_ray", score_and_kill)
     asked = Scoring(
-        data=images, files=many, out=tmp_path / "out", model=model, executor="ray",
-        ray_address=two_nodes.address, workers=2,
+        data=images, files=many, out=tmp_path / "out", model=model,
+        cluster=Cluster(address=two_nodes.address, workers=2),
     )  # fmt: skip
     outcome = run_prediction(asked)
     said = capsys.readouterr().err
