@@ -96,24 +96,23 @@ def run_sweep(asked: Sweep) -> Swept:
             raise UserError(f"none of {progress.done} trials succeeded: {errors[0]}")
         overrides = choose_overrides(asked, progress.best.params)
         command = spell_command("run", {"variant": asked.variant, **asked.given, **overrides})
-        winner = None
-        if search.is_last():
-            say(f"training and evaluating the best recipe, of trial {progress.best.number}")
-            child = _build_winner(asked, overrides, run.id)
-            with explain_store_errors():
-                winner = read_record(mlflow.get_run(_call(asked, _find_or_train, child)))
-            mlflow.set_tag("winner", winner.run_id)
+        winner = _train_winner(asked, overrides, run.id) if search.is_last() else None
         best = f"{asked.metric} {progress.best.value:.4f} in trial {progress.best.number}"
         run.describe(describe_search(run.id, best, progress.done, command, winner))
     return Swept(rows=rows, progress=progress, command=command, winner=winner, run_id=run.id)
 
 
-def _call(asked: Sweep, function: Any, child: Child) -> Any:
-    """Call a function where the trials ran, in a new process."""
+def _train_winner(asked: Sweep, overrides: dict[str, Any], parent: str) -> Record:
+    """Train and evaluate the best recipe in a new process, where the trials ran."""
+    say("training and evaluating the best recipe")
+    child = _build_winner(asked, overrides, parent)
     if asked.cluster is None:
-        return in_own_process(function, child)
-    ((_, returned),) = call_on_cluster(asked.cluster, function, [(child,)])
-    return returned
+        run_id = in_own_process(_find_or_train, child)
+    else:
+        ((_, run_id),) = call_on_cluster(asked.cluster, _find_or_train, [(child,)])
+    mlflow.set_tag("winner", run_id)
+    with explain_store_errors():
+        return read_record(mlflow.get_run(run_id))
 
 
 def _check_validated(asked: Sweep) -> None:
