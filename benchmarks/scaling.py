@@ -23,6 +23,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import psutil
+
 import measuring
 from har.data.prepare import load_manifest
 from har.util.hardware import available_cpus
@@ -84,8 +86,6 @@ def _measure_local(uri: str, paths: list[Path]) -> dict[str, float]:
 
 
 def _measure_ray(uri: str, paths: list[Path], workers: int) -> dict[str, float]:
-    import psutil
-
     from har.inference.ray_scoring import score_on_ray
     from har.serving.load import open_classifier
     from har.util.ray_cluster import connect
@@ -140,11 +140,12 @@ def _measure_driver(folder: Path, rows: int) -> dict[str, float]:
     """Measure what the process in charge does: names in memory, and rows into shards."""
     from har.inference.classifier import Prediction
     from har.inference.shards import open_shards
-    from har.util.process import peak_memory_mb
 
-    before = peak_memory_mb()
+    process = psutil.Process()
+    before = process.memory_info().rss
     names = [f"photos/{number % 1000:03}/image-{number:012}.jpg" for number in range(rows)]
     files = {name: folder / name for name in names}
+    memory = process.memory_info().rss - before
     shards = open_shards(folder / "out", names, "a model")
     row: Prediction = {"label": "sitting", "probability": 0.5, "top_3": [], "error": None}
     started = time.monotonic()
@@ -156,7 +157,7 @@ def _measure_driver(folder: Path, rows: int) -> dict[str, float]:
     return {
         "rows/s": rows / seconds,
         "bytes a row": size / rows,
-        "MB for a million names": (peak_memory_mb() - before) / rows * 1e6,
+        "MB for a million names": memory / rows,
     }
 
 

@@ -2,9 +2,9 @@
 
     python benchmarks/tracking_load.py --data DIR
 
-The records of 1,000 trials of v6, a metric for each of ten epochs, are written by the code of `har
-sweep`, from 1 and from 8 threads at once, without the trainings between them: the load of as many
-workers whose trials take no time. The stores are a file of SQLite, and a tracking server on
+The records of 1,000 trials of v6, with the metrics of ten epochs, are written by the code of `har
+sweep` from 8 threads at once, and those of 100 from one, without the trainings between them: the
+load of as many workers whose trials take no time. The stores are a file of SQLite, and a tracking server on
 SQLite and, where it is installed, on PostgreSQL. Afterwards the trials are read as `har sweep`
 reads them. The images of DIR are not read.
 """
@@ -22,8 +22,9 @@ from har.data.prepare import load_manifest
 from har.util.process import set_variables
 from measuring import Claim, Tables
 
-TRIALS, EPOCHS = 1_000, 10
-THREADS = (1, 8)
+EPOCHS = 10
+# Trials by the threads that write them.
+TRIALS = {1: 100, 8: 1_000}
 
 
 def _write_trial(parent: str, job: Any, number: int) -> float:
@@ -83,7 +84,7 @@ def _serve(backend: str, folder: Path) -> Iterator[str]:
 
 def measure(data: str, scratch: Path, tiny: bool) -> tuple[Tables, list[Claim]]:
     """Measure each store with each number of threads."""
-    trials, rows = (8 if tiny else TRIALS), []
+    rows = []
     with ExitStack() as opened:
         (scratch / "sqlite").mkdir()
         on_sqlite = f"sqlite:///{scratch}/sqlite/server.db"
@@ -97,9 +98,10 @@ def measure(data: str, scratch: Path, tiny: bool) -> tuple[Tables, list[Claim]]:
             server = opened.enter_context(_serve(backend, scratch / "postgres"))
             stores["a server on PostgreSQL"] = server
         for name, uri in stores.items():
-            for threads in THREADS:
+            for threads, trials in TRIALS.items():
                 with set_variables({"MLFLOW_TRACKING_URI": uri}):
-                    found = measuring.in_fresh_process(_measure_load, data, trials, threads)
+                    count = 8 if tiny else trials
+                    found = measuring.in_fresh_process(_measure_load, data, count, threads)
                 rows.append({"name": f"{name}, {threads} at once", **found})
     return {"store": rows}, []
 
