@@ -4,9 +4,9 @@
 
 The records of 1,000 trials of v6, with the metrics of ten epochs, are written by the code of `har
 sweep` from 8 threads at once, and those of 100 from one, without the trainings between them: the
-load of as many workers whose trials take no time. The stores are a file of SQLite, and a tracking server on
-SQLite and, where it is installed, on PostgreSQL. Afterwards the trials are read as `har sweep`
-reads them. The images of DIR are not read.
+load of as many workers whose trials take no time. The stores are a file of SQLite, and a tracking
+server on SQLite and, where it is installed, on PostgreSQL. Afterwards the trials are read as `har
+sweep` reads them. The images of DIR are not read.
 """
 
 import time
