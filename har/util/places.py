@@ -35,7 +35,7 @@ PROTOCOLS = {
     "sftp": ("paramiko", "fsspec[sftp]"),
     "memory": ("fsspec", "fsspec"),
 }
-EXTRAS = {S3: "s3", GS: "gs"}
+EXTRAS = {S3: "s3fs", GS: "gs"}
 WEB = ("http", "https")
 # An object is there when all of it was sent; a file of others is written, then renamed.
 WHOLE = ("s3", "gs", "gcs", "az", "abfs", "memory")

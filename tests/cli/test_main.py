@@ -190,6 +190,7 @@ def test_a_run_is_repeated_with_equal_numbers(
     assert result.exit_code == 2 and "its dataset_digest is" in result.stderr
 
 
+@pytest.mark.slow
 def test_a_second_run_on_the_same_images_finds_their_features(
     cli, tiny_backbone: None, raw: Path, store: str
 ) -> None:

@@ -164,6 +164,7 @@ def list_files(client: MlflowClient, run_id: str) -> dict[str, int]:
     return found
 
 
+@pytest.mark.slow
 def test_two_sessions_meet_in_one_comparison(
     sessions: dict[str, Path], exported: Path, home: Path, tmp_path: Path, tiny_raw: Path, cli,
     guessing_is_enough: None,

@@ -142,6 +142,7 @@ def test_trials_that_fail_are_recorded_and_the_search_goes_on(
     assert "none of 2 trials succeeded: label_smoothing" in result.output
 
 
+@pytest.mark.slow
 def test_others_than_on_features_each_have_a_process(
     in_this_process: None, tiny_backbone: None, tiny_raw: Path, store: str, cli: Any,
     monkeypatch: pytest.MonkeyPatch,
@@ -182,6 +183,7 @@ def test_a_trial_far_below_the_others_is_pruned(
     assert kept.exit_code == 0 and "0 pruned" in kept.output
 
 
+@pytest.mark.slow
 def test_another_store_has_a_search_of_its_own(
     in_this_process: None, tiny_backbone: None, tiny_raw: Path, tmp_path: Path, cli: Any,
     monkeypatch: pytest.MonkeyPatch,

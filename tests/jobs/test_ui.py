@@ -10,6 +10,7 @@ import urllib.request
 from pathlib import Path
 
 import mlflow
+import pytest
 
 from tests.conftest import free_port
 
@@ -23,6 +24,7 @@ def start(folder: Path, port: int) -> subprocess.Popen:
     )  # fmt: skip
 
 
+@pytest.mark.slow
 def test_the_view_is_served_at_the_address_that_it_prints(tmp_path: Path) -> None:
     client = mlflow.MlflowClient(f"sqlite:///{tmp_path}/mlflow.db")
     experiment = client.create_experiment("har", (tmp_path / "files").as_uri())

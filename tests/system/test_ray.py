@@ -80,16 +80,6 @@ def _children() -> list[Any]:
     return psutil.Process().children(recursive=True)
 
 
-@pytest.fixture
-def two_nodes() -> Iterator[Any]:
-    from ray.cluster_utils import Cluster as LocalCluster
-
-    cluster = LocalCluster(initialize_head=True, head_node_args={"num_cpus": 1})
-    cluster.add_node(num_cpus=1)
-    yield cluster
-    cluster.shutdown()
-
-
 @pytest.mark.slow
 def test_a_node_that_leaves_loses_nothing(
     images: Path, model: str, tmp_path: Path, two_nodes: Any, monkeypatch: pytest.MonkeyPatch,

@@ -88,16 +88,6 @@ def test_features_before_a_cut(ninety: Manifest, tmp_path: Path, monkeypatch: An
         assert np.array_equal(found.features(rows), local) and local.dtype == np.float16
 
 
-@pytest.fixture
-def two_nodes() -> Iterator[Any]:
-    from ray.cluster_utils import Cluster as LocalCluster
-
-    cluster = LocalCluster(initialize_head=True, head_node_args={"num_cpus": 1})
-    cluster.add_node(num_cpus=1)
-    yield cluster
-    cluster.shutdown()
-
-
 @pytest.mark.usefixtures("small_parts")
 def test_a_node_that_leaves_loses_no_features(
     ninety: Manifest, network: keras.Model, two_nodes: Any, tmp_path: Path, monkeypatch: Any,

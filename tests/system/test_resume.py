@@ -129,6 +129,7 @@ def assert_as_if_nothing_had_happened(run: mlflow.entities.Run, whole: mlflow.en
     assert not backup_folder(run.info.run_id).exists()
 
 
+@pytest.mark.slow
 def test_stopped_and_killed_it_goes_on_in_the_same_run(
     whole: mlflow.entities.Run, data: Path, store: str, cli
 ) -> None:

@@ -30,6 +30,7 @@ def numbers(result: Result) -> list[dict[str, float]]:
     return [{k: v for k, v in epoch.items() if k not in timed} for epoch in result.history]
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("tiny_backbone")
 def test_sharing_changes_no_number(manifest: Manifest, monkeypatch: pytest.MonkeyPatch) -> None:
     built = []

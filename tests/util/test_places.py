@@ -80,7 +80,9 @@ def test_a_missing_package_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(
         places.importlib.util, "find_spec", lambda name: None if name in hidden else found(name)
     )
-    with pytest.raises(UserError, match=r"s3:// needs s3fs: pip install 's3fs.*' \(the extra s3\)"):
+    with pytest.raises(
+        UserError, match=r"s3:// needs s3fs: pip install 's3fs.*' \(the extra s3fs\)"
+    ):
         parse_place("s3://bucket/a")
     with pytest.raises(UserError, match=r"az:// needs adlfs: pip install 'adlfs[^']*'$"):
         parse_place("az://bucket/a")
