@@ -15,7 +15,7 @@ from typing import Any, NoReturn
 import click
 
 from har import __version__
-from har.cli import data, models, runs, training
+from har.cli import data, models, runs, studies, training
 from har.cli.options import with_dashes
 from har.util.errors import UserError, first_line
 from har.util.files import cache_folder
@@ -85,6 +85,6 @@ def main() -> None:
     """
 
 
-for group in (data, training, models, runs):
+for group in (data, training, studies, models, runs):
     for command in group.COMMANDS:
         main.add_command(command)

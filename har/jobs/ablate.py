@@ -81,8 +81,7 @@ def run_ablation(asked: Ablation) -> str:
         ends = {"from": asked.from_variant, "to": asked.to_variant, "num_seeds": asked.num_seeds}
         overrides = {name: shorten_home(str(value)) for name, value in asked.overrides.items()}
         run.log_params(ends | overrides)
-        with tempfile.TemporaryDirectory() as cache:
-            costs = _measure_steps(asked, steps, run.id, cache)
+        costs = _measure_steps(asked, steps, run.id)
         effects = ablation.find_effects(steps, costs)
         table = ablation.describe_table(effects)
         sentences = [for_terminal(ablation.summarise_effect(each)) for each in effects]
@@ -97,12 +96,9 @@ def run_ablation(asked: Ablation) -> str:
 
 
 def _measure_steps(
-    asked: Ablation, steps: Sequence[ablation.Step], parent: str, cache: str
+    asked: Ablation, steps: Sequence[ablation.Step], parent: str
 ) -> list[Cost | None]:
-    """Measure the cost of each step, None for a forbidden one; equal recipes have one Cost object.
-
-    The trainings share the features in the folder `cache`.
-    """
+    """Measure the cost of each step, None for a forbidden one; equal recipes share a Cost."""
     recipes = [
         [replace(step.recipe, seed=step.recipe.seed + seed) for seed in range(asked.num_seeds)]
         if step.recipe
@@ -121,7 +117,7 @@ def _measure_steps(
     say(f"{len(children)} recipes, one training each; interrupted, the same command resumes")
     train = _train_here if asked.cluster is None else _train_on_cluster
     records: dict[Key, Record] = {}
-    for key, run_id in train(asked, children, names, cache):
+    for key, run_id in train(asked, children, names):
         records[key] = load_details(read_record(mlflow.get_run(run_id)))
         if not (records[key].history and records[key].recipe):
             raise UserError(f"the history of run {run_id} cannot be read: delete the run")
@@ -140,16 +136,19 @@ def _find_keys(asked: Ablation, recipes: Sequence[Recipe]) -> list[Key]:
 
 
 def _train_here(
-    asked: Ablation, children: dict[Key, Child], names: dict[Key, str], cache: str
+    asked: Ablation, children: dict[Key, Child], names: dict[Key, str]
 ) -> Iterator[tuple[Key, str]]:
-    """Yield the run of each training; one after the other, or their times would not compare."""
-    for number, (key, child) in enumerate(children.items(), start=1):
-        say(f"recipe {number} of {len(children)}: {names[key]}")
-        yield key, _find_measured(asked, key) or in_own_process(train_child, child, cache)
+    """Yield the run of each training; one after the other, or their times would not compare. They
+    share features.
+    """
+    with tempfile.TemporaryDirectory() as cache:
+        for number, (key, child) in enumerate(children.items(), start=1):
+            say(f"recipe {number} of {len(children)}: {names[key]}")
+            yield key, _find_measured(asked, key) or in_own_process(train_child, child, cache)
 
 
 def _train_on_cluster(
-    asked: Ablation, children: dict[Key, Child], names: dict[Key, str], cache: str
+    asked: Ablation, children: dict[Key, Child], names: dict[Key, str]
 ) -> Iterator[tuple[Key, str]]:
     """Yield the run of each training; those that are missing run at once, one on each device, and
     find features in the cache of their machine.

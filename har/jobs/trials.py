@@ -51,7 +51,7 @@ from har.training.job import TrainingJob, build_job
 from har.training.train import find_best_epoch, train
 from har.util.errors import UserError, first_line
 from har.util.progress import only_progress, say, warn
-from har.util.ray_cluster import Cluster, count_gpus, count_nodes
+from har.util.ray_cluster import Cluster, count_devices
 
 if TYPE_CHECKING:
     from optuna import Trial
@@ -151,7 +151,7 @@ def _run_on_cluster(asked: Sweep, cluster: Cluster, search: Search, parent: str)
                 say(_format_trial(asked, search.progress, trial, seconds))
 
     missing = asked.trials - before
-    devices = min(missing, cluster.workers or count_gpus() or count_nodes())
+    devices = min(missing, count_devices(cluster))
     alone = replace(asked, cluster=None)
     calls = [(alone, search.name, parent)] * devices
     for _ in call_on_cluster(cluster, _run_share, calls, report):

@@ -8,6 +8,7 @@ import tempfile
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -21,10 +22,18 @@ from har.recipe import Recipe
 from har.training.feature_cache import Features
 from har.training.features import READ_SIZE, Extraction, Keep, Request, View
 from har.training.job import TrainingJob
-from har.util.errors import UserError, first_line
+from har.util.errors import UserError
 from har.util.hardware import has_bfloat16
 from har.util.progress import say, warn
-from har.util.ray_cluster import POLL_S, Cluster, connect, count_gpus, count_nodes
+from har.util.ray_cluster import (
+    POLL_S,
+    Cluster,
+    WorkerLost,
+    connect,
+    count_gpus,
+    count_nodes,
+    take_result,
+)
 
 # Images that a worker computes at once: enough that asking costs nothing, few enough that workers
 # end together.
@@ -34,8 +43,8 @@ MAX_LOST = 10
 # Seconds without any worker until the user is told.
 PATIENCE_S = 60
 Packed = tuple[bytes, Manifest, Recipe, str, str]
-# What a worker has computed: the rows and the seconds. A text is the error in their place.
-Answer = tuple[Features, float] | str
+# What a worker has computed: the rows and the seconds.
+Answer = tuple[Features, float]
 
 
 @contextmanager
@@ -52,44 +61,29 @@ def open_extraction(job: TrainingJob, network: keras.Model, cut: str = "") -> It
 class FeatureWorker:
     """An actor that computes features as `Extraction` does."""
 
-    def __init__(self) -> None:
-        """Load nothing yet: an error in here would not reach the user."""
-        self.extraction: Any = None
-
-    def load(self, packed: Packed, expected: str) -> str:
-        """Load the network; return an error, or "". `expected` describes what must compute."""
+    def load(self, packed: Packed, expected: str) -> None:
+        """Load the network, or raise a UserError. `expected` describes what must compute."""
         content, manifest, recipe, runtime, cut = packed
-        try:
-            network = _unpack_network(content)
-            self.extraction = Extraction(network, manifest, recipe, runtime, cut)
-            found = describe_arithmetic(self.extraction)
-        except UserError as error:
-            return str(error)
-        if found != expected:
-            return (
+        network = _unpack_network(content)
+        self.extraction = Extraction(network, manifest, recipe, runtime, cut)
+        if (found := describe_arithmetic(self.extraction)) != expected:
+            raise UserError(
                 f"a machine of the cluster computes features by {found}, this one by {expected}:"
                 " they would differ. Give all machines equal versions and hardware, or leave"
                 " --executor out"
             )
-        return ""
 
     def compute(self, rows: pd.DataFrame, view: View, arithmetic: str, part: range) -> Answer:
-        """Compute one part of the rows."""
+        """Compute one part of the rows, or raise a UserError."""
         request = Request(rows=rows, view=view, arithmetic=arithmetic, parts=[part])
         parts: dict[int, Any] = {}
-        try:
-            ((_, seconds),) = self.extraction.compute(request, parts.__setitem__, lambda: None)
-        except UserError as error:
-            return str(error)
+        ((_, seconds),) = self.extraction.compute(request, parts.__setitem__, lambda: None)
         found = np.concatenate([parts[start] for start in sorted(parts)])
-        assert len(found) == len(part)
         return found.astype(self.extraction.dtype, copy=False), seconds
 
 
 def describe_arithmetic(extraction: Extraction) -> str:
     """Describe what features depend on beside the network: versions and the kind of hardware."""
-    from importlib.metadata import version
-
     kind = f"{extraction.device}{' with bfloat16' if has_bfloat16() else ''}"
     name = extraction.runtime
     return f"{name} {version(name)} on a {kind} in har {__version__}"
@@ -181,7 +175,6 @@ class RayExtraction(Extraction):
         the pieces of lost workers again.
         """
         import ray
-        from ray.exceptions import RayError
 
         to_do = deque(pieces)
         unfinished, waited = len(to_do), 0.0
@@ -198,13 +191,11 @@ class RayExtraction(Extraction):
             for each in ready:
                 worker, done = self.working.pop(each)
                 try:
-                    answer = ray.get(each)
-                except RayError as error:
+                    answer = take_result(each)
+                except WorkerLost as error:
                     self._replace_worker(error)
                     to_do.extend([done] if done is not None else [])
                     continue
-                if isinstance(answer, str) and answer:
-                    raise UserError(answer)
                 self.idle.append(worker)
                 if done is not None:
                     unfinished -= 1
@@ -214,6 +205,6 @@ class RayExtraction(Extraction):
         """Start another worker; give up after many, whose reason may be the same."""
         self.lost += 1
         if self.lost > MAX_LOST:
-            raise UserError(f"{self.lost} workers of the cluster were lost: {first_line(error)}")
+            raise UserError(f"{self.lost} workers were lost, the last one so: {error}") from error
         warn("a worker of the cluster was lost: another computes its images again")
         self._start_worker()

@@ -34,6 +34,10 @@ CALL_RETRIES = 2
 HOME = Path(__file__).parents[2]
 
 
+class WorkerLost(UserError):
+    """A process of the cluster was killed, or its machine is gone."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Cluster:
     """Where --executor ray works. `address` is None for $RAY_ADDRESS, or else a cluster on this
@@ -130,16 +134,49 @@ def count_hosts() -> int:
     return len({each["NodeManagerHostname"] for each in ray.nodes() if each["Alive"]})
 
 
-def reserve_device(workers: int | None) -> dict[str, float]:
-    """Return what a worker reserves in the connected cluster: a GPU where there are any, else an
-    equal share of the CPUs, by default those of a node.
+def count_devices(cluster: Cluster) -> int:
+    """Return how many calls of the connected cluster run at once: by default one on each GPU, or
+    else one on each machine.
     """
+    return cluster.workers or count_gpus() or count_nodes()
+
+
+def take_result(called: Any) -> Any:
+    """Return what a call on the cluster returned, or raise what it raised; what cannot travel
+    comes as an error of Ray that quotes it.
+
+    Raises:
+        UserError: the call raised one.
+        WorkerLost: it did not end.
+    """
+    import ray
+    from ray import exceptions
+
+    lost = (
+        exceptions.RayActorError,
+        exceptions.WorkerCrashedError,
+        exceptions.NodeDiedError,
+        exceptions.ObjectLostError,
+        exceptions.OutOfMemoryError,
+    )
+    try:
+        return ray.get(called)
+    except exceptions.RayTaskError as error:
+        if isinstance(error.cause, UserError):
+            raise error.cause from error
+        raise
+    except lost as error:
+        raise WorkerLost(f"a worker of the cluster was lost: {first_line(error)}") from error
+
+
+def _reserve_device(cluster: Cluster) -> dict[str, float]:
+    """Return what a call reserves: a GPU where there are any, else an equal share of the CPUs."""
     import ray
 
     if count_gpus():
         return {"num_gpus": 1}
     cpus = int(ray.cluster_resources().get("CPU", 1))
-    return {"num_cpus": max(1, cpus // (workers or count_nodes()))}
+    return {"num_cpus": max(1, cpus // count_devices(cluster))}
 
 
 def call_on_devices(
@@ -155,15 +192,15 @@ def call_on_devices(
     A call whose machine is lost runs again. After an error, calls that run may end, none starts.
 
     Raises:
-        UserError: the function raised one, or calls lose their processes again and again.
+        UserError: the function raised one, or a call lost its process again and again.
     """
     import ray
 
     # each call in a new process, as one command after the other
     remote = ray.remote(max_calls=1, max_retries=CALL_RETRIES)(function).options(
-        scheduling_strategy="SPREAD", **reserve_device(cluster.workers)
+        scheduling_strategy="SPREAD", **_reserve_device(cluster)
     )
-    most = cluster.workers or count_gpus() or count_nodes()
+    most = count_devices(cluster)
     to_do = list(enumerate(calls))[::-1]
     working: dict[Any, int] = {}
     failed: UserError | None = None
@@ -175,29 +212,18 @@ def call_on_devices(
             ready, _ = ray.wait(list(working), timeout=POLL_S)
             on_poll()
             for each in ready:
-                number, (found, error) = working.pop(each), _get_result(each)
-                if error is None:
+                number = working.pop(each)
+                try:
+                    found = take_result(each)
+                except UserError as error:
+                    failed = failed or error
+                else:
                     yield number, found
-                failed = failed or error
     except (KeyboardInterrupt, GeneratorExit):
         _cancel(list(working))
         raise
     if failed is not None:
         raise failed
-
-
-def _get_result(called: Any) -> tuple[Any, UserError | None]:
-    import ray
-    from ray.exceptions import RayError, RayTaskError
-
-    try:
-        return ray.get(called), None
-    except RayTaskError as error:
-        if not isinstance(error.cause, UserError):
-            raise
-        return None, error.cause
-    except RayError as error:
-        return None, UserError(f"workers of the cluster are lost again and again: {error}")
 
 
 def _cancel(calls: list[Any]) -> None:

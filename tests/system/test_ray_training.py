@@ -1,6 +1,8 @@
 """`--executor ray` of the commands that train: features and trainings of one machine, by others."""
 
+import os
 import shutil
+import signal
 from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import replace
@@ -21,7 +23,7 @@ from har.training import ray_features
 from har.training.features import Extraction, View, training_views
 from har.training.ray_features import RayExtraction
 from har.util.errors import UserError
-from har.util.ray_cluster import Cluster
+from har.util.ray_cluster import Cluster, call_on_devices, connect
 from tests.conftest import build_tiny, tiny_recipe, write_images
 
 ray = pytest.importorskip("ray", reason="needs Ray: pip install 'ray[data]'")
@@ -203,3 +205,46 @@ def test_an_ablation_on_ray(
     again = cli(*ask)
     assert again.exit_code == 0
     assert len(mlflow.search_runs(ids, "tags.job = 'train'", output_format="list")) == len(runs)
+
+
+def end_once(marker: str, number: int) -> int:
+    """Lose the process of the first call that comes here."""
+    if number == 1 and not Path(marker).exists():
+        Path(marker).touch()
+        os.kill(os.getpid(), signal.SIGKILL)
+    return number * number
+
+
+def refuse(number: int) -> int:
+    if number == 1:
+        raise UserError(f"not {number}")
+    return number
+
+
+def divide(number: int) -> float:
+    return 1 / number
+
+
+def test_calls_on_devices(tmp_path: Path) -> None:
+    """A lost process is replaced; a user's mistake and a bug are what they were."""
+    with connect(None):
+        cluster, marker = Cluster(workers=2), str(tmp_path / "ended")
+        found = call_on_devices(cluster, end_once, [(marker, n) for n in range(4)])
+        assert sorted(found) == [(n, n * n) for n in range(4)] and Path(marker).exists()
+        with pytest.raises(UserError, match=r"^not 1$"):
+            list(call_on_devices(cluster, refuse, [(n,) for n in (1, 2, 3)]))
+        with pytest.raises(ZeroDivisionError):
+            list(call_on_devices(cluster, divide, [(0,)]))
+
+
+def test_a_bug_of_a_worker_is_no_lost_worker(
+    ninety: Manifest, network: keras.Model, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = network, ninety, tiny_recipe("v7"), "tensorflow", ""
+    with ExitStack() as opened:
+        found = open_on_ray(opened, *asked, workers=1)
+        view = View(size=32, augmentation="no such", number=1)
+        with pytest.raises(Exception, match="KeyError") as caught:
+            found.features(ninety.table, view)
+        assert not isinstance(caught.value, UserError)
+        assert found.lost == 0
