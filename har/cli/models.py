@@ -24,6 +24,7 @@ from har.cli.options import (
 )
 from har.util.errors import UserError
 from har.util.escaping import for_terminal
+from har.util.garbage import collect_garbage_later
 from har.util.places import Place, parse_place
 from har.util.progress import say, show, warn
 
@@ -141,7 +142,7 @@ class _PathOrUrl(click.Path):
     metavar="DIR|URL|FILE",
     help="A folder of images, also by its URL (s3://BUCKET/FOLDER); Kaggle's layout, of which test/"
     " is classified; a list: .txt with a path or URL a line, .csv with a column filename or path;"
-    " or .parquet with the bytes in a column image, and names in filename.",
+    " .parquet with the bytes in a column image, and names in filename; or one image.",
 )
 @click.option(
     "--out",
@@ -165,14 +166,15 @@ def predict(data: Place, out: Place, shards: str | None, **options: Any) -> None
     If it was interrupted, give the same command again: it continues where it stopped.
     """
     cluster = pop_cluster(options)
-    from har.inference.inputs import find_inputs
-    from har.inference.predict import check_output
+    with collect_garbage_later():
+        from har.inference.inputs import find_inputs
+        from har.inference.predict import check_output
 
-    check_output(out)
-    if shards and out.suffix:
-        raise UserError(f"--shards is for a folder as --out; received {out}")
-    files = find_inputs(data)
-    from har.jobs.predict import Scoring, run_prediction
+        check_output(out)
+        if shards and out.suffix:
+            raise UserError(f"--shards is for a folder as --out; received {out}")
+        files = find_inputs(data)
+        from har.jobs.predict import Scoring, run_prediction
 
     options["shards"] = shards or "parquet"
     found = run_prediction(Scoring(data=data, files=files, out=out, cluster=cluster, **options))

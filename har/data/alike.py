@@ -18,8 +18,6 @@ from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
-from scipy.sparse import coo_array
-from scipy.sparse.csgraph import connected_components
 
 # Differing bits of 64. Chosen by eye on 6,000 Kaggle images: within these limits, every pair was
 # one image or (once) two images of a series. From phash 20 on, 5 of 7 pairs were unrelated, and
@@ -77,6 +75,10 @@ def find_closest(first: Sequence[str], second: Sequence[str]) -> Ints:
 
 def _join_alike(words: Words) -> Ints:
     """(hashes,) group numbers of (hashes, 4) words."""
+    # a tenth of a second, which commands without such a search need not wait
+    from scipy.sparse import coo_array
+    from scipy.sparse.csgraph import connected_components
+
     # in random order, so that the first hashes compared come from all large groups
     order = np.random.default_rng(0).permutation(len(words))
     groups = np.arange(len(words))

@@ -7,15 +7,17 @@ is (images,) int, the true classes.
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache, partial
+from statistics import NormalDist
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from scipy.special import ndtri
 
 Floats = npt.NDArray[np.floating]
 Ints = npt.NDArray[np.integer]
 Bools = npt.NDArray[np.bool_]
+# Half the width of a 95 % interval, in standard errors.
+Z_95 = NormalDist().inv_cdf(0.975)
 
 
 def top_k_hits(probabilities: Floats, label_ids: Ints, k: int) -> Bools:
@@ -41,7 +43,7 @@ def wilson_intervals(
     Unlike the normal approximation, it is right near 0 and 1 and for few images. For a total of
     0, it is 0 to 1.
     """
-    z = ndtri((1 + confidence) / 2)
+    z = NormalDist().inv_cdf((1 + confidence) / 2)
     n = np.maximum(totals, 1)
     share = successes / n
     centre = (share + z**2 / (2 * n)) / (1 + z**2 / n)
@@ -64,7 +66,7 @@ def paired_difference(before: Bools, after: Bools) -> tuple[float, float, float]
     images = len(before)
     gained, lost = _count_changes(before, after)
     plus, minus = (gained + 1) / (images + 2), (lost + 1) / (images + 2)
-    half = ndtri(0.975) * np.sqrt((plus + minus - (plus - minus) ** 2) / (images + 2))
+    half = Z_95 * np.sqrt((plus + minus - (plus - minus) ** 2) / (images + 2))
     low, high = np.clip([plus - minus - half, plus - minus + half], -1, 1)
     return (gained - lost) / images, float(low), float(high)
 
@@ -91,7 +93,7 @@ def mean_paired_difference(before: Bools, after: Bools) -> tuple[float, float, f
         return paired_difference(before[0], after[0])
     by_image = after.mean(axis=0) - before.mean(axis=0)
     mean = float(by_image.mean())
-    half = float(ndtri(0.975) * by_image.std(ddof=1) / np.sqrt(len(by_image)))
+    half = float(Z_95 * by_image.std(ddof=1) / np.sqrt(len(by_image)))
     return mean, max(-1.0, mean - half), min(1.0, mean + half)
 
 

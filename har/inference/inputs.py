@@ -82,15 +82,19 @@ def _name_left_out(folder: Place, images: set[str], left_out: list[str]) -> list
 def find_inputs(data: Place) -> Mapping[str, Input]:
     """Map the names of the images to score to where they are.
 
-    `data` is a folder, a list (.txt with a path or URL a line, or .csv) or a .parquet with images.
+    `data` is a folder, a list (.txt with a path or URL a line, or .csv), a .parquet with images, or
+    one image.
     """
     if isinstance(data, Path) and data.is_dir():
         return list_unlabelled(data)
     if find := _FINDERS.get(data.suffix.lower()):
         return find(data)
     if isinstance(data, Path):
+        if data.is_file():
+            return {data.name: data}
         raise UserError(
-            f"no such folder: {data}; --data also takes a list (.txt, .csv) or .parquet with images"
+            f"no such folder: {data}; --data also takes a list (.txt, .csv), a .parquet with"
+            " images, or one image"
         )
     return _find_below(data)
 

@@ -21,6 +21,7 @@ import numpy as np
 import numpy.typing as npt
 
 from har.util.errors import UserError
+from har.util.garbage import collect_garbage_later
 from har.util.hardware import available_cpus, has_bfloat16
 
 # The trained network in Keras' own format: every classifier's folder has it.
@@ -206,17 +207,19 @@ def hide_modules(*names: str) -> Iterator[None]:
 
 def load_tensorflow(folder: Path) -> Forward:
     """Load a classifier's Keras model; in safe mode Keras runs no code from the file."""
-    # half a second, for wrappers of Keras that nothing here uses
-    with hide_modules("sklearn"):
-        import keras
+    with collect_garbage_later():
+        # Keras imports both where they are installed, for functions that nothing here calls: a
+        # second of CPU time and 80 MB
+        with hide_modules("matplotlib", "sklearn"):
+            import keras
 
-    # makes the layers of transformers known to Keras
-    import har.models.vision_transformer  # noqa: F401
-    from har.inference.freezing import compute_float32_in_full
+        # makes the layers of transformers known to Keras
+        import har.models.vision_transformer  # noqa: F401
+        from har.inference.freezing import compute_float32_in_full
 
-    compute_float32_in_full()
-    model = keras.models.load_model(folder / MODEL_FILE, compile=False)
-    return Forward(run=build_function(model, "uint8"))
+        compute_float32_in_full()
+        model = keras.models.load_model(folder / MODEL_FILE, compile=False)
+        return Forward(run=build_function(model, "uint8"))
 
 
 def build_function(network: Any, dtype: str, policy: str = "float32") -> Any:

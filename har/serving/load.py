@@ -22,6 +22,7 @@ from har.tracking.store import quiet_mlflow
 from har.tracking.tags import FROM_TAG, ORIGIN_TAG
 from har.util.errors import UserError, first_line
 from har.util.files import read_regular_file
+from har.util.garbage import collect_garbage_later
 from har.util.progress import say
 
 MODEL_FILE = "MLmodel"
@@ -51,6 +52,7 @@ class LoggedModel:
         return read_split(self.run) if self.run else Split()
 
 
+@collect_garbage_later()
 def load_logged_model(uri: str) -> LoggedModel:
     """Load the model at `models:/...`, `runs:/ID/model`, ID or in a folder; ID may be a beginning.
 

@@ -21,7 +21,6 @@ from har.inference.classifier import (
     explain_failure,
     load_classifier,
 )
-from har.inference.runtimes import hide_modules
 from har.serving.admission import admit_requests, client_has_left
 from har.serving.bodies import COLUMN, check_rows, read_bodies_of
 from har.serving.cells import read_cell
@@ -40,10 +39,7 @@ class ServedClassifier(PythonModel):  # type: ignore[misc]
 
     def load_context(self, context: PythonModelContext) -> None:
         """Load the classifier and warm it up, so that a server that answers is ready."""
-        # Keras imports both where they are installed, for functions that no server calls: a second
-        # of CPU time and 80 MB.
-        with hide_modules("matplotlib", "sklearn"):
-            classifier = load_classifier(Path(context.artifacts[CLASSIFIER_FOLDER]))
+        classifier = load_classifier(Path(context.artifacts[CLASSIFIER_FOLDER]))
         # a client's image must not cost what an image of the user's own may
         self.classifier = replace(classifier, limits=SERVING_LIMITS)
         self.classifier.warm()

@@ -187,6 +187,13 @@ def test_two_rows_of_one_name(tmp_path: Path) -> None:
         find_inputs(tmp_path / "t.parquet")
 
 
+def test_one_image(folder: Path, memory: Url, tmp_path: Path) -> None:
+    write(memory / "00.jpg", IMAGES["01.jpg"])
+    wanted = [{"filename": "01.jpg", "label": "size 5", "probability": "0.5", "error": ""}]
+    assert score(folder / "01.jpg", tmp_path / "p.csv") == wanted
+    assert score(memory / "00.jpg", tmp_path / "p.csv") == [wanted[0] | {"filename": "00.jpg"}]
+
+
 def test_what_is_not_there(tmp_path: Path, memory: Url) -> None:
     with pytest.raises(UserError, match=r"no such folder: nowhere; --data also takes a list"):
         find_inputs(Path("nowhere"))

@@ -301,7 +301,8 @@ def test_the_server_is_warm_when_it_is_ready(
 
 
 DECODING = ("images", "encoded", "kinds", "limits", "jpeg", "chunks", "bitmaps", "pixels")
-UTIL = {f"util.{name}" for name in ("errors", "escaping", "files", "hardware", "json_text")}
+UTIL_MODULES = ("errors", "escaping", "files", "garbage", "hardware", "json_text")
+UTIL = {f"util.{name}" for name in UTIL_MODULES}
 
 
 def har_imports(module: str, seen: dict[str, set[str]]) -> dict[str, set[str]]:
