@@ -18,7 +18,7 @@ from har.recipe import Recipe
 from har.tracking.query import find_experiment, find_runs
 from har.training.job import TrainingJob, build_job
 from har.util.errors import UserError
-from har.util.process import process_start
+from har.util.process import process_start, set_variables
 from har.util.ray_cluster import Cluster, call_on_devices, connect, count_hosts
 from har.util.signals import ignore_ctrl_c, stop_on_signals
 
@@ -87,10 +87,12 @@ def train_child(child: Child, cache: str | None = None) -> str:
 
 def in_own_process(function: Callable[..., Returned], *arguments: Any) -> Returned:
     """Call the function in a new Python process, which writes into the same store."""
-    os.environ["MLFLOW_TRACKING_URI"] = mlflow.get_tracking_uri()
-    with ProcessPoolExecutor(
-        max_workers=1, mp_context=get_context("spawn"), initializer=stop_on_signals
-    ) as pool:
+    with (
+        set_variables({"MLFLOW_TRACKING_URI": mlflow.get_tracking_uri()}),
+        ProcessPoolExecutor(
+            max_workers=1, mp_context=get_context("spawn"), initializer=stop_on_signals
+        ) as pool,
+    ):
         # a child that is still importing would answer Ctrl-C with a stack trace
         with ignore_ctrl_c():
             working = pool.submit(function, *arguments)
