@@ -145,14 +145,15 @@ def cache(clear: bool) -> None:
 
     They are in $HAR_CACHE/features (default ~/.cache/har) and take at most $HAR_CACHE_GB gigabytes
     (default 20); the least recently used ones are deleted first. Backups of interrupted trainings
-    are listed too; --clear keeps them.
+    and data folders copied from a URL are listed too; --clear keeps them.
     """
+    from har.data.download import describe_downloads
     from har.training import feature_cache
     from har.training.backup_folders import describe_backups
 
     if clear:
         show(f"freed {format_bytes(feature_cache.clear_cache())}")
-    show("\n".join([feature_cache.describe_cache(), *describe_backups()]))
+    show("\n".join([feature_cache.describe_cache(), *describe_backups(), *describe_downloads()]))
 
 
 COMMANDS = (variants, sample, prepare, audit_labels, cache)

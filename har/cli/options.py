@@ -171,10 +171,11 @@ data_options = combine(
     click.option(
         "--data",
         default="auto",
-        metavar="auto|sample|kaggle|DIR",
+        metavar="auto|sample|kaggle|DIR|URL",
         help="DIR: Kaggle's layout, a folder of images for each label, or a folder that `har"
-        " prepare` wrote. auto: the first of $HAR_DATA, Kaggle's input folder, ./data, and the"
-        " built-in sample.",
+        " prepare` wrote. URL: such a folder elsewhere, as s3://BUCKET/FOLDER; it is copied into"
+        " the cache, later only what changed. auto: the first of $HAR_DATA, Kaggle's input folder,"
+        " ./data, and the built-in sample.",
     ),
     click.option(
         "--image-root",
@@ -249,10 +250,10 @@ def find_named_data(data: str) -> "str | Source":
 
 def find_image_folder(data: str) -> Path:
     """Find the folder from which the paths of a data set's images start."""
-    from har.data.layouts import folder_source
     from har.data.manifest import read_manifest
+    from har.data.sources import find_folder
 
-    source = folder_source(Path(data).expanduser(), why=f"--data {data}")
+    source = find_folder(data, why=f"--data {data}")
     return read_manifest(source.root).root if source.layout == "prepared" else source.root
 
 

@@ -1,16 +1,17 @@
 """Sources of images: a folder, Kaggle, or the sample that this project draws."""
 
 import os
-import re
 import tempfile
 from dataclasses import replace
 from pathlib import Path
 
 from har.data import sample
+from har.data.download import download_folder
 from har.data.folders import visible_folders
 from har.data.layouts import LABELS_FILE, Source, folder_source
 from har.util.errors import UserError
 from har.util.files import cache_folder
+from har.util.places import Url, parse_place
 from har.util.progress import progress, warn
 
 KAGGLE_DATASET = "meetnagadia/human-action-recognition-har-dataset"
@@ -27,8 +28,8 @@ WHERE_DATA_IS_SOUGHT = "no HAR_DATA, no data set in Kaggle's input folder, no im
 
 
 def find_source(data: str | Source) -> Source:
-    """Find the images that `--data` names: auto, sample, kaggle, or a folder; a source that was
-    found before stays.
+    """Find the images that `--data` names: auto, sample, kaggle, or a folder, here or at a URL; a
+    source that was found before stays.
     """
     if isinstance(data, Source):
         return data
@@ -38,14 +39,19 @@ def find_source(data: str | Source) -> Source:
         return _sample_source("the built-in sample")
     if data == "kaggle":
         return replace(_download_from_kaggle(), name="kaggle")
-    if re.match(r"\w+://", data):
-        raise UserError(f"--data {data} is an address: download it, and give the folder it lies in")
-    return folder_source(Path(data).expanduser(), why=f"--data {data}")
+    return find_folder(data, why=f"--data {data}")
+
+
+def find_folder(data: str, why: str) -> Source:
+    """Find the images in a folder, here or at a URL."""
+    place = parse_place(data)
+    folder = download_folder(place) if isinstance(place, Url) else place.expanduser()
+    return folder_source(folder, why)
 
 
 def _find_automatically() -> Source:
     if named := os.environ.get("HAR_DATA"):
-        return folder_source(Path(named).expanduser(), why=f"HAR_DATA={named}")
+        return find_folder(named, why=f"HAR_DATA={named}")
     if found := _find_kaggle_inputs():
         return found
     if DATA_FOLDER.is_dir():

@@ -39,6 +39,10 @@ EXTRAS = {S3: "s3fs", GS: "gs"}
 WEB = ("http", "https")
 # An object is there when all of it was sent; a file of others is written, then renamed.
 WHOLE = ("s3", "gs", "gcs", "az", "abfs", "memory")
+# What packages call a file's version, or the time when it was written.
+VERSIONS = (
+    "ETag", "etag", "md5Hash", "generation", "LastModified", "last_modified", "mtime", "created",
+)  # fmt: skip
 # Bytes that are asked for at once of a large file.
 BLOCK_BYTES = 8 << 20
 # With `::` in the protocol, to refuse fsspec's chains: archives, caches, one store in another.
@@ -86,6 +90,14 @@ class Url:
 
 
 Place = Path | Url
+
+
+@dataclass(frozen=True)
+class Stored:
+    """What a store says about a file: its bytes, and a text that changes when the file does."""
+
+    size: int
+    version: str
 
 
 def parse_place(text: str) -> Place:
@@ -212,13 +224,31 @@ def list_below(folder: Url) -> list[str]:
     Raises:
         OSError: they cannot be listed. Object stores have no empty folders: [] for a missing one.
     """
+    return sorted(_find_below(folder, detail=False))
+
+
+def list_stored(folder: Url) -> dict[str, Stored]:
+    """Map the paths that `list_below` lists to what the store says about the files."""
+    found = _find_below(folder, detail=True)
+    return {path: _describe(found[path]) for path in sorted(found)}
+
+
+def _find_below(folder: Url, detail: bool) -> dict[str, Any]:
     with _as_os_errors():
         files, path = _connect(folder)
         files.invalidate_cache()
-        found = files.find(path)
-    return sorted(
-        each.removeprefix(path).removeprefix("/") for each in found if not each.endswith("/")
-    )
+        found = files.find(path, detail=detail)
+        described = found if detail else dict.fromkeys(found)
+    return {
+        each.removeprefix(path).removeprefix("/"): described[each]
+        for each in described
+        if not each.endswith("/")
+    }
+
+
+def _describe(info: Any) -> Stored:
+    version = next((str(info[name]) for name in VERSIONS if info.get(name)), "")
+    return Stored(int(info.get("size") or 0), version)
 
 
 def list_names(folder: Place) -> set[str]:

@@ -123,6 +123,28 @@ def test_the_same_rows_from_and_into_a_bucket(
     assert (tmp_path / "back.csv").read_bytes() == local.read_bytes()
 
 
+def test_a_data_folder_in_a_bucket_is_the_same_data(bucket: Url, tmp_path: Path, cli: Any) -> None:
+    raw = write_images(tmp_path / "again", per_class=30)
+    for path in raw.rglob("*"):
+        if path.is_file():
+            put(bucket / "data" / path.relative_to(raw).as_posix(), path.read_bytes())
+    downloaded = "downloading {} of 91 files"
+    for number, (data, said) in enumerate(
+        [(raw, ""), (bucket / "data", downloaded.format(91)), (bucket / "data", "")]
+    ):
+        done = cli("prepare", "--data", data, "--out", tmp_path / f"out{number}")
+        assert done.exit_code == 0, done.output
+        assert said in done.output and ("downloading" in done.output) == bool(said)
+    one, two, three = (
+        (tmp_path / f"out{number}" / "manifest.csv").read_bytes() for number in range(3)
+    )
+    assert one == two == three
+    put(bucket / "data" / "train" / "Image_1.jpg", (raw / "train" / "Image_2.jpg").read_bytes())
+    done = cli("prepare", "--data", bucket / "data", "--out", tmp_path / "out3")
+    assert downloaded.format(1) in done.output
+    assert (tmp_path / "out3" / "manifest.csv").read_bytes() != one
+
+
 @pytest.mark.parametrize("executor", [(), RAY], ids=["local", "ray"])
 def test_a_killed_command_is_resumed(
     bucket: Url, model: str, tmp_path: Path, executor: tuple[str, ...]
