@@ -72,9 +72,9 @@ def distance_of(found: np.ndarray, wanted: np.ndarray) -> float:
 
 def recipe_of(variant: str, name: str, **fields: Any):
     small = {"backbone": name, "weights": "random", "image_size": sizes_of(name)[0]}
-    # large networks take one image at a time; but SigLIP 2 would pool it by a matrix and a vector,
-    # whose product ends in other digits where they lie elsewhere in memory
-    batch = {"batch_size": 4 if name in SMALLEST else 2 if name.startswith("siglip") else 1}
+    # with one image TensorFlow multiplies a matrix by a vector, and their product ends in other
+    # digits where they lie elsewhere in memory
+    batch = {"batch_size": 4 if name in SMALLEST else 2}
     return tiny_recipe(variant, **{**small, **batch, **fields})
 
 
@@ -182,8 +182,9 @@ def tell_story(name: str, evaluation_size: int, manifest: Manifest, folder: Path
         # new weights of so deep a network let rounding alone decide, and every step throw it far
         fields = {"weights": str(folder / "calm.weights.h5"), "learning_rate": 1e-6}
         spread(build_backbone(recipe_of("v5", name)), name).save_weights(fields["weights"])
-    # a head that starts from a linear probe needs the features of the whole backbone too
-    start = "linear_probe" if evaluation_size else "random"
+    # a head that starts from a linear probe needs the features of the whole backbone too; of deep
+    # networks with random weights they are too much alike for it
+    start = "linear_probe" if evaluation_size and SCALES.get(name, 1) >= 1 else "random"
     sizes = {"evaluation_size": evaluation_size, "feature_views": 1}
     recipe = recipe_of("v7", name, head_start=start, **fields, **sizes)
     job, backup = tiny_job(recipe, manifest, "openvino"), RecordingBackup()
