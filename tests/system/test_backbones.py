@@ -181,7 +181,12 @@ def tell_story(name: str, evaluation_size: int, manifest: Manifest, folder: Path
     if SCALES.get(name, 1) < 1:
         # new weights of so deep a network let rounding alone decide, and every step throw it far
         fields = {"weights": str(folder / "calm.weights.h5"), "learning_rate": 1e-6}
-        spread(build_backbone(recipe_of("v5", name)), name).save_weights(fields["weights"])
+        calm = spread(build_backbone(recipe_of("v5", name)), name)
+        *_, last = (each for each in calm.layers if isinstance(each, layers.BatchNormalization))
+        # features of about 1, with which no head begins with a loss of 50
+        gamma, beta, *rest = last.get_weights()
+        last.set_weights([0.01 * gamma, 0.01 * beta, *rest])
+        calm.save_weights(fields["weights"])
     # a head that starts from a linear probe needs the features of the whole backbone too; of deep
     # networks with random weights they are too much alike for it
     start = "linear_probe" if evaluation_size and SCALES.get(name, 1) >= 1 else "random"
