@@ -4,13 +4,16 @@ import csv
 import os
 import signal
 import socket
+import sqlite3
 import subprocess
 import sys
+import tempfile
 import time
 import urllib.request
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import fields, replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -209,12 +212,27 @@ def manifest(tiny_raw: Path, tmp_path_factory: pytest.TempPathFactory) -> Manife
     return prepare(source, tmp_path_factory.mktemp("prepared"), Split(test_fraction=0.25))
 
 
+@cache
+def _empty_store() -> bytes:
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder, "mlflow.db")
+        mlflow.MlflowClient(f"sqlite:///{file}").search_experiments()
+        with closing(sqlite3.connect(file)) as database, database:
+            # the first to use the store makes it, with the folder for its artifacts
+            database.execute("DELETE FROM experiments")
+        return file.read_bytes()
+
+
+def new_store(folder: Path) -> str:
+    """Put an empty MLflow store into a folder; return its URI. MLflow takes two seconds for one."""
+    folder.mkdir(exist_ok=True)
+    (folder / "mlflow.db").write_bytes(_empty_store())
+    return f"sqlite:///{folder}/mlflow.db"
+
+
 @pytest.fixture(scope="session")
 def store_uri(tmp_path_factory: pytest.TempPathFactory) -> str:
-    uri = f"sqlite:///{tmp_path_factory.mktemp('store')}/mlflow.db"
-    # commands that read create no store
-    mlflow.MlflowClient(uri).search_experiments()
-    return uri
+    return new_store(tmp_path_factory.mktemp("store"))
 
 
 @pytest.fixture
@@ -311,7 +329,7 @@ def serving(command: list[str], port: int, log: Path, **environment: str) -> Ite
 def tracking_server(folder: Path) -> Iterator[str]:
     """A real MLflow server that keeps everything in a folder; yields its address."""
     command = ["mlflow", "server", "--workers", "1"]
-    command += ["--backend-store-uri", f"sqlite:///{folder}/mlflow.db"]
+    command += ["--backend-store-uri", new_store(folder)]
     command += ["--artifacts-destination", str(folder / "artifacts")]
     # the server's own jobs would start four processes more
     with serving(

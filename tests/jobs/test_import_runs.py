@@ -26,7 +26,7 @@ from mlflow import MlflowClient
 from har.tracking import artifacts, foreign, transfer
 from har.util import archives
 from har.util.errors import UserError
-from tests.conftest import tiny_backbones, tracking_server, tracking_to
+from tests.conftest import new_store, tiny_backbones, tracking_server, tracking_to
 
 TINY = (
     "--image-size", 32, "--batch-size", 4, "--epochs", 2, "--backbone", "efficientnet-lite0",
@@ -40,7 +40,8 @@ def use(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder.mkdir(exist_ok=True)
     monkeypatch.chdir(folder)
     # MLflow keeps a store for each URI that it has seen in this process
-    point_to(f"sqlite:///{folder}/mlflow.db", monkeypatch)
+    uri = f"sqlite:///{folder}/mlflow.db"
+    point_to(uri if (folder / "mlflow.db").exists() else new_store(folder), monkeypatch)
 
 
 def point_to(uri: str, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -108,7 +109,7 @@ def add_other_runs() -> None:
 
 @pytest.fixture
 def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """An empty folder in which runs are imported."""
+    """A folder with an empty store, into which runs are imported."""
     before = mlflow.get_tracking_uri()
     use(tmp_path / "home", monkeypatch)
     yield tmp_path / "home"
@@ -761,6 +762,7 @@ def test_mistakes_are_one_line(
     words: tuple[str, ...], said: str, home: Path, monkeypatch: pytest.MonkeyPatch, cli
 ) -> None:
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    (home / "mlflow.db").unlink()
     result = cli(*words)
     assert result.exit_code == 2 and said in result.stderr, result.output
     assert len(result.stderr.splitlines()) == 1

@@ -12,7 +12,7 @@ from pathlib import Path
 import mlflow
 import pytest
 
-from tests.conftest import free_port
+from tests.conftest import free_port, new_store
 
 
 def start(folder: Path, port: int) -> subprocess.Popen:
@@ -48,7 +48,7 @@ def test_mistakes_are_one_line(tmp_path: Path) -> None:
         without_store = start(tmp_path, port)
         assert "no runs are recorded here" in without_store.communicate()[1]
         assert without_store.returncode == 2
-        client = mlflow.MlflowClient(f"sqlite:///{tmp_path}/mlflow.db")
+        client = mlflow.MlflowClient(new_store(tmp_path))
         client.create_experiment("har", (tmp_path / "files").as_uri())
         taken = start(tmp_path, port)
         _, errors = taken.communicate()

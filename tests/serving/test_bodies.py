@@ -17,7 +17,7 @@ from har.data.limits import SERVED_REQUEST, UNLIMITED
 from har.data.manifest import Manifest
 from har.serving.bodies import read_body
 from har.serving.refusals import TooLarge
-from tests.conftest import tracking_to
+from tests.conftest import new_store, tracking_to
 from tests.serving.test_cells import GOOD, JSON_CELLS, JSON_JUNK, PYTHON_CELLS, PYTHON_JUNK, TEXT
 from tests.serving.test_pyfunc import log_tiny
 
@@ -27,7 +27,7 @@ def model(
     manifest: Manifest, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[mlflow.pyfunc.PyFuncModel]:
     folder = tmp_path_factory.mktemp("bodies")
-    with tracking_to(f"sqlite:///{folder}/mlflow.db"):
+    with tracking_to(new_store(folder)):
         experiment = MlflowClient().create_experiment("bodies", (folder / "artifacts").as_uri())
         mlflow.set_experiment(experiment_id=experiment)
         yield mlflow.pyfunc.load_model(log_tiny(manifest, folder, "tensorflow")[1])

@@ -14,7 +14,7 @@ from PIL import Image
 
 from har.data.manifest import Manifest
 from har.serving.inputs import to_table
-from tests.conftest import tracking_to
+from tests.conftest import new_store, tracking_to
 from tests.serving.test_pyfunc import log_tiny
 
 buffer = io.BytesIO()
@@ -58,7 +58,7 @@ Predict = Callable[[Any], list[dict[str, Any]]]
 def predict(manifest: Manifest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Predict]:
     """A logged model as `mlflow.pyfunc.load_model` gives it."""
     folder = tmp_path_factory.mktemp("inputs")
-    with tracking_to(f"sqlite:///{folder}/mlflow.db"):
+    with tracking_to(new_store(folder)):
         experiment = mlflow.MlflowClient().create_experiment("inputs", (folder / "a").as_uri())
         mlflow.set_experiment(experiment_id=experiment)
         _, uri = log_tiny(manifest, folder / "classifier", "tensorflow")

@@ -10,7 +10,7 @@ import pytest
 from har.serving.load import load_logged_model, load_served
 from har.tracking.store import quiet_mlflow
 from har.util.errors import UserError
-from tests.conftest import tracking_to
+from tests.conftest import new_store, tracking_to
 
 
 @pytest.mark.parametrize("uri", ["runs:/0123456789abcdef0123456789abcdef/model", "models:/no@one"])
@@ -37,10 +37,9 @@ def test_a_folder_without_a_model_is_named(name: str, store: str) -> None:
 
 def test_a_missing_champion_says_how_one_is_made(tmp_path: Path) -> None:
     # a store of its own: in the others' a test may have promoted
-    with tracking_to(f"sqlite:///{tmp_path}/mlflow.db"):
-        mlflow.search_experiments()
-        with pytest.raises(UserError, match=r"no model at models:/har@champion: .*`har promote`"):
-            load_logged_model("models:/har@champion")
+    made = pytest.raises(UserError, match=r"no model at models:/har@champion: .*`har promote`")
+    with tracking_to(new_store(tmp_path)), made:
+        load_logged_model("models:/har@champion")
 
 
 class Pickled(mlflow.pyfunc.PythonModel):

@@ -22,7 +22,7 @@ from har.serving import promotion
 from har.serving.package import log_classifier
 from har.serving.selection import Decision
 from har.tracking.query import delete_models
-from tests.conftest import CLASSES, PATH, tiny_backbones, tiny_recipe, tracking_to
+from tests.conftest import CLASSES, PATH, new_store, tiny_backbones, tiny_recipe, tracking_to
 from tests.serving.test_selection import predictions
 
 ROOT = Path(__file__).parents[2]
@@ -76,13 +76,6 @@ def broken(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return save_tiny(tmp_path_factory.mktemp("broken"), broken=True)
 
 
-@pytest.fixture(scope="module")
-def empty_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("empty") / "mlflow.db"
-    MlflowClient(f"sqlite:///{path}").search_experiments()
-    return path
-
-
 @dataclass
 class Lab:
     """A store of its own, and a quick way to a run in it."""
@@ -125,14 +118,13 @@ class Lab:
 
 @pytest.fixture
 def lab(
-    empty_store: Path,
     folder: Path,
     broken: Path,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> Iterator[Lab]:
     before = mlflow.get_tracking_uri()
-    uri = f"sqlite:///{shutil.copy(empty_store, tmp_path)}"
+    uri = new_store(tmp_path)
     mlflow.set_tracking_uri(uri)
     monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
     artifacts = (tmp_path / "artifacts").as_uri()

@@ -32,7 +32,7 @@ from har.inference.runtimes import RUNTIMES
 from har.models.build import build_model
 from har.serving.package import SERVING_PACKAGES, log_classifier
 from har.serving.pyfunc import UNEXPECTED, ServedClassifier
-from tests.conftest import tiny_backbones, tiny_recipe, tracking_to
+from tests.conftest import new_store, tiny_backbones, tiny_recipe, tracking_to
 
 ROOT = Path(__file__).parents[2]
 
@@ -48,7 +48,7 @@ URI = "models:/har@champion"
 
 @pytest.fixture(scope="module")
 def store(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    uri = f"sqlite:///{tmp_path_factory.mktemp('serving')}/mlflow.db"
+    uri = new_store(tmp_path_factory.mktemp("serving"))
     with tracking_to(uri):
         yield uri
 

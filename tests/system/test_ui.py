@@ -23,7 +23,7 @@ from har.models.backbones import Backbone
 from har.notebooks import NOTEBOOKS
 from har.tracking.ui import VIEW
 from har.training.job import build_job
-from tests.conftest import build_tiny, free_port, serving, tiny_recipe
+from tests.conftest import build_tiny, free_port, new_store, serving, tiny_recipe
 
 pytestmark = pytest.mark.browser
 
@@ -42,7 +42,7 @@ def runs(
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
         patch.setitem(backbones.BACKBONES, "efficientnet-lite0", Backbone(build_tiny, build_tiny))
-        mlflow.set_tracking_uri(f"sqlite:///{folder}/mlflow.db")
+        mlflow.set_tracking_uri(new_store(folder))
         run_preparation(str(tiny_raw), {"test_fraction": 0.25}, None, folder / "out", "har", 0.0)
         for variant in ("v2", "original"):
             recipe = tiny_recipe(variant)
