@@ -1,6 +1,7 @@
 """A tiny real data set, a tiny backbone, an isolated MLflow store, two logical devices."""
 
 import csv
+import gc
 import os
 import signal
 import socket
@@ -31,7 +32,7 @@ from keras import layers
 from mlflow.tracking import fluent
 from PIL import Image
 
-from har.cli.main import main
+from har.cli.main import OBJECTS_BETWEEN_COLLECTIONS, main
 from har.data.layouts import folder_source
 from har.data.manifest import Manifest
 from har.data.prepare import prepare
@@ -80,6 +81,12 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         return LONGEST_FIRST.index(folder) if folder in LONGEST_FIRST else len(LONGEST_FIRST)
 
     items.sort(key=rank)
+
+
+def pytest_collection_finish() -> None:
+    # as the command does: else a seventh of the time is Python's search for garbage
+    gc.freeze()
+    gc.set_threshold(OBJECTS_BETWEEN_COLLECTIONS)
 
 
 def write_images(folder: Path, per_class: int = IMAGES_PER_CLASS, seed: int = 0) -> Path:

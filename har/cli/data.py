@@ -139,20 +139,26 @@ def audit_labels(
 
 
 @click.command()
-@click.option("--clear", is_flag=True, help="Delete all features that no process is using.")
+@click.option(
+    "--clear",
+    is_flag=True,
+    help="Delete all features that no process is using, and the graphs of served models.",
+)
 def cache(clear: bool) -> None:
     """List or delete the cached features, most recently used first.
 
     They are in $HAR_CACHE/features (default ~/.cache/har) and take at most $HAR_CACHE_GB gigabytes
-    (default 20); the least recently used ones are deleted first. Backups of interrupted trainings
-    and data folders copied from a URL are listed too; --clear keeps them.
+    (default 20); the least recently used ones are deleted first. The last 8 served models' graphs
+    are kept too, for a quick start. Backups of interrupted trainings and data folders copied from
+    a URL are listed, and --clear keeps them.
     """
     from har.data.download import describe_downloads
+    from har.inference.graph_cache import clear_graphs
     from har.training import feature_cache
     from har.training.backup_folders import describe_backups
 
     if clear:
-        show(f"freed {format_bytes(feature_cache.clear_cache())}")
+        show(f"freed {format_bytes(feature_cache.clear_cache() + clear_graphs())}")
     show("\n".join([feature_cache.describe_cache(), *describe_backups(), *describe_downloads()]))
 
 

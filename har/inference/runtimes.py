@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -206,31 +206,51 @@ def hide_modules(*names: str) -> Iterator[None]:
 
 
 def load_tensorflow(folder: Path) -> Forward:
-    """Load a classifier's Keras model; in safe mode Keras runs no code from the file."""
+    """Load a classifier's Keras model, or the graph that was built from it before."""
     with collect_garbage_later():
-        # Keras imports both where they are installed, for functions that nothing here calls: a
-        # second of CPU time and 80 MB
-        with hide_modules("matplotlib", "sklearn"):
-            import keras
-
-        # makes the layers of transformers known to Keras
-        import har.models.vision_transformer  # noqa: F401
-        from har.inference.freezing import compute_float32_in_full
+        # TensorFlow imports Keras, which takes as long again: a graph does without
+        with hide_modules("keras"):
+            from har.inference.freezing import compile_frozen, compute_float32_in_full
+            from har.inference.graph_cache import find_graph
 
         compute_float32_in_full()
-        model = keras.models.load_model(folder / MODEL_FILE, compile=False)
-        return Forward(run=build_function(model, "uint8"))
+        if graph := find_graph(folder / MODEL_FILE):
+            return Forward(run=compile_frozen(graph))
+        return Forward(run=_build_served(folder / MODEL_FILE))
 
 
-def build_function(network: Any, dtype: str, policy: str = "float32") -> Any:
+def _build_served(file: Path) -> Any:
+    """Build a Keras file's function, and keep its graph; Keras' safe mode runs no code from it."""
+    # Keras imports both where they are installed, for functions that nothing here calls: a second
+    # of CPU time and 80 MB
+    with hide_modules("matplotlib", "sklearn"):
+        import keras
+
+    # makes the layers of transformers known to Keras
+    import har.models.vision_transformer  # noqa: F401
+    from har.inference.graph_cache import keep_graph
+
+    model = keras.models.load_model(file, compile=False)
+    return build_function(model, "uint8", keep=partial(keep_graph, file))
+
+
+def build_function(
+    network: Any,
+    dtype: str,
+    policy: str = "float32",
+    keep: Callable[[Any], None] = lambda graph: None,
+) -> Any:
     """Build a TensorFlow function from images of `dtype`, for running a network often, under one
-    of Keras' dtype policies.
+    of Keras' dtype policies. `keep` gets its graph, unless that is large.
     """
     from har.inference.freezing import compile_frozen, freeze, trace
     from har.models.merging import fold_batch_norms
 
     traced = trace(fold_batch_norms(network, policy), dtype)
-    return traced if network.count_params() > MOST_CONSTANTS else compile_frozen(freeze(traced))
+    if network.count_params() > MOST_CONSTANTS:
+        return traced
+    keep(graph := freeze(traced))
+    return compile_frozen(graph)
 
 
 def convert_to_tensorflow(network: Any) -> Any:

@@ -330,6 +330,7 @@ def har_imports(module: str, seen: dict[str, set[str]]) -> dict[str, set[str]]:
 def test_serving_needs_only_the_packages_it_pins() -> None:
     found = har_imports("serving.pyfunc", {})
     inner = {f"inference.{name}" for name in ("classifier", "runtimes", "freezing", "turns")}
+    inner |= {"inference.graph_cache"}
     inner |= {f"data.{name}" for name in DECODING}
     inner |= {f"serving.{name}" for name in ("pyfunc", "cells", "bodies", "inputs")}
     inner |= {f"serving.{name}" for name in ("admission", "parquet", "refusals")}
