@@ -155,7 +155,10 @@ def test_a_training_leaves_out_what_the_audit_finds(
             ("--variant", "v7", "--feature-views", 2, "--evaluation-size", 0),
             marks=pytest.mark.slow,
         ),
-        ("--variant", "v3", "--strategy", "one_device", "--augmentation", "none"),
+        pytest.param(
+            ("--variant", "v3", "--strategy", "one_device", "--augmentation", "none"),
+            marks=pytest.mark.slow,
+        ),
         pytest.param(("--variant", "original"), marks=pytest.mark.slow),
     ],
     ids=["v7", "v3", "original"],

@@ -168,6 +168,7 @@ def test_others_than_on_features_each_have_a_process(
     assert "1 failed" in result.output and "failed: killed" in result.output
 
 
+@pytest.mark.slow
 def test_a_trial_far_below_the_others_is_pruned(
     in_this_process: None, tiny_backbone: None, tiny_raw: Path, store: str, cli: Any,
     monkeypatch: pytest.MonkeyPatch,

@@ -177,7 +177,13 @@ def save_published(network: keras.Model, path: Path) -> None:
         legacy_h5_format.save_weights_to_hdf5_group(file, network)
 
 
-@pytest.mark.parametrize("name", NEWER)
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=() if name == "mobilenetv3-large" else pytest.mark.slow)
+        for name in NEWER
+    ],
+)
 def test_newer_networks_are_keras_own_on_pixels_of_0_to_255(
     name: str, tmp_path: Path, recwarn: pytest.WarningsRecorder
 ) -> None:

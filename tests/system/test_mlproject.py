@@ -127,6 +127,7 @@ def test_a_mistake_fails_clearly_and_leaves_no_running_run(
     assert latest_run().info.status == "FAILED"
 
 
+@pytest.mark.slow
 def test_ctrl_c_on_mlflow_run_leaves_no_running_run(
     server: str, finished: mlflow.entities.Run, images: Path
 ) -> None:

@@ -26,7 +26,14 @@ from tests.conftest import tiny_job, tiny_recipe
 pytestmark = pytest.mark.usefixtures("tiny_backbone")
 
 
-@pytest.mark.parametrize("variant", VARIANTS)
+# v1, v2 and v4 are steps between the others.
+@pytest.mark.parametrize(
+    "variant",
+    [
+        pytest.param(name, marks=pytest.mark.slow if name in ("v1", "v2", "v4") else ())
+        for name in VARIANTS
+    ],
+)
 def test_every_variant_trains(variant: str, manifest: Manifest) -> None:
     told = []
     recipe = tiny_recipe(variant, strategy=VARIANTS[variant].strategy)
@@ -60,7 +67,7 @@ def losses(result: Result) -> list[float]:
     ]
 
 
-@pytest.mark.parametrize("variant", ["original", "v3", "v5"])
+@pytest.mark.parametrize("variant", [pytest.param("original", marks=pytest.mark.slow), "v3", "v5"])
 def test_same_seed_same_numbers(variant: str, manifest: Manifest) -> None:
     first, again, other = (
         losses(train(tiny_job(tiny_recipe(variant, seed=seed), manifest))) for seed in (3, 3, 4)
