@@ -52,25 +52,29 @@ def graphs_folder() -> Path:
 
 def find_graph(model: Path) -> "FrozenGraph | None":
     """Return the graph that was kept for a Keras file, if there is one that can be used."""
-    file = _file_of(model)
     try:
+        file = _file_of(model)
         found = _parse(read_regular_file(file, MAX_BYTES))
-        # it is the newest now
-        os.utime(file)
-        return found
     # also whatever protobuf raises for a damaged file
     except Exception:
         return None
+    # another's cache may be read alone
+    with suppress(OSError):
+        # it is the newest now
+        os.utime(file)
+    return found
 
 
 def keep_graph(model: Path, graph: "FrozenGraph") -> None:
-    """Keep the graph of a Keras file, if it may be kept; a full disk is no error."""
+    """Keep the graph of a Keras file, if it may be kept. A full disk is no error, nor a user
+    without a home, as a server in a container may be.
+    """
     (images,) = graph.signature
     *_, size, _ = images.shape
     body = graph.graph_def.SerializeToString()
     facts = {"input": graph.input, "output": graph.output, "size": size, "dtype": images.dtype.name}
     data = json.dumps(facts | {"sha256": digest_bytes(body)}).encode() + b"\n" + body
-    with suppress(OSError, ValueError):
+    with suppress(OSError, ValueError, RuntimeError):
         _parse(data)
         (file := _file_of(model)).parent.mkdir(parents=True, exist_ok=True)
         with replace_file(file) as written:

@@ -203,6 +203,31 @@ def test_a_cache_that_cannot_be_written_is_no_error(
     np.testing.assert_array_equal(load_tensorflow(file.parent)(noise()), expected)
 
 
+def test_a_user_without_a_home_is_served(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    expected = load_tensorflow(file.parent)(noise())
+
+    def homeless() -> Path:
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.setattr(Path, "home", homeless)
+    for variable in ("HAR_CACHE", "XDG_CACHE_HOME"):
+        monkeypatch.delenv(variable, raising=False)
+    np.testing.assert_array_equal(load_tensorflow(file.parent)(noise()), expected)
+
+
+def test_a_cache_that_is_read_alone(
+    file: Path, no_keras: Callable[[], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    expected = load_tensorflow(file.parent)(noise())
+
+    def refuse(*args: Any) -> None:
+        raise PermissionError("read-only")
+
+    monkeypatch.setattr(os, "utime", refuse)
+    no_keras()
+    np.testing.assert_array_equal(load_tensorflow(file.parent)(noise()), expected)
+
+
 SMALL = [
     pytest.param(name, marks=[] if name == "mobilenetv3-large" else pytest.mark.slow)
     for name in ("efficientnet-lite0", "efficientnetb0", *NATIVE_SIZES)
