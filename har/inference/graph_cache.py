@@ -8,10 +8,12 @@ and write files too.
 import json
 import math
 import os
+import time
+from collections.abc import Iterator
 from contextlib import suppress
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any
 
 from har.util.files import (
     cache_folder,
@@ -30,7 +32,10 @@ FORMAT = 1
 # The newest are kept.
 MOST_GRAPHS = 8
 MAX_BYTES = 150_000_000
+MAX_HEAD_BYTES = 1000
 MAX_SIZE = 4096
+# A file that is being written is younger.
+UNFINISHED_S = 3600
 # What the networks of all backbones consist of.
 ARITHMETIC = frozenset(
     {
@@ -50,10 +55,25 @@ def graphs_folder() -> Path:
     return cache_folder() / "graphs"
 
 
-def find_graph(model: Path) -> "FrozenGraph | None":
-    """Return the graph that was kept for a Keras file, if there is one that can be used."""
+def find_key(model: Path) -> str:
+    """Return what a Keras file's graph is kept under. Ask before the file is read: it may be
+    replaced meanwhile.
+    """
+    parts = (FORMAT, digest_file(model), tensorflow_version(), version("keras"))
+    return digest_bytes(repr(parts).encode())[:32]
+
+
+def tensorflow_version() -> str:
+    """Return the version of TensorFlow, by whatever name it was installed."""
+    import tensorflow as tf
+
+    return str(tf.__version__)
+
+
+def find_graph(key: str) -> "FrozenGraph | None":
+    """Return the graph that was kept under a key, if there is one that can be used."""
     try:
-        file = _file_of(model)
+        file = _file_of(key)
         found = _parse(read_regular_file(file, MAX_BYTES))
     # also whatever protobuf raises for a damaged file
     except Exception:
@@ -65,28 +85,42 @@ def find_graph(model: Path) -> "FrozenGraph | None":
     return found
 
 
-def keep_graph(model: Path, graph: "FrozenGraph") -> None:
-    """Keep the graph of a Keras file, if it may be kept. A full disk is no error, nor a user
+def keep_graph(key: str, graph: "FrozenGraph") -> None:
+    """Keep a graph, if it may be kept. A full disk is no error, nor a user
     without a home, as a server in a container may be.
     """
+    with suppress(OSError, ValueError, RuntimeError):
+        _check_arithmetic(graph.graph_def)
+        if graph.graph_def.ByteSize() > MAX_BYTES - MAX_HEAD_BYTES:
+            return
+        (file := _file_of(key)).parent.mkdir(parents=True, exist_ok=True)
+        with replace_file(file) as written:
+            _write(graph, written)
+        kept = sorted(graphs_folder().glob("*.graph"), key=os.path.getmtime)
+        for old in (*kept[:-MOST_GRAPHS], *_find_unfinished()):
+            old.unlink(missing_ok=True)
+
+
+def _write(graph: "FrozenGraph", file: IO[bytes]) -> None:
     (images,) = graph.signature
     *_, size, _ = images.shape
     body = graph.graph_def.SerializeToString()
     facts = {"input": graph.input, "output": graph.output, "size": size, "dtype": images.dtype.name}
-    data = json.dumps(facts | {"sha256": digest_bytes(body)}).encode() + b"\n" + body
-    with suppress(OSError, ValueError, RuntimeError):
-        _parse(data)
-        (file := _file_of(model)).parent.mkdir(parents=True, exist_ok=True)
-        with replace_file(file) as written:
-            written.write(data)
-        for old in sorted(graphs_folder().glob("*.graph"), key=os.path.getmtime)[:-MOST_GRAPHS]:
-            old.unlink(missing_ok=True)
+    file.write(json.dumps(facts | {"sha256": digest_bytes(body)}).encode() + b"\n")
+    file.write(body)
+
+
+def _find_unfinished() -> Iterator[Path]:
+    """Find what processes that were killed left."""
+    for file in graphs_folder().glob(".*.graph.*"):
+        if time.time() - file.stat().st_mtime > UNFINISHED_S:
+            yield file
 
 
 def clear_graphs() -> int:
     """Delete all graphs; return how many bytes that freed."""
     freed = 0
-    for file in graphs_folder().glob("*.graph"):
+    for file in (*graphs_folder().glob("*.graph"), *graphs_folder().glob(".*.graph.*")):
         with suppress(OSError):
             size = file.stat().st_size
             file.unlink()
@@ -94,19 +128,16 @@ def clear_graphs() -> int:
     return freed
 
 
-def _file_of(model: Path) -> Path:
-    parts = (FORMAT, digest_file(model), version("tensorflow"), version("keras"))
-    return graphs_folder() / f"{digest_bytes(repr(parts).encode())[:32]}.graph"
+def _file_of(key: str) -> Path:
+    return graphs_folder() / f"{key}.graph"
 
 
 def _parse(data: bytes) -> "FrozenGraph":
-    """Parse what `keep_graph` wrote; a ValueError for what must not be run."""
+    """Parse what `_write` wrote; a ValueError for what must not be run."""
     import tensorflow as tf
 
     from har.inference.freezing import FrozenGraph
 
-    if len(data) > MAX_BYTES:
-        raise ValueError("too large")
     head, _, body = data.partition(b"\n")
     facts = parse_json(head)
     if digest_bytes(body) != facts["sha256"]:

@@ -211,15 +211,16 @@ def load_tensorflow(folder: Path) -> Forward:
         # TensorFlow imports Keras, which takes as long again: a graph does without
         with hide_modules("keras"):
             from har.inference.freezing import compile_frozen, compute_float32_in_full
-            from har.inference.graph_cache import find_graph
+            from har.inference.graph_cache import find_graph, find_key
 
         compute_float32_in_full()
-        if graph := find_graph(folder / MODEL_FILE):
+        key = find_key(folder / MODEL_FILE)
+        if graph := find_graph(key):
             return Forward(run=compile_frozen(graph))
-        return Forward(run=_build_served(folder / MODEL_FILE))
+        return Forward(run=_build_served(folder / MODEL_FILE, key))
 
 
-def _build_served(file: Path) -> Any:
+def _build_served(file: Path, key: str) -> Any:
     """Build a Keras file's function, and keep its graph; Keras' safe mode runs no code from it."""
     # Keras imports both where they are installed, for functions that nothing here calls: a second
     # of CPU time and 80 MB
@@ -231,7 +232,7 @@ def _build_served(file: Path) -> Any:
     from har.inference.graph_cache import keep_graph
 
     model = keras.models.load_model(file, compile=False)
-    return build_function(model, "uint8", keep=partial(keep_graph, file))
+    return build_function(model, "uint8", keep=partial(keep_graph, key))
 
 
 def build_function(

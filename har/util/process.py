@@ -11,6 +11,7 @@ from typing import Any
 
 import psutil
 
+from har.util.errors import without_password
 from har.util.files import shorten_home
 
 # Where Linux states the memory limit of a container (control groups, version 2).
@@ -51,7 +52,7 @@ def spell_command(command: str, options: Mapping[str, Any]) -> str:
     words = ["har", command]
     for name, value in options.items():
         if value is not None:
-            words += [f"--{name.replace('_', '-')}", shorten_home(str(value))]
+            words += [f"--{name.replace('_', '-')}", shorten_home(without_password(str(value)))]
     return shlex.join(words)
 
 

@@ -5,6 +5,7 @@ import json
 import os
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ import tensorflow as tf
 
 from har.inference import graph_cache
 from har.inference.freezing import FrozenGraph, freeze, trace
-from har.inference.graph_cache import clear_graphs, find_graph, graphs_folder, keep_graph
+from har.inference.graph_cache import clear_graphs, find_graph, find_key, graphs_folder, keep_graph
 from har.inference.runtimes import MODEL_FILE, MOST_CONSTANTS, load_tensorflow
 from har.models.build import build_model
 from har.models.merging import fold_batch_norms
@@ -128,13 +129,13 @@ def test_only_arithmetic_is_kept_and_read(
     build: Callable[[Any], Any], file: Path, no_keras: Callable[[], None]
 ) -> None:
     graph = a_graph(build)
-    keep_graph(file, graph)
+    keep_graph(find_key(file), graph)
     assert kept() == []
     # the same, put there by somebody else
     expected = load_tensorflow(file.parent)(noise())
     (there,) = kept()
     there.write_bytes(pack(graph))
-    assert find_graph(file) is None
+    assert find_graph(find_key(file)) is None
     np.testing.assert_array_equal(load_tensorflow(file.parent)(noise()), expected)
     assert not Path("/tmp/har-test-was-here").exists()
     # which mended it
@@ -174,7 +175,7 @@ def test_a_damaged_graph_is_built_anew(name: str, file: Path, no_keras: Callable
     expected = load_tensorflow(file.parent)(noise())
     (there,) = kept()
     there.write_bytes(DAMAGED[name]())
-    assert find_graph(file) is None
+    assert find_graph(find_key(file)) is None
     np.testing.assert_array_equal(load_tensorflow(file.parent)(noise()), expected)
     no_keras()
     np.testing.assert_array_equal(load_tensorflow(file.parent)(noise()), expected)
@@ -182,17 +183,21 @@ def test_a_damaged_graph_is_built_anew(name: str, file: Path, no_keras: Callable
 
 def test_the_newest_are_kept(file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(graph_cache, "MOST_GRAPHS", 2)
-    models = [tmp_path / name for name in "abc"]
-    for age, model in enumerate(models):
-        model.write_text(model.name)
-        keep_graph(model, plain())
-        os.utime(graph_cache._file_of(model), (age, age))
+    for age, key in enumerate("abc"):
+        keep_graph(key, plain())
+        os.utime(graph_cache._file_of(key), (age, age))
     # the use of one makes it new
-    assert [find_graph(model) is not None for model in models] == [False, True, True]
-    (tmp_path / "d").write_text("d")
-    os.utime(graph_cache._file_of(models[2]), (1, 1))
-    keep_graph(tmp_path / "d", plain())
-    assert [find_graph(model) is not None for model in models] == [False, True, False]
+    assert [find_graph(key) is not None for key in "abc"] == [False, True, True]
+    os.utime(graph_cache._file_of("c"), (1, 1))
+    # left by a process that was killed, and one that is being written
+    for name, age in ((".x.graph.1", 0), (".y.graph.2", time.time())):
+        (graphs_folder() / name).write_bytes(b"cut")
+        os.utime(graphs_folder() / name, (age, age))
+    keep_graph("d", plain())
+    assert [find_graph(key) is not None for key in "abc"] == [False, True, False]
+    assert [each.name for each in graphs_folder().glob(".*")] == [".y.graph.2"]
+    clear_graphs()
+    assert not list(graphs_folder().iterdir())
 
 
 def test_a_cache_that_cannot_be_written_is_no_error(
@@ -201,6 +206,23 @@ def test_a_cache_that_cannot_be_written_is_no_error(
     expected = load_tensorflow(file.parent)(noise())
     monkeypatch.setenv("HAR_CACHE", "/proc/nowhere")
     np.testing.assert_array_equal(load_tensorflow(file.parent)(noise()), expected)
+
+
+def test_a_file_that_is_replaced_meanwhile_keeps_no_graph(
+    file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    load_model, new = keras.models.load_model, build_model(tiny_recipe(), 3)
+    new.layers[-1].bias.assign([3.0, 0.0, 0.0])
+
+    def load_then_replace(path: Path, **options: Any) -> Any:
+        model = load_model(path, **options)
+        new.save(file)
+        return model
+
+    with monkeypatch.context() as patch:
+        patch.setattr(keras.models, "load_model", load_then_replace)
+        before = load_tensorflow(file.parent)(noise())
+    assert np.abs(load_tensorflow(file.parent)(noise()) - before).max() > 0.1
 
 
 def test_a_user_without_a_home_is_served(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -235,12 +257,11 @@ SMALL = [
 
 
 @pytest.mark.parametrize("name", SMALL)
-def test_the_graphs_of_all_small_networks_are_arithmetic(name: str, tmp_path: Path) -> None:
+def test_the_graphs_of_all_small_networks_are_arithmetic(name: str) -> None:
     size = 70 if PATCH_SIZES.get(name) == 14 else 64
     recipe = tiny_recipe("v6", backbone=name, image_size=size, weights="random", test_time="mirror")
     model = build_model(recipe, 3)
     if model.count_params() > MOST_CONSTANTS:
         pytest.skip("too large to be a graph of constants")
-    (tmp_path / "m").write_text(name)
-    keep_graph(tmp_path / "m", freeze(trace(fold_batch_norms(model), "uint8")))
-    assert find_graph(tmp_path / "m") is not None
+    keep_graph(name, freeze(trace(fold_batch_norms(model), "uint8")))
+    assert find_graph(name) is not None
