@@ -20,10 +20,11 @@ from har.util.files import (
     read_regular_file,
     replace_file,
     replace_text,
+    storable,
 )
 from har.util.json_text import parse_json
 from har.util.locks import file_lock
-from har.util.places import WEB, Stored, Url, list_stored, open_place, read_start
+from har.util.places import WEB, Stored, Url, encode_place, list_stored, open_place, read_start
 from har.util.progress import progress, say
 from har.util.units import format_bytes
 
@@ -31,9 +32,12 @@ from har.util.units import format_bytes
 READERS = 16
 # A larger file is read in blocks.
 AT_ONCE_BYTES = 8 << 20
-# Beside each copy: where it came from.
+# Of each copy: what it has.
+JOURNAL = "journal.jsonl"
+MAX_PATH = 2000
+# Beside the copies: where they came from.
 URL_FILE = "url.txt"
-MAX_URL_BYTES = 10_000
+MAX_URL_BYTES = 2000
 # Files that an error names.
 MAX_NAMED = 3
 
@@ -41,8 +45,8 @@ MAX_NAMED = 3
 def download_folder(url: Url) -> Path:
     """Copy what is new in a folder elsewhere into the cache; return the copy.
 
-    It holds the files that are there now: one with the size and version of an earlier call stays,
-    and one that is gone is deleted. Hidden files are left out.
+    It holds the files that are there now. Those with the size and version of an earlier copy are
+    linked from there, and that copy stays as it is. Hidden files are left out.
 
     Raises:
         UserError: the folder cannot be read, or not all of its files, or the disk is too small.
@@ -52,14 +56,16 @@ def download_folder(url: Url) -> Path:
             f"--data {url}: a web server does not list its files: download it, and give the folder"
             " it lies in"
         )
-    home = _downloads() / digest_bytes(str(url).rstrip("/").encode())[:16]
+    home = _downloads() / digest_bytes(encode_place(url).rstrip(b"/"))[:16]
     waiting = f"waiting for another download of {url}"
     with file_lock(home / ".lock", waiting=waiting):
+        files = _list_files(url)
+        replace_text(home / URL_FILE, storable(without_password(str(url)))[:MAX_URL_BYTES])
+        # a training may be reading an earlier state of the folder
+        state = home / digest_bytes(repr(sorted(files.items())).encode("utf-8", "replace"))[:16]
         # the data is called by the folder's name; never `..`, and no hidden folder
-        folder = home / ("data" if url.name.startswith(".") else url.name or "data")
-        journal = home / "journal.jsonl"
-        replace_text(home / URL_FILE, without_password(str(url)))
-        _Copy(url=url, files=_list_files(url), folder=folder, journal=journal).update()
+        folder = state / ("data" if url.name.startswith(".") else url.name or "data")
+        _Copy(url=url, files=files, folder=folder, journal=state / JOURNAL).update(home)
     return folder
 
 
@@ -73,9 +79,16 @@ def describe_downloads() -> list[str]:
 
 
 def _describe_download(file: Path) -> str:
-    size = sum(each.stat().st_size for each in file.parent.rglob("*") if each.is_file())
-    url = read_regular_file(file, MAX_URL_BYTES).decode("utf-8", "replace")
-    return for_terminal(f"{file.parent.name}  {format_bytes(size):>9}  {url}")
+    sizes, url = {}, ""
+    for each in file.parent.rglob("*"):
+        # a download at work renames and deletes
+        with suppress(OSError):
+            found = each.lstat()
+            # copies share the files that did not change
+            sizes[found.st_ino] = found.st_size
+    with suppress(OSError, ValueError):
+        url = read_regular_file(file, 4 * MAX_URL_BYTES).decode("utf-8", "replace")
+    return for_terminal(f"{file.parent.name}  {format_bytes(sum(sizes.values())):>9}  {url}")
 
 
 def _downloads() -> Path:
@@ -90,10 +103,11 @@ def _list_files(url: Url) -> dict[str, Stored]:
         raise UserError(f"--data {url} cannot be listed: {first_line(error)}") from error
     if "" in found:
         raise UserError(f"--data {url} is a file: give the folder it lies in")
-    folders = {str(above) for path in found for above in Path(path).parents}
     for path in found:
-        if why := _refuse_path(path, folders):
-            raise UserError(f"--data {url} has the file {path!r}, {why}: rename it")
+        if why := _refuse_path(path):
+            raise UserError(f"--data {url} has the file {path[:200]!r}, {why}: rename it")
+    for folder in {str(above) for path in found for above in Path(path).parents} & found.keys():
+        raise UserError(f"--data {url} has the file {folder!r}, and a folder of that name")
     files = {path: each for path, each in found.items() if not any(map(is_hidden, _split(path)))}
     if not files:
         raise UserError(f"--data {url}: no files there, or no such folder")
@@ -104,14 +118,16 @@ def _split(path: str) -> list[str]:
     return path.split("/")
 
 
-def _refuse_path(path: str, folders: set[str]) -> str:
+def _refuse_path(path: str) -> str:
     """Return why a file cannot have this path in a folder; "" if it can."""
     parts = _split(path)
-    if {"", ".", ".."} & set(parts) or "\0" in path or not _is_encodable(path):
-        return "which no file on this machine can be called"
-    if len(parts) > MAX_DEPTH:
-        return f"more than {MAX_DEPTH} folders deep"
-    return "whose name a folder has too" if path in folders else ""
+    if len(parts) > MAX_DEPTH or len(path) > MAX_PATH:
+        return f"more than {MAX_DEPTH} folders or {MAX_PATH:,} characters deep"
+    # a chain of file systems, to fsspec
+    odd = "\0" in path or "::" in path or not _is_encodable(path)
+    if odd or {"", ".", ".."} & set(parts):
+        return "which no file here can be called"
+    return ""
 
 
 def _is_encodable(path: str) -> bool:
@@ -126,10 +142,41 @@ def _count_bytes(files: Mapping[str, Stored]) -> int:
     return sum(each.size for each in files.values())
 
 
+def _has_size(file: Path, size: int) -> bool:
+    with suppress(OSError):
+        return os.path.getsize(file) == size
+    return False
+
+
+def _link(source: Path, target: Path) -> None:
+    """Make `target` the same file; a copy where the disk has no such links."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    target.unlink(missing_ok=True)
+    try:
+        os.link(source, target)
+    except OSError:
+        shutil.copyfile(source, target)
+
+
+def _format_entry(path: str, stored: Stored) -> str:
+    return json.dumps([path, *astuple(stored)]) + "\n"
+
+
+def _read_journal(journal: Path) -> dict[str, Stored]:
+    found = {}
+    with suppress(FileNotFoundError):
+        for line in journal.read_text("utf-8").splitlines():
+            # the last line of a process that was killed may be cut
+            with suppress(ValueError, TypeError):
+                path, size, version = parse_json(line.encode())
+                found[path] = Stored(size, version)
+    return found
+
+
 @dataclass(frozen=True, kw_only=True)
 class _Copy:
-    """The copy of a folder that is to hold `files`, and the journal of what was copied: a JSON list
-    for each file.
+    """The copy of a folder in the state that has `files`, and the journal of what was copied: a
+    JSON list for each file.
     """
 
     url: Url
@@ -137,11 +184,12 @@ class _Copy:
     folder: Path
     journal: Path
 
-    def update(self) -> None:
-        """Make the copy hold the files, and no others."""
+    def update(self, home: Path) -> None:
+        """Make the copy hold the files; those that did not change, from the copies in `home`."""
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
-            self._delete_others()
+            if self._find_new():
+                self._link_others(home)
             if new := self._find_new():
                 self._check_space(new)
                 self._download(new)
@@ -149,7 +197,7 @@ class _Copy:
             raise UserError(f"cannot write into {self.folder}: {first_line(error)}") from error
 
     def _find_new(self) -> dict[str, Stored]:
-        before = self._read_journal()
+        before = _read_journal(self.journal)
         return {
             path: stored
             for path, stored in self.files.items()
@@ -157,28 +205,20 @@ class _Copy:
         }
 
     def _is_there(self, path: str, size: int) -> bool:
-        with suppress(OSError):
-            return os.path.getsize(self.folder / path) == size
-        return False
+        return _has_size(self.folder / path, size)
 
-    def _read_journal(self) -> dict[str, Stored]:
-        found = {}
-        with suppress(FileNotFoundError):
-            for line in self.journal.read_text("utf-8").splitlines():
-                # the last line of a process that was killed may be cut
-                with suppress(ValueError, TypeError):
-                    path, size, version = parse_json(line.encode())
-                    found[path] = Stored(size, version)
-        return found
-
-    def _delete_others(self) -> None:
-        for root, _, names in os.walk(self.folder, topdown=False):
-            for name in names:
-                file = Path(root) / name
-                if file.relative_to(self.folder).as_posix() not in self.files:
-                    file.unlink()
-            if Path(root) != self.folder and not os.listdir(root):
-                os.rmdir(root)
+    def _link_others(self, home: Path) -> None:
+        wanted = self._find_new()
+        with self.journal.open("a", buffering=1, encoding="utf-8") as journal:
+            for other in home.glob(f"*/{JOURNAL}"):
+                if other == self.journal:
+                    continue
+                for path, stored in _read_journal(other).items():
+                    file = other.parent / self.folder.name / path
+                    if wanted.get(path) == stored and _has_size(file, stored.size):
+                        _link(file, self.folder / path)
+                        journal.write(_format_entry(path, stored))
+                        del wanted[path]
 
     def _check_space(self, new: Mapping[str, Stored]) -> None:
         needed, free = _count_bytes(new), shutil.disk_usage(self.folder).free
@@ -201,7 +241,7 @@ class _Copy:
                 if why:
                     failed[path] = why
                 else:
-                    journal.write(json.dumps([path, *astuple(new[path])]) + "\n")
+                    journal.write(_format_entry(path, new[path]))
                 advance(1)
         if failed:
             named = "; ".join(f"{path}: {why}" for path, why in [*failed.items()][:MAX_NAMED])
@@ -222,7 +262,8 @@ class _Copy:
     def _explain_file(self, path: str) -> str:
         try:
             self._download_file(path)
-        except OSError as error:
+        # the packages have errors of their own
+        except Exception as error:
             return first_line(error)
         return ""
 
@@ -231,7 +272,7 @@ class _Copy:
         (self.folder / path).parent.mkdir(parents=True, exist_ok=True)
         with replace_file(self.folder / path) as file:
             # a store may send more than it announced
-            for data in _read(self.url / path, size + 1):
+            for data in _read(self.url / path, size + 1) if size else ():
                 written += file.write(data)
             if written != size:
                 raise OSError(f"{written:,} bytes came, not {size:,}; did it change meanwhile?")

@@ -43,6 +43,7 @@ WHOLE = ("s3", "gs", "gcs", "az", "abfs", "memory")
 VERSIONS = (
     "ETag", "etag", "md5Hash", "generation", "LastModified", "last_modified", "mtime", "created",
 )  # fmt: skip
+MAX_DEPTH = 32
 # Bytes that are asked for at once of a large file.
 BLOCK_BYTES = 8 << 20
 # With `::` in the protocol, to refuse fsspec's chains: archives, caches, one store in another.
@@ -214,7 +215,7 @@ def open_place(place: Place) -> Iterator[IO[bytes]]:
     with _as_os_errors():
         files, path = _connect(place)
         opened = files.open(path, "rb", block_size=BLOCK_BYTES)
-    with opened:
+    with opened, _as_os_errors():
         yield opened
 
 
@@ -230,14 +231,18 @@ def list_below(folder: Url) -> list[str]:
 def list_stored(folder: Url) -> dict[str, Stored]:
     """Map the paths that `list_below` lists to what the store says about the files."""
     found = _find_below(folder, detail=True)
-    return {path: _describe(found[path]) for path in sorted(found)}
+    with _as_os_errors():
+        return {path: _describe(found[path]) for path in sorted(found)}
 
 
 def _find_below(folder: Url, detail: bool) -> dict[str, Any]:
     with _as_os_errors():
         files, path = _connect(folder)
         files.invalidate_cache()
-        found = files.find(path, detail=detail)
+        if folder.protocol in WHOLE:
+            found = files.find(path, detail=detail)
+        else:
+            found = walk_files(files, path)
         described = found if detail else dict.fromkeys(found)
     return {
         each.removeprefix(path).removeprefix("/"): described[each]
@@ -246,9 +251,35 @@ def _find_below(folder: Url, detail: bool) -> dict[str, Any]:
     }
 
 
+def walk_files(files: Any, path: str) -> dict[str, Any]:
+    """Describe the files below a path in a file system with folders. fsspec's own `find` leaves out
+    a folder that cannot be listed.
+    """
+    if files.isfile(path):
+        return {path: files.info(path)}
+    found, waiting = {}, [(path, 0)]
+    while waiting:
+        folder, depth = waiting.pop()
+        if depth > MAX_DEPTH:
+            raise OSError(f"folders are more than {MAX_DEPTH} deep")
+        for each in files.ls(folder, detail=True):
+            name = each["name"]
+            # of a link, what it names
+            info = files.info(name) if each["type"] == "link" else each
+            if info["type"] != "directory":
+                found[name] = info
+            elif each["type"] == "link":
+                raise OSError(f"{name} is a link to a folder")
+            else:
+                waiting.append((name, depth + 1))
+    return found
+
+
 def _describe(info: Any) -> Stored:
     version = next((str(info[name]) for name in VERSIONS if info.get(name)), "")
-    return Stored(int(info.get("size") or 0), version)
+    if (size := int(info.get("size") or 0)) < 0:
+        raise OSError(f"a file of {size} bytes")
+    return Stored(size, version)
 
 
 def list_names(folder: Place) -> set[str]:

@@ -11,7 +11,7 @@ from har.data import download
 from har.data.download import download_folder
 from har.data.sources import find_source
 from har.util.errors import UserError
-from har.util.places import Url, list_stored
+from har.util.places import Url, list_stored, walk_files
 from tests.util.test_places import fsspec, write
 from tests.util.test_places import memory as memory
 
@@ -69,13 +69,22 @@ def test_the_copy_follows_the_folder(url: Url, monkeypatch: pytest.MonkeyPatch) 
     write(url / "run/1.jpg", b"new")
     write(url / "run/4.jpg", b"four")
     fsspec.filesystem("memory").rm("/bucket/folder/sit down/deep/3.jpg")
-    (folder / "run/2.jpg").write_bytes(b"cut")
+    with reads(monkeypatch) as seen:
+        after = download_folder(url)
+    assert contents(after) == {"run/1.jpg": b"new", "run/2.jpg": b"two", "run/4.jpg": b"four"}
+    assert sorted(seen) == ["run/1.jpg", "run/4.jpg"]
+    assert not (after / "sit down").exists() and after.name == folder.name
+    # a training may be reading it
+    assert contents(folder) == FILES
+    assert (after / "run/2.jpg").samefile(folder / "run/2.jpg")
+
+
+def test_a_file_that_was_cut_is_read_again(url: Url, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = download_folder(url)
     (folder / "run/2.jpg").write_bytes(b"c")
     with reads(monkeypatch) as seen:
-        download_folder(url)
-    assert contents(folder) == {"run/1.jpg": b"new", "run/2.jpg": b"two", "run/4.jpg": b"four"}
-    assert sorted(seen) == ["run/1.jpg", "run/2.jpg", "run/4.jpg"]
-    assert not (folder / "sit down").exists()
+        assert contents(download_folder(url)) == FILES
+    assert seen == ["run/2.jpg"]
 
 
 def test_copies_are_listed(url: Url, cli: Any) -> None:
@@ -111,7 +120,7 @@ def test_an_interruption_loses_no_file(url: Url, monkeypatch: pytest.MonkeyPatch
         patch.setattr(download, "read_start", stop)
         download_folder(url)
     # a process that is killed while it writes
-    (journal,) = download.cache_folder().glob("downloads/*/journal.jsonl")
+    (journal,) = download.cache_folder().glob("downloads/*/*/journal.jsonl")
     journal.write_text(f'{journal.read_text()}["walk/3')
     with reads(monkeypatch) as seen:
         download_folder(url)
@@ -119,7 +128,10 @@ def test_an_interruption_loses_no_file(url: Url, monkeypatch: pytest.MonkeyPatch
     assert set(seen) < {f"walk/{number:02}.jpg" for number in range(40)} and len(seen) <= 24
 
 
-@pytest.mark.parametrize("name", ["../out.jpg", "run/../../out.jpg", "a//b.jpg", "run/1.jpg/x.jpg"])
+ODD = ["../out.jpg", "run/../../out.jpg", "a//b.jpg", "a::b.jpg", "a/" * 40 + "b.jpg", "b" * 3000]
+
+
+@pytest.mark.parametrize("name", ODD, ids=range(len(ODD)))
 def test_a_name_that_leaves_the_folder(name: str, url: Url, cache: Path) -> None:
     files = fsspec.filesystem("memory")
     files.store[f"/bucket/folder/{name}"] = files.store["/bucket/folder/run/2.jpg"]
@@ -127,6 +139,18 @@ def test_a_name_that_leaves_the_folder(name: str, url: Url, cache: Path) -> None
     with pytest.raises(UserError, match=r"has the file '.*: rename it"):
         download_folder(url)
     assert not list(cache.rglob("*.jpg"))
+
+
+def test_a_file_and_a_folder_of_one_name(url: Url, cache: Path) -> None:
+    files = fsspec.filesystem("memory")
+    files.store["/bucket/folder/run/1.jpg/x.jpg"] = files.store["/bucket/folder/run/2.jpg"]
+    with pytest.raises(UserError, match=r"has the file 'run/1.jpg', and a folder of that name"):
+        download_folder(url)
+
+
+def test_an_empty_file(url: Url) -> None:
+    write(url / "run/0.jpg", b"")
+    assert contents(download_folder(url)) == FILES | {"run/0.jpg": b""}
 
 
 def test_a_folder_above_the_copy_is_never_its_name(memory: Url, cache: Path) -> None:
@@ -137,7 +161,7 @@ def test_a_folder_above_the_copy_is_never_its_name(memory: Url, cache: Path) -> 
             folder = download_folder(Url(f"memory://bucket/{name}"))
         except UserError:
             continue
-        assert folder.name == "data" and folder.parent.parent == cache.resolve() / "downloads"
+        assert folder.name == "data" and folder.parents[2] == cache.resolve() / "downloads"
 
 
 @pytest.mark.parametrize("sent", [b"tw", b"two and more"])
@@ -183,3 +207,23 @@ def test_a_store_says_when_a_file_changed(url: Url) -> None:
     after = list_stored(url)
     assert [path for path in after if after[path] != before[path]] == ["run/1.jpg"]
     assert after["run/1.jpg"].size == 3
+
+
+def test_a_folder_that_cannot_be_listed_is_not_left_out(tmp_path: Path) -> None:
+    files = fsspec.filesystem("file")
+    for name in ("a/1.jpg", "a/b/2.jpg"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_bytes(b"x")
+    assert sorted(walk_files(files, str(tmp_path))) == [
+        str(tmp_path / name) for name in ("a/1.jpg", "a/b/2.jpg")
+    ]
+    assert list(walk_files(files, str(tmp_path / "a/1.jpg"))) == [str(tmp_path / "a/1.jpg")]
+
+    class Refusing(type(files)):  # type: ignore[misc]
+        def ls(self, path: str, detail: bool = False, **options: Any) -> Any:
+            if path.endswith("/b"):
+                raise PermissionError(path)
+            return super().ls(path, detail, **options)
+
+    with pytest.raises(PermissionError):
+        walk_files(Refusing(), str(tmp_path))
