@@ -188,9 +188,7 @@ class _Copy:
         """Make the copy hold the files; those that did not change, from the copies in `home`."""
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
-            if self._find_new():
-                self._link_others(home)
-            if new := self._find_new():
+            if (new := self._find_new()) and (new := self._link_others(new, home)):
                 self._check_space(new)
                 self._download(new)
         except OSError as error:
@@ -201,14 +199,12 @@ class _Copy:
         return {
             path: stored
             for path, stored in self.files.items()
-            if before.get(path) != stored or not self._is_there(path, stored.size)
+            if before.get(path) != stored or not _has_size(self.folder / path, stored.size)
         }
 
-    def _is_there(self, path: str, size: int) -> bool:
-        return _has_size(self.folder / path, size)
-
-    def _link_others(self, home: Path) -> None:
-        wanted = self._find_new()
+    def _link_others(self, new: Mapping[str, Stored], home: Path) -> dict[str, Stored]:
+        """Link the new files that other copies have; return those that none has."""
+        wanted = dict(new)
         with self.journal.open("a", buffering=1, encoding="utf-8") as journal:
             for other in home.glob(f"*/{JOURNAL}"):
                 if other == self.journal:
@@ -219,6 +215,7 @@ class _Copy:
                         _link(file, self.folder / path)
                         journal.write(_format_entry(path, stored))
                         del wanted[path]
+        return wanted
 
     def _check_space(self, new: Mapping[str, Stored]) -> None:
         needed, free = _count_bytes(new), shutil.disk_usage(self.folder).free

@@ -86,8 +86,8 @@ def find_graph(key: str) -> "FrozenGraph | None":
 
 
 def keep_graph(key: str, graph: "FrozenGraph") -> None:
-    """Keep a graph, if it may be kept. A full disk is no error, nor a user
-    without a home, as a server in a container may be.
+    """Keep a graph, if it may be kept. A full disk is no error, nor a user without a home, as a
+    server in a container may be.
     """
     with suppress(OSError, ValueError, RuntimeError):
         _check_arithmetic(graph.graph_def)
