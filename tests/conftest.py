@@ -9,6 +9,7 @@ import sqlite3
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 import urllib.request
 from collections.abc import Callable, Iterator
@@ -16,6 +17,7 @@ from contextlib import closing, contextmanager
 from dataclasses import fields, replace
 from functools import cache
 from pathlib import Path
+from socketserver import BaseServer
 from typing import Any
 
 # Before TensorFlow loads: no GPU, and the same arithmetic in every test.
@@ -147,6 +149,7 @@ def tiny_recipe(variant: str = "v3", **fields: object) -> Recipe:
         "epochs": 2,
         "precision": "float32",
         "strategy": "one_device",
+        "feature_views": min(VARIANTS[variant].feature_views, 2),
     }
     if VARIANTS[variant].evaluation_size:
         # of 32 images, a tenth is too few for two devices
@@ -296,6 +299,18 @@ def after_each_epoch(monkeypatch: pytest.MonkeyPatch) -> Callable[[Callable[[int
         monkeypatch.setattr(train_job, "open_epoch_log", open_and_act)
 
     return do
+
+
+@contextmanager
+def answering(server: BaseServer) -> Iterator[None]:
+    """Let a server of this process answer until the block ends."""
+    # it looks this often whether it is to end; by default twice a second
+    threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
+    try:
+        yield
+    finally:
+        server.shutdown()
+        server.server_close()
 
 
 def free_port() -> int:

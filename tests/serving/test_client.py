@@ -3,7 +3,6 @@
 import base64
 import json
 import math
-import threading
 import time
 from collections.abc import Iterator
 from contextlib import suppress
@@ -18,6 +17,7 @@ from har.cli.main import main
 from har.serving import client
 from har.serving.client import MAX_BATCH_BYTES, ask_server, read_address
 from har.util.errors import UserError
+from tests.conftest import answering
 
 GUESS = {"label": "running", "probability": 0.5}
 ROW: dict[str, Any] = {**GUESS, "top_3": [GUESS], "error": None}
@@ -72,10 +72,8 @@ class QuietServer(ThreadingHTTPServer):
 def fake() -> Iterator[tuple[type[Fake], str]]:
     kind = type("OneFake", (Fake,), {"asked": []})
     server = QuietServer(("127.0.0.1", 0), kind)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    yield kind, f"127.0.0.1:{server.server_port}"
-    server.shutdown()
-    server.server_close()
+    with answering(server):
+        yield kind, f"127.0.0.1:{server.server_port}"
 
 
 @pytest.mark.parametrize(

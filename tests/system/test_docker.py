@@ -43,7 +43,16 @@ from har.models.backbones import Backbone
 from har.models.build import build_model
 from har.serving.client import ask_server
 from har.serving.package import SERVING_PACKAGES, log_classifier
-from tests.conftest import CLASSES, PATH, build_tiny, free_port, serving, tiny_recipe, write_images
+from tests.conftest import (
+    CLASSES,
+    PATH,
+    answering,
+    build_tiny,
+    free_port,
+    serving,
+    tiny_recipe,
+    write_images,
+)
 
 ROOT = Path(__file__).parents[2]
 
@@ -401,10 +410,8 @@ class Stub(BaseHTTPRequestHandler):
 @pytest.fixture(scope="module")
 def stub() -> Iterator[int]:
     server = ThreadingHTTPServer(("127.0.0.1", 0), Stub)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    yield server.server_port
-    server.shutdown()
-    server.server_close()
+    with answering(server):
+        yield server.server_port
 
 
 @contextmanager

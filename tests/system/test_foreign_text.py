@@ -9,7 +9,6 @@ import io
 import json
 import re
 import shutil
-import threading
 from collections.abc import Iterator
 from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, HTTPServer
@@ -25,7 +24,7 @@ from PIL import Image
 
 from har.data.manifest import read_manifest
 from har.inference.inputs import list_unlabelled
-from tests.conftest import read_csv, tiny_backbones, write_csv, write_images
+from tests.conftest import answering, read_csv, tiny_backbones, write_csv, write_images
 
 LABELS = {
     "sitting": "=cmd|' /C calc'!A0",
@@ -248,12 +247,9 @@ class HostileServer(BaseHTTPRequestHandler):
 
 def test_the_answers_of_a_server_are_shown_harmlessly(raw: Path, cli: Any) -> None:
     server = HTTPServer(("127.0.0.1", 0), HostileServer)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    try:
-        images = sorted((raw / "train").iterdir())[:2]
+    images = sorted((raw / "train").iterdir())[:2]
+    with answering(server):
         result = cli("classify", *images, "--url", f"http://127.0.0.1:{server.server_port}")
-    finally:
-        server.shutdown()
     assert result.exit_code == 0, result.output
     check_terminal(result.output)
     assert len(result.stdout.splitlines()) == 2 and "sitting FAKE" in result.stdout

@@ -2,7 +2,6 @@
 
 import gzip
 import os
-import threading
 from collections.abc import Iterator
 from contextlib import suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -26,6 +25,7 @@ from har.util.places import (
     read_start,
     replace_place,
 )
+from tests.conftest import answering
 
 fsspec = pytest.importorskip("fsspec")
 
@@ -227,10 +227,8 @@ class _Web(BaseHTTPRequestHandler):
 def web() -> Iterator[Url]:
     pytest.importorskip("aiohttp")
     server = ThreadingHTTPServer(("127.0.0.1", 0), _Web)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    yield Url(f"http://127.0.0.1:{server.server_port}")
-    server.shutdown()
-    server.server_close()
+    with answering(server):
+        yield Url(f"http://127.0.0.1:{server.server_port}")
 
 
 def test_a_web_server_is_not_believed(web: Url) -> None:
