@@ -128,16 +128,9 @@ def open_run(experiment: str, tags: Mapping[str, str], run_id: str | None = None
 
 def _open_run(experiment: str, tags: Mapping[str, str], run_id: str | None) -> Iterator[Run]:
     quiet_mlflow()
-    with explain_store_errors(), store_lock(), short_timeouts():
-        # under `mlflow run` the experiment is chosen already, and choosing again is an error
-        if "MLFLOW_RUN_ID" not in os.environ and run_id is None:
-            mlflow.set_experiment(experiment)
-        # MLflow adds its own tags only to a run that this process opens
-        opens = run_id is None and "MLFLOW_RUN_ID" not in os.environ
-        own = neutral_tags() if opens else None
-        found = mlflow.start_run(run_id, log_system_metrics=True, tags=own)
-    run = Run(id=found.info.run_id)
     try:
+        found = _start_run(experiment, run_id)
+        run = Run(id=found.info.run_id)
         with short_timeouts(), store_lock():
             mlflow.set_tags(_keep_given_name(dict(tags), found.info.run_name))
             retry_once(lambda: set_up_experiment(found.info.experiment_id))
@@ -153,6 +146,21 @@ def _open_run(experiment: str, tags: Mapping[str, str], run_id: str | None) -> I
             raise
     if not run.finished:
         run.finish()
+
+
+def _start_run(experiment: str, run_id: str | None) -> mlflow.ActiveRun:
+    with explain_store_errors(), store_lock(), short_timeouts():
+        # under `mlflow run` the experiment is chosen already, and choosing again is an error
+        if "MLFLOW_RUN_ID" not in os.environ and run_id is None:
+            mlflow.set_experiment(experiment)
+        # MLflow adds its own tags only to a run that this process opens
+        opens = run_id is None and "MLFLOW_RUN_ID" not in os.environ
+        own = neutral_tags() if opens else None
+        with defer_interrupts() as checkpoint:
+            # stopped in the middle, the store would keep a run of which nobody here knows
+            found = mlflow.start_run(run_id, log_system_metrics=True, tags=own)
+            checkpoint()
+    return found
 
 
 def neutral_tags() -> dict[str, str]:

@@ -1,9 +1,11 @@
 """Ctrl-C, SIGTERM and SIGHUP, handled at a point where no work is lost."""
 
+import math
 import os
 import signal
 import threading
-from collections.abc import Callable, Iterator
+import time
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from types import FrameType
@@ -11,19 +13,25 @@ from typing import Any
 
 # SIGHUP comes when the terminal is closed or an ssh connection is lost.
 STOPPING_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-# While an import runs, look again after this many seconds whether it has ended.
-IMPORT_POLL_S = 0.05
+# While code runs that must not be left in the middle, look again after this many seconds.
+POLL_S = 0.05
+# Left in the middle, a database stays locked for all that must still be written there; of what is
+# raised while Python forgets an object, Python only prints that it happened.
+NOT_IN_THE_MIDDLE = ("/sqlalchemy/", "/sqlalchemy_store.py", "/optuna/storages/", "/weakref.py")
+# A database that does not answer may take minutes.
+MOST_WAIT_S = 10.0
 EXIT_STATUS = 130
 
 
 @dataclass
 class _State:
     """`terminal` is a second name of stderr, for what libraries print while they load is hidden
-    (har.util.progress).
+    (har.util.progress). `waiting_since` is when a signal last began to wait.
     """
 
     open_work: int = 0
     terminal: int = 2
+    waiting_since: float = -math.inf
 
 
 _STATE = _State()
@@ -50,25 +58,37 @@ def open_work() -> Iterator[None]:
 
 def _stop(number: int, frame: FrameType | None) -> None:
     leave_terminal(number)
-    if not _is_importing(frame):
-        raise KeyboardInterrupt
+    files = _list_files(frame)
     # a library that is half imported may swallow the exception or turn it into another
-    if _STATE.open_work:
-        again = threading.Timer(IMPORT_POLL_S, os.kill, (os.getpid(), number))
-        again.daemon = True
-        again.start()
-    else:
+    importing = any(each.startswith("<frozen importlib") for each in files)
+    if importing and not _STATE.open_work:
         with suppress(OSError):
             os.write(_STATE.terminal, b"\nstopped\n")
         os._exit(EXIT_STATUS)
+    if not importing and not _must_wait(files):
+        raise KeyboardInterrupt
+    again = threading.Timer(POLL_S, os.kill, (os.getpid(), number))
+    again.daemon = True
+    again.start()
 
 
-def _is_importing(frame: FrameType | None) -> bool:
+def _list_files(frame: FrameType | None) -> list[str]:
+    """List the files whose functions run in this thread."""
+    files = []
     while frame is not None:
-        if frame.f_code.co_filename.startswith("<frozen importlib"):
-            return True
+        files.append(frame.f_code.co_filename.replace(os.sep, "/"))
         frame = frame.f_back
-    return False
+    return files
+
+
+def _must_wait(files: Sequence[str]) -> bool:
+    if not any(code in each for each in files for code in NOT_IN_THE_MIDDLE):
+        return False
+    now = time.monotonic()
+    if now - _STATE.waiting_since > MOST_WAIT_S + 1:
+        # that of an earlier signal
+        _STATE.waiting_since = now
+    return now - _STATE.waiting_since < MOST_WAIT_S
 
 
 def leave_terminal(number: int) -> None:

@@ -1,11 +1,17 @@
 """A run's life: how it opens, joins `mlflow run`, ends, and what a store that fails does to it."""
 
+import os
 import re
 import shlex
+import signal
 import socket
 import subprocess
+import sys
 import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import FrameType
+from typing import Any
 
 import mlflow
 import pytest
@@ -13,6 +19,7 @@ from mlflow import MlflowClient
 
 from har.tracking.store import check_store, open_experiment, open_run
 from har.util.errors import UserError
+from har.util.signals import STOPPING_SIGNALS, stop_on_signals
 from tests.conftest import tracking_to
 
 
@@ -192,3 +199,54 @@ def test_offline_records_here(cli, monkeypatch: pytest.MonkeyPatch) -> None:
     refused = cli("import-notebooks", "--offline")
     assert refused.exit_code == 2
     assert "--offline does not work through `mlflow run`" in refused.stderr
+
+
+@pytest.fixture
+def as_in_a_command() -> Iterator[None]:
+    before = {each: signal.getsignal(each) for each in STOPPING_SIGNALS}
+    stop_on_signals()
+    yield
+    for each, handler in before.items():
+        signal.signal(each, handler)
+
+
+def press_ctrl_c(call: Callable[..., Any], line: int) -> tuple[Callable[..., Any], list[int]]:
+    """`call`, with Ctrl-C before one of its lines, and a list that will say how many it has."""
+    lines = [0]
+
+    def watch(frame: FrameType, event: str, _: object) -> Any:
+        lines[0] += event == "line"
+        if event == "line" and lines[0] == line:
+            os.kill(os.getpid(), signal.SIGINT)
+        return watch
+
+    def watched(*arguments: Any, **options: Any) -> Any:
+        sys.settrace(watch)
+        try:
+            return call(*arguments, **options)
+        finally:
+            sys.settrace(None)
+
+    return watched, lines
+
+
+@pytest.mark.parametrize("name", ["start_run", "set_tags"])
+def test_ctrl_c_while_the_store_is_written_ends_the_run(
+    name: str, store: str, as_in_a_command: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Left in the middle, the database would be locked for what ends the run."""
+    call, experiment = getattr(mlflow, name), f"interrupted in {name}"
+    with open_run(experiment, {"job": "test"}):
+        pass  # the first creates the experiment
+    watched, lines = press_ctrl_c(call, 0)
+    monkeypatch.setattr(mlflow, name, watched)
+    with open_run(experiment, {"job": "test"}):
+        pass
+    for part in range(1, 13):
+        watched, _ = press_ctrl_c(call, lines[0] * part // 13)
+        monkeypatch.setattr(mlflow, name, watched)
+        with pytest.raises(KeyboardInterrupt), open_run(experiment, {"job": "test"}):
+            time.sleep(10)
+    runs = mlflow.search_runs(experiment_names=[experiment], output_format="list")
+    ends = [run.info.status for run in runs if run.info.status != "FINISHED"]
+    assert ends == ["KILLED"] * 12
