@@ -104,7 +104,7 @@ except KeyboardInterrupt:
 """
 
 
-@pytest.mark.parametrize("to_group", [True, False])
+@pytest.mark.parametrize("to_group", [True, pytest.param(False, marks=pytest.mark.slow)])
 def test_ctrl_c_ends_all_processes_at_once(folder: Path, tmp_path: Path, to_group: bool) -> None:
     images = tmp_path / "images"
     images.mkdir()

@@ -206,6 +206,7 @@ def test_too_few_remain_without_suspects(
     assert result.exit_code == 2 and f"batch_size {images} is more than the" in result.stderr
 
 
+@pytest.mark.slow
 def test_it_works_on_the_sample(store: str, backbone: None, cli) -> None:
     result = cli("audit-labels", "--data", "sample", *TINY)
     assert result.exit_code == 0, result.output

@@ -83,7 +83,7 @@ def test_a_run_that_holds_its_table_as_parquet(
     manifest: Manifest, store: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As with a table of many images: the same numbers, the same data and the same refusal."""
-    recipe = tiny_recipe("v5")
+    recipe = tiny_recipe("v6")
     in_csv = run_tiny(recipe, manifest)
     monkeypatch.setattr(table_files, "MAX_CSV_ROWS", 0)
     write_manifest(manifest, tmp_path / "prepared")

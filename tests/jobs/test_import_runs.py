@@ -82,7 +82,7 @@ def sessions(tmp_path_factory: pytest.TempPathFactory, tiny_raw: Path, cli) -> d
             patch.setenv("HAR_PRETEND_GPUS", names)
             result = ok(
                 cli(
-                    "run", "--variant", "v3", "--data", tiny_raw, *TINY, "--strategy", "mirrored",
+                    "run", "--variant", "v6", "--data", tiny_raw, *TINY, "--strategy", "mirrored",
                 )
             )  # fmt: skip
             assert "computed by the CPU" in result.stderr
@@ -116,13 +116,21 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     mlflow.set_tracking_uri(before)
 
 
+@pytest.fixture(scope="module")
+def session_file(sessions: dict[str, Path], tmp_path_factory: pytest.TempPathFactory, cli) -> bytes:
+    """What `har export-runs` writes of the P100's session."""
+    out = tmp_path_factory.mktemp("exported") / "runs.zip"
+    with pytest.MonkeyPatch.context() as patch, tracking_to(None):
+        point_to(f"sqlite:///{sessions['1xP100']}/mlflow.db", patch)
+        ok(cli("export-runs", "--out", out))
+    return out.read_bytes()
+
+
 @pytest.fixture
-def exported(sessions: dict[str, Path], tmp_path: Path, cli, home: Path) -> Path:
+def exported(session_file: bytes, tmp_path: Path, home: Path) -> Path:
     """The P100's session as a file."""
-    point_to(f"sqlite:///{sessions['1xP100']}/mlflow.db", pytest.MonkeyPatch())
     out = tmp_path / "runs.zip"
-    ok(cli("export-runs", "--out", out))
-    point_to(f"sqlite:///{home}/mlflow.db", pytest.MonkeyPatch())
+    out.write_bytes(session_file)
     return out
 
 
@@ -203,7 +211,7 @@ def test_two_sessions_meet_in_one_comparison(
     # and every command works on it
     table = ok(cli("twins", p100.info.run_id)).stdout
     assert "1xP100" in table and "2xT4" in table
-    assert ok(cli("compare")).stdout.count("v3 · lite0") == 2
+    assert ok(cli("compare")).stdout.count("v6 · lite0") == 2
     promoted = ok(cli("promote", p100.info.run_id, "--ignore-champion"))
     assert "this model is not of this store: it came with runs.zip" in promoted.stderr
     evaluated = ok(cli("evaluate", "--run-id", t4.info.run_id, "--robustness-images", 0))
@@ -430,7 +438,7 @@ def test_a_changed_export_is_one_error(exported: Path, home: Path, tmp_path: Pat
     for change in ("altered", "missing", "added"):
         changed = dict(files)
         if change == "altered":
-            changed[victim] = files[victim].replace(b"v3", b"v4")
+            changed[victim] = files[victim].replace(b"v6", b"v5")
         elif change == "missing":
             del changed[victim]
         else:
@@ -485,7 +493,7 @@ DATABASES = {
     ),
     "no experiment": ("UPDATE experiments SET name = ' ' WHERE name = 'har'", ""),
     "an id that is a path": (
-        "UPDATE runs SET run_uuid = '../../../etc' WHERE name LIKE 'v3%'", ""
+        "UPDATE runs SET run_uuid = '../../../etc' WHERE name LIKE 'v6%'", ""
     ),
     "models of nobody": ("UPDATE logged_models SET model_id = '../../evil'", "has no file MLmodel"),
 }  # fmt: skip

@@ -160,7 +160,12 @@ def test_model_answers_bytes(run: mlflow.entities.Run, manifest: Manifest) -> No
 
 @pytest.mark.parametrize(
     ("variant", "runtime"),
-    [("v5", "tensorflow"), ("v6", "tensorflow"), ("v6", "openvino"), ("v7", "openvino")],
+    [
+        ("v5", "tensorflow"),
+        pytest.param("v6", "tensorflow", marks=pytest.mark.slow),
+        ("v6", "openvino"),
+        ("v7", "openvino"),
+    ],
 )
 def test_a_model_trained_on_features_answers_images_as_was_logged(
     variant: str, runtime: str, manifest: Manifest, store: str, tiny_backbone: None

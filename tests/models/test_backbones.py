@@ -27,7 +27,9 @@ def b0(weights: str):
     return tiny_recipe(backbone="efficientnetb0", image_size=64, weights=weights)
 
 
-@pytest.fixture(scope="module", params=["b0.h5", "b0.weights.h5"])
+@pytest.fixture(
+    scope="module", params=["b0.h5", pytest.param("b0.weights.h5", marks=pytest.mark.slow)]
+)
 def weights_file(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """As Keras publishes them (the old .h5 layout) and as it saves them today.
 
@@ -105,7 +107,9 @@ def test_keras_alone_reads_another_network_from_the_file(
 
 # one layout is enough: both give one network
 @pytest.mark.parametrize("weights_file", ["b0.h5"], indirect=True)
-@pytest.mark.parametrize("precision", ["float32", "mixed_bfloat16"])
+@pytest.mark.parametrize(
+    "precision", [pytest.param("float32", marks=pytest.mark.slow), "mixed_bfloat16"]
+)
 def test_a_float32_copy_is_the_same_network(
     download: None, precision: str, features: np.ndarray
 ) -> None:

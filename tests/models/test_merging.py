@@ -52,7 +52,9 @@ def assert_equal_inference(folded: keras.Model, model: keras.Model) -> None:
     np.testing.assert_allclose(found, wanted, rtol=0, atol=1e-5 * np.abs(wanted).max())
 
 
-@pytest.mark.parametrize("name", ["efficientnetb0", "efficientnet-lite0"])
+@pytest.mark.parametrize(
+    "name", ["efficientnetb0", pytest.param("efficientnet-lite0", marks=pytest.mark.slow)]
+)
 def test_a_backbone_loses_every_normalisation_and_infers_the_same(name: str) -> None:
     network = randomise(BACKBONES[name].build_random(32))
     folded = fold_batch_norms(network)

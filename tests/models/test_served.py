@@ -60,7 +60,9 @@ def test_probabilities_of_zero_stay_numbers(tiny_backbone: None) -> None:
     np.testing.assert_allclose(found.sum(axis=1), 1, rtol=1e-5)
 
 
-@pytest.mark.parametrize("backbone", ["efficientnet-lite2", "efficientnetb0"])
+@pytest.mark.parametrize(
+    "backbone", ["efficientnet-lite2", pytest.param("efficientnetb0", marks=pytest.mark.slow)]
+)
 def test_a_network_is_cut_at_its_last_stride(backbone: str) -> None:
     recipe = tiny_recipe(
         "v7", backbone=backbone, weights="random", image_size=64, evaluation_size=96

@@ -254,6 +254,7 @@ def test_names(raw: Path, store: str, tiny_backbone: None, cli) -> None:
     result = cli(
         "run", "--data", raw, "--experiment", "names", "--backbone", "efficientnet-lite0",
         "--image-size", 32, "--epochs", 1, "--batch-size", 4, "--test-fraction", 0.5,
+        "--strategy", "one_device",
     )  # fmt: skip
     assert result.exit_code == 0, result.output
     found = mlflow.get_experiment_by_name("names")

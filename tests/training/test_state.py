@@ -23,12 +23,13 @@ LAST = {"checkpoint": "last", "patience": 0}
 ONE_HOT = {"loss": "categorical_crossentropy"}
 RECIPES: dict[str, dict[str, Any]] = {
     "original": {},
-    "v3": {"strategy": "mirrored"},
+    "v3": {},
     "v4": {"patience": 2},
     "v5": {"augmentation": "flip_rotate_zoom_contrast", "feature_views": 3},
     "v2": {"fine_tune": "all", **LAST},
     "v7": {},
     # each axis by itself, where images are decoded in every epoch
+    "v3 mirrored": {"strategy": "mirrored"},
     "v3 optimizer": {"optimizer": "adamw", "weight_decay": 0.1},
     "v3 schedule": {"schedule": "cosine", "warmup_epochs": 1.5},
     "v3 label_smoothing": {"label_smoothing": 0.2, **ONE_HOT},

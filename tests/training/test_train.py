@@ -67,7 +67,10 @@ def losses(result: Result) -> list[float]:
     ]
 
 
-@pytest.mark.parametrize("variant", [pytest.param("original", marks=pytest.mark.slow), "v3", "v5"])
+@pytest.mark.parametrize(
+    "variant",
+    ["v3", *(pytest.param(name, marks=pytest.mark.slow) for name in ("original", "v5"))],
+)
 def test_same_seed_same_numbers(variant: str, manifest: Manifest) -> None:
     first, again, other = (
         losses(train(tiny_job(tiny_recipe(variant, seed=seed), manifest))) for seed in (3, 3, 4)
@@ -75,7 +78,7 @@ def test_same_seed_same_numbers(variant: str, manifest: Manifest) -> None:
     assert first == again != other
 
 
-@pytest.mark.parametrize("validation_fraction", [0.0, 0.3])
+@pytest.mark.parametrize("validation_fraction", [pytest.param(0.0, marks=pytest.mark.slow), 0.3])
 def test_a_head_trained_on_features_is_the_one_trained_on_images(
     validation_fraction: float, manifest: Manifest, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -284,10 +287,16 @@ def test_last_blocks_on_features_are_those_trained_on_images(
             np.testing.assert_allclose(weight, other, rtol=2e-2, atol=2e-3)
 
 
-@pytest.mark.parametrize("fine_tune", ["all", "last_blocks"])
 @pytest.mark.parametrize(
-    ("precision", "strategy"),
-    [("float32", "one_device"), ("mixed_float16", "one_device"), ("float32", "mirrored")],
+    ("precision", "strategy", "fine_tune"),
+    [
+        ("float32", "one_device", "last_blocks"),
+        ("mixed_float16", "one_device", "all"),
+        ("float32", "mirrored", "last_blocks"),
+        pytest.param("float32", "one_device", "all", marks=pytest.mark.slow),
+        pytest.param("mixed_float16", "one_device", "last_blocks", marks=pytest.mark.slow),
+        pytest.param("float32", "mirrored", "all", marks=pytest.mark.slow),
+    ],
 )
 def test_a_head_starts_from_a_probe_of_float32_features(
     precision: str,
