@@ -17,7 +17,7 @@ from mlflow import MlflowClient
 from har.cli.main import main
 from har.recipe import VARIANTS, Recipe
 from har.util.signals import STOPPING_SIGNALS
-from tests.conftest import tracking_to
+from tests.fixtures import tracking_to
 
 TINY_RUN = (
     "--image-size", 32, "--batch-size", 4, "--epochs", 1, "--test-fraction", 0.25,

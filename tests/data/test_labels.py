@@ -8,7 +8,7 @@ from har.data.labels import check_rows, read_labels
 from har.data.layouts import folder_source
 from har.data.splits import Split
 from har.util.errors import UserError
-from tests.conftest import CLASSES, read_csv
+from tests.fixtures import CLASSES, read_csv
 
 TESTED = Split(test_file="Testing_set.csv")
 

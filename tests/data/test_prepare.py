@@ -15,7 +15,7 @@ from har.data.prepare import load_manifest, prepare
 from har.data.splits import Split
 from har.data.summary import BadImage, Leak
 from har.util.errors import UserError
-from tests.conftest import CLASSES, IMAGES_PER_CLASS, read_csv, write_csv, write_images
+from tests.fixtures import CLASSES, IMAGES_PER_CLASS, read_csv, write_csv, write_images
 
 
 def prepared(folder: Path, **options: object) -> Manifest:

@@ -21,7 +21,7 @@ from har.data.report import (
 )
 from har.data.splits import Split
 from har.data.summary import BadImage
-from tests.conftest import CLASSES, read_csv, write_csv
+from tests.fixtures import CLASSES, read_csv, write_csv
 
 HOSTILE = "<script>alert(1)</script> $x^2$"
 

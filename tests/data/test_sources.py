@@ -11,7 +11,7 @@ from har.data.prepare import prepare
 from har.data.sources import find_source
 from har.data.splits import Split
 from har.util.errors import UserError
-from tests.conftest import write_images
+from tests.fixtures import write_images
 
 
 @pytest.fixture

@@ -19,7 +19,7 @@ from har.evaluation.evaluate import (
 from har.inference.classifier import Classifier, load_classifier, save_classifier
 from har.models.build import build_model
 from har.util.errors import UserError
-from tests.conftest import tiny_recipe
+from tests.fixtures import tiny_recipe
 
 
 @pytest.fixture

@@ -25,7 +25,7 @@ from har.inference.classifier import Classifier, load_classifier, save_classifie
 from har.inference.runtimes import Forward
 from har.models.build import build_model
 from har.util.errors import UserError
-from tests.conftest import TINY_SIZE, tiny_recipe
+from tests.fixtures import TINY_SIZE, tiny_recipe
 
 IMAGES = np.random.default_rng(0).integers(0, 256, (4, 40, 40, 3)).astype(np.uint8)
 

@@ -32,7 +32,7 @@ from har.models.keras_file import check_keras_file
 from har.recipe import Recipe
 from har.util.errors import UserError
 from har.util.files import digest_file
-from tests.conftest import tiny_recipe
+from tests.fixtures import tiny_recipe
 
 
 @pytest.fixture

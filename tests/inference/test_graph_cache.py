@@ -22,7 +22,7 @@ from har.inference.runtimes import MODEL_FILE, MOST_CONSTANTS, load_tensorflow
 from har.models.build import build_model
 from har.models.merging import fold_batch_norms
 from har.recipe import NATIVE_SIZES, PATCH_SIZES
-from tests.conftest import tiny_recipe
+from tests.fixtures import tiny_recipe
 
 
 @pytest.fixture

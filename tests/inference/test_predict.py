@@ -14,7 +14,7 @@ from har.data.layouts import KAGGLE_FOLDER
 from har.inference.inputs import find_images, list_unlabelled
 from har.inference.predict import BATCH, batched, classify_files, format_row, predict_to_file
 from har.util.errors import UserError
-from tests.conftest import write_images
+from tests.fixtures import write_images
 
 
 class Counter:

@@ -13,7 +13,7 @@ from har.inference.inputs import Input, pack_inputs, unpack_inputs
 from har.inference.ray_scoring import BLOCK, Batch, Scorer, cut_blocks, decode_batch
 from har.models.build import build_model
 from har.util.places import Url
-from tests.conftest import tiny_recipe
+from tests.fixtures import tiny_recipe
 
 
 def pack(inputs: list[Input]) -> Batch:

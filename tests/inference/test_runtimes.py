@@ -34,7 +34,7 @@ from har.inference.runtimes import (
 from har.models.build import build_model, build_trained_head, find_backbone
 from har.util.errors import UserError
 from har.util.hardware import has_bfloat16
-from tests.conftest import tiny_recipe
+from tests.fixtures import tiny_recipe
 
 
 @pytest.fixture

@@ -13,7 +13,7 @@ from har.jobs.train import run_training
 from har.recipe import Recipe
 from har.tracking.records import Record
 from har.training.job import build_job
-from tests.conftest import tiny_backbones, tiny_recipe
+from tests.fixtures import tiny_backbones, tiny_recipe
 
 FINISHED = tiny_recipe(strategy="mirrored")
 

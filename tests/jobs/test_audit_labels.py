@@ -13,7 +13,7 @@ from har.data.layouts import folder_source
 from har.data.manifest import Manifest
 from har.data.prepare import prepare
 from har.data.splits import Split
-from tests.conftest import CLASSES, read_csv, tiny_backbones, write_csv
+from tests.fixtures import CLASSES, read_csv, tiny_backbones, write_csv
 
 PER_CLASS, PLANTED = 60, 12
 TINY = ("--backbone", "efficientnet-lite0", "--image-size", 32, "--runtime", "tensorflow")

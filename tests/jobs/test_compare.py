@@ -11,9 +11,9 @@ import pytest
 def trained(manifest: Any, store: str, tiny_backbone: None) -> list[str]:
     from har.jobs.train import run_training
     from har.training.job import build_job
-    from tests.conftest import tiny_recipe
+    from tests.fixtures import tiny_recipe
 
-    recipes = (tiny_recipe(), tiny_recipe(seed=1))
+    recipes = (tiny_recipe("v6"), tiny_recipe("v6", seed=1))
     jobs = [build_job("v3", each, ("backbone",), manifest) for each in recipes]
     return [run_training(each, "compared", started=0.0).run_id for each in jobs]
 

@@ -15,7 +15,7 @@ from har.data.splits import Split
 from har.jobs.evaluate import evaluate_logged_model, load_test_data
 from har.serving.load import check_unseen, load_logged_model
 from har.util.errors import UserError
-from tests.conftest import tiny_recipe, write_images
+from tests.fixtures import tiny_recipe, write_images
 from tests.jobs.conftest import run_tiny
 from tests.jobs.test_train import TEST_METRICS
 

@@ -6,7 +6,7 @@ import pytest
 from har.jobs.import_notebooks import import_notebooks
 from har.notebooks import NOTEBOOKS
 from har.recipe import VARIANTS
-from tests.conftest import tracking_to
+from tests.fixtures import tracking_to
 
 
 def test_five_finished_runs_once(store: str, cli) -> None:

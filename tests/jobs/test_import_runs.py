@@ -26,7 +26,7 @@ from mlflow import MlflowClient
 from har.tracking import artifacts, foreign, transfer
 from har.util import archives
 from har.util.errors import UserError
-from tests.conftest import new_store, tiny_backbones, tracking_server, tracking_to
+from tests.fixtures import new_store, tiny_backbones, tracking_server, tracking_to
 
 TINY = (
     "--image-size", 32, "--batch-size", 4, "--epochs", 2, "--backbone", "efficientnet-lite0",

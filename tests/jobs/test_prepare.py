@@ -10,7 +10,7 @@ from pathlib import Path
 import mlflow
 from mlflow import MlflowClient
 
-from tests.conftest import read_csv, write_csv
+from tests.fixtures import read_csv, write_csv
 
 
 def test_preparation_is_a_run_with_its_report(raw: Path, store: str, cli) -> None:

@@ -18,7 +18,7 @@ from har.jobs.trials import find_score
 from har.recipe import VARIANTS
 from har.tracking.artifacts import read_artifact
 from har.training.feature_cache import list_entries
-from tests.conftest import tiny_recipe, tracking_to
+from tests.fixtures import tiny_recipe, tracking_to
 from tests.jobs.conftest import in_a_thread
 
 TINY = (

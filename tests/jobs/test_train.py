@@ -28,7 +28,7 @@ from har.tracking.store import neutral_tags, open_run
 from har.tracking.ui import VIEW
 from har.training.calibration import scale
 from har.util.errors import UserError
-from tests.conftest import tiny_backbones, tiny_recipe, write_images
+from tests.fixtures import tiny_backbones, tiny_recipe, write_images
 from tests.jobs.conftest import FINISHED, run_tiny
 
 EPOCH_METRICS = {

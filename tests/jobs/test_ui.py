@@ -12,7 +12,7 @@ from pathlib import Path
 import mlflow
 import pytest
 
-from tests.conftest import free_port, new_store
+from tests.fixtures import free_port, new_store
 
 
 def start(folder: Path, port: int) -> subprocess.Popen:

@@ -18,7 +18,7 @@ from har.models.efficientnet_lite import LITES
 from har.models.served import build_float32_copy
 from har.recipe import NATIVE_SIZES, digest_recipe
 from har.util.errors import UserError
-from tests.conftest import tiny_recipe
+from tests.fixtures import tiny_recipe
 
 IMAGES = np.random.default_rng(0).integers(0, 256, (2, 64, 64, 3)).astype(np.float32)
 

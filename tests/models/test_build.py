@@ -9,7 +9,7 @@ import pytest
 from har.models.build import HEADS, LOSSES, build_model
 from har.models.served import build_float32_copy
 from har.recipe import ORIGINAL
-from tests.conftest import TINY_SIZE, tiny_recipe
+from tests.fixtures import TINY_SIZE, tiny_recipe
 
 
 def test_original_on_b7_has_the_notebooks_parameters() -> None:

@@ -20,7 +20,7 @@ from har.models.merging import fold_batch_norms
 from har.models.served import build_float32_copy
 from har.recipe import PATCH_SIZES
 from har.util.errors import UserError
-from tests.conftest import tiny_recipe
+from tests.fixtures import tiny_recipe
 
 # One of each family, and the registers; the others differ in their measures alone.
 KINDS = ("dinov2-small", "dinov2-small-registers", "siglip2-base", "vit-base")

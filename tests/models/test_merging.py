@@ -12,7 +12,7 @@ from keras import layers
 from har.models.backbones import BACKBONES
 from har.models.build import build_model
 from har.models.merging import fold_batch_norms
-from tests.conftest import tiny_recipe
+from tests.fixtures import tiny_recipe
 
 IMAGES = np.random.default_rng(0).uniform(0, 255, (3, 32, 32, 3)).astype(np.float32)
 

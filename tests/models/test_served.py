@@ -17,7 +17,7 @@ from har.models.build import (
 from har.models.served import build_float32_copy, build_served
 from har.training.calibration import scale
 from har.util.errors import UserError
-from tests.conftest import tiny_recipe
+from tests.fixtures import tiny_recipe
 
 IMAGES = np.random.default_rng(0).integers(0, 255, (5, 32, 32, 3)).astype(np.uint8)
 

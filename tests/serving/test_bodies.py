@@ -17,7 +17,7 @@ from har.data.limits import SERVED_REQUEST, UNLIMITED
 from har.data.manifest import Manifest
 from har.serving.bodies import read_body
 from har.serving.refusals import TooLarge
-from tests.conftest import new_store, tracking_to
+from tests.fixtures import new_store, tracking_to
 from tests.serving.test_cells import GOOD, JSON_CELLS, JSON_JUNK, PYTHON_CELLS, PYTHON_JUNK, TEXT
 from tests.serving.test_pyfunc import log_tiny
 

@@ -17,7 +17,7 @@ from har.cli.main import main
 from har.serving import client
 from har.serving.client import MAX_BATCH_BYTES, ask_server, read_address
 from har.util.errors import UserError
-from tests.conftest import answering
+from tests.fixtures import answering
 
 GUESS = {"label": "running", "probability": 0.5}
 ROW: dict[str, Any] = {**GUESS, "top_3": [GUESS], "error": None}

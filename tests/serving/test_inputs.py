@@ -14,7 +14,7 @@ from PIL import Image
 
 from har.data.manifest import Manifest
 from har.serving.inputs import to_table
-from tests.conftest import new_store, tracking_to
+from tests.fixtures import new_store, tracking_to
 from tests.serving.test_pyfunc import log_tiny
 
 buffer = io.BytesIO()

@@ -10,7 +10,7 @@ import pytest
 from har.serving.load import load_logged_model, load_served
 from har.tracking.store import quiet_mlflow
 from har.util.errors import UserError
-from tests.conftest import new_store, tracking_to
+from tests.fixtures import new_store, tracking_to
 
 
 @pytest.mark.parametrize("uri", ["runs:/0123456789abcdef0123456789abcdef/model", "models:/no@one"])

@@ -22,7 +22,7 @@ from har.serving import promotion
 from har.serving.package import log_classifier
 from har.serving.selection import Decision
 from har.tracking.query import delete_models
-from tests.conftest import CLASSES, PATH, new_store, tiny_backbones, tiny_recipe, tracking_to
+from tests.fixtures import CLASSES, PATH, new_store, tiny_backbones, tiny_recipe, tracking_to
 from tests.serving.test_selection import predictions
 
 ROOT = Path(__file__).parents[2]

@@ -32,7 +32,7 @@ from har.inference.runtimes import RUNTIMES
 from har.models.build import build_model
 from har.serving.package import SERVING_PACKAGES, log_classifier
 from har.serving.pyfunc import UNEXPECTED, ServedClassifier
-from tests.conftest import new_store, tiny_backbones, tiny_recipe, tracking_to
+from tests.fixtures import new_store, tiny_backbones, tiny_recipe, tracking_to
 
 ROOT = Path(__file__).parents[2]
 

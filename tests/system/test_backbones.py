@@ -27,7 +27,7 @@ from har.serving.load import load_served
 from har.training.job import build_job
 from har.training.train import train
 from har.util.errors import UserError
-from tests.conftest import RecordingBackup, tiny_job, tiny_recipe
+from tests.fixtures import RecordingBackup, tiny_job, tiny_recipe
 from tests.models.test_backbones import SCALES, spread
 
 SMALLEST = (
@@ -231,8 +231,8 @@ def test_the_graph_of_a_server_compiles_nothing_by_xla() -> None:
     [
         ("convnext-tiny", "convnext_tiny_stage_3_block_2"),
         ("mobilenetv3-large", "expanded_conv_14"),
-        ("resnet50v2", "conv5_block3"),
-        ("efficientnetv2-b0", "block6h"),
+        pytest.param("resnet50v2", "conv5_block3", marks=pytest.mark.slow),
+        pytest.param("efficientnetv2-b0", "block6h", marks=pytest.mark.slow),
         ("dinov2-small", "blocks.11"),
     ],
 )

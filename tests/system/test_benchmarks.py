@@ -17,7 +17,7 @@ import measuring
 import training_epoch
 from har.recipe import Backbone
 from measuring import Claim
-from tests.conftest import tiny_recipe, write_images
+from tests.fixtures import tiny_recipe, write_images
 
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 COMMANDS = sorted(

@@ -22,8 +22,8 @@ from har.data.splits import Split
 from har.jobs.train import run_training
 from har.training.job import build_job
 from har.util.errors import UserError
-from tests.conftest import read_csv, tiny_recipe, write_csv, write_images
 from tests.data.test_images import png_of
+from tests.fixtures import read_csv, tiny_recipe, write_csv, write_images
 
 NAME = "Image_3.jpg"
 
@@ -204,7 +204,7 @@ TRAINING: dict[str, tuple[Callable[[Path], object], str]] = {
 }
 
 
-@pytest.mark.parametrize("loader", ["stream", "memory"])
+@pytest.mark.parametrize("loader", ["stream", pytest.param("memory", marks=pytest.mark.slow)])
 @pytest.mark.parametrize(("damage", "said"), TRAINING.values(), ids=TRAINING)
 def test_during_an_epoch(
     folders: tuple[Path, Path],

@@ -43,7 +43,7 @@ from har.models.backbones import Backbone
 from har.models.build import build_model
 from har.serving.client import ask_server
 from har.serving.package import SERVING_PACKAGES, log_classifier
-from tests.conftest import (
+from tests.fixtures import (
     CLASSES,
     PATH,
     answering,

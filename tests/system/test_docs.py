@@ -9,7 +9,7 @@ from PIL import Image
 
 from har.inference.classifier import load_classifier, save_classifier
 from har.models.build import build_model
-from tests.conftest import CLASSES, tiny_recipe
+from tests.fixtures import CLASSES, tiny_recipe
 
 ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]

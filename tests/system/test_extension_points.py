@@ -24,7 +24,7 @@ from har.recipe import V3
 from har.tracking.ui import VIEW_TAG
 from har.training.job import build_job
 from har.training.train import train
-from tests.conftest import TINY_SIZE, RecordingBackup, tiny_job, tiny_recipe
+from tests.fixtures import TINY_SIZE, RecordingBackup, tiny_job, tiny_recipe
 from tests.models.test_devices import CPU
 
 

@@ -40,7 +40,7 @@ from har.training.loaders import (
 )
 from har.training.train import build_stopping, train
 from har.util.errors import UserError
-from tests.conftest import TINY_SIZE, build_tiny, tiny_job, tiny_recipe
+from tests.fixtures import TINY_SIZE, build_tiny, tiny_job, tiny_recipe
 
 ROOT = Path(__file__).parents[2]
 

@@ -24,7 +24,7 @@ from PIL import Image
 
 from har.data.manifest import read_manifest
 from har.inference.inputs import list_unlabelled
-from tests.conftest import answering, read_csv, tiny_backbones, write_csv, write_images
+from tests.fixtures import answering, read_csv, tiny_backbones, write_csv, write_images
 
 LABELS = {
     "sitting": "=cmd|' /C calc'!A0",

@@ -7,7 +7,7 @@ from pathlib import Path
 import mlflow
 import pytest
 
-from tests.conftest import tracking_to
+from tests.fixtures import tracking_to
 
 PROJECT = Path(__file__).parents[2]
 NOTEBOOK = PROJECT / "notebooks" / "kaggle.ipynb"

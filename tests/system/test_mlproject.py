@@ -25,7 +25,7 @@ from har.compare.twins import link_twins
 from har.data.prepare import load_manifest
 from har.evaluation.evaluate import Evaluation, evaluate
 from har.serving.load import load_logged_model
-from tests.conftest import PATH, free_port, serving, tracking_server, tracking_to, write_images
+from tests.fixtures import PATH, free_port, serving, tracking_server, tracking_to, write_images
 from tests.serving.test_pyfunc import (
     BODIES,
     JSON,

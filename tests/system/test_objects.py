@@ -19,7 +19,7 @@ from pyarrow import parquet
 from har.data.manifest import Manifest
 from har.util.places import Url, list_below, read_place, replace_place
 from services import find_weed, running_objects
-from tests.conftest import PATH, write_images
+from tests.fixtures import PATH, write_images
 from tests.system.test_docker import DOCKER
 from tests.system.test_ray import model as model
 

@@ -15,7 +15,7 @@ import psutil
 import pytest
 
 from har.training.backup_folders import backup_folder
-from tests.conftest import PATH, free_port, write_images
+from tests.fixtures import PATH, free_port, write_images
 from tests.system.test_resume import COMMAND, EPOCHS, arguments
 
 AWAY = "the tracking store does not answer"

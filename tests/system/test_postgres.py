@@ -27,7 +27,7 @@ from mlflow.store.artifact import s3_artifact_repo
 
 from har.training.backup_folders import backup_folder
 from services import Postgres, find_postgres, find_weed, running_objects, running_postgres
-from tests.conftest import free_port, serving, tiny_backbones, tracking_to, write_images
+from tests.fixtures import free_port, serving, tiny_backbones, tracking_to, write_images
 from tests.system.test_docker import DOCKER, words
 from tests.system.test_outage import read_to, start
 from tests.system.test_resume import EPOCHS, arguments

@@ -21,7 +21,7 @@ from har.models.build import build_model
 from har.serving.package import log_classifier
 from har.util.files import storable
 from har.util.ray_cluster import Cluster
-from tests.conftest import PATH, tiny_recipe, write_images
+from tests.fixtures import PATH, tiny_recipe, write_images
 
 ray = pytest.importorskip("ray", reason="needs Ray: pip install 'ray[data]'")
 

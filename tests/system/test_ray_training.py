@@ -24,7 +24,7 @@ from har.training.features import Extraction, View, training_views
 from har.training.ray_features import RayExtraction
 from har.util.errors import UserError
 from har.util.ray_cluster import Cluster, call_on_devices, connect
-from tests.conftest import build_tiny, tiny_recipe, write_images
+from tests.fixtures import build_tiny, tiny_recipe, write_images
 
 ray = pytest.importorskip("ray", reason="needs Ray: pip install 'ray[data]'")
 pytestmark = pytest.mark.slow

@@ -18,7 +18,7 @@ from har.training import backup
 from har.training.backup import STATE_FILE, load_job, open_backup
 from har.training.backup_folders import JOB_FILE, backup_folder, list_backups
 from har.util.locks import file_lock
-from tests.conftest import CLASSES, write_images
+from tests.fixtures import CLASSES, write_images
 
 # A backup after each epoch, however short it is; all else is the real command.
 COMMAND = (

@@ -15,7 +15,7 @@ from mlflow import MlflowClient
 from har.inference.classifier import load_classifier, save_classifier
 from har.models.build import build_model
 from har.serving.package import log_classifier
-from tests.conftest import CLASSES, tiny_recipe
+from tests.fixtures import CLASSES, tiny_recipe
 
 PAGE = Path(__file__).parents[2] / "docs" / "scaling.md"
 

@@ -14,7 +14,7 @@ from mlflow.data.pandas_dataset import from_pandas
 from har.data.manifest import read_manifest
 from har.tracking.store import Run
 from har.training.feature_cache import list_entries
-from tests.conftest import write_images
+from tests.fixtures import write_images
 
 TINY = ["--backbone", "efficientnet-lite0", "--image-size", "32", "--batch-size", "4"]
 

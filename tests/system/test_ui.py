@@ -23,7 +23,7 @@ from har.models.backbones import Backbone
 from har.notebooks import NOTEBOOKS
 from har.tracking.ui import VIEW
 from har.training.job import build_job
-from tests.conftest import build_tiny, free_port, new_store, serving, tiny_recipe
+from tests.fixtures import build_tiny, free_port, new_store, serving, tiny_recipe
 
 pytestmark = pytest.mark.browser
 

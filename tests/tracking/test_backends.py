@@ -20,7 +20,7 @@ from har.tracking.backends import (
 )
 from har.tracking.local_store import store_lock
 from har.util.errors import UserError
-from tests.conftest import free_port, tracking_to
+from tests.fixtures import free_port, tracking_to
 
 URI = "postgresql://ana:confidential@127.0.0.1:1/har"
 

@@ -20,7 +20,7 @@ from mlflow import MlflowClient
 from har.tracking.store import check_store, open_experiment, open_run
 from har.util.errors import UserError
 from har.util.signals import STOPPING_SIGNALS, stop_on_signals
-from tests.conftest import tracking_to
+from tests.fixtures import tracking_to
 
 
 def test_system_metrics_never_stop_a_run(store: str, monkeypatch: pytest.MonkeyPatch) -> None:

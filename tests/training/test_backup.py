@@ -26,7 +26,7 @@ from har.training.job import TrainingJob
 from har.training.state import State
 from har.util import files
 from har.util.errors import UserError
-from tests.conftest import tiny_job, tiny_recipe
+from tests.fixtures import tiny_job, tiny_recipe
 
 STATE = State(
     history=[{"train_loss": 1.5, "epoch_time_s": 2.0}],

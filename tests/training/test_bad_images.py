@@ -14,8 +14,8 @@ from har.training import bad_images
 from har.training.bad_images import name_bad_images
 from har.training.loaders import build_stream_loader
 from har.util.errors import UserError
-from tests.conftest import tiny_recipe
 from tests.data.making import encode, gradient
+from tests.fixtures import tiny_recipe
 
 DECODERS = {
     # as an earlier version may have noted it

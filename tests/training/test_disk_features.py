@@ -12,7 +12,7 @@ from har.training.disk_features import PickedFeatures, map_features
 from har.training.feature_cache import features_folder
 from har.training.train import Result, train
 from har.util.errors import UserError
-from tests.conftest import tiny_job, tiny_recipe
+from tests.fixtures import tiny_job, tiny_recipe
 
 RECIPES = {
     # validation is computed with the training images, or with other views of its own

@@ -10,7 +10,7 @@ from har.training.backup import Backup
 from har.training.epoch_report import describe_end, describe_epoch, find_divergence
 from har.training.train import train
 from har.util.errors import UserError
-from tests.conftest import tiny_job, tiny_recipe
+from tests.fixtures import tiny_job, tiny_recipe
 
 
 def test_epoch_lines_fit_80_columns() -> None:

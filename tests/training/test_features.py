@@ -22,7 +22,7 @@ from har.training.feature_cache import Entry
 from har.training.features import Extraction, View, digest_weights, extract_splits
 from har.training.loaders import split_training
 from har.util.errors import UserError
-from tests.conftest import build_tiny, tiny_recipe
+from tests.fixtures import build_tiny, tiny_recipe
 
 AUGMENTED = "flip_rotate_zoom_contrast"
 PLAIN, MIRRORED = View(size=32), View(size=32, augmentation="mirror", number=1)

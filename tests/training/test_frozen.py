@@ -8,7 +8,7 @@ from har.data.manifest import Manifest, hide_test
 from har.training import frozen
 from har.training.frozen import FrozenFeatures
 from har.training.train import Result, train
-from tests.conftest import tiny_job, tiny_recipe
+from tests.fixtures import tiny_job, tiny_recipe
 
 V5 = tiny_recipe("v5")
 SHARING = (

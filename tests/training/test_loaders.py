@@ -26,7 +26,7 @@ from har.training.loaders import (
     weigh_classes,
 )
 from har.util.errors import UserError
-from tests.conftest import TINY_SIZE, tiny_recipe
+from tests.fixtures import TINY_SIZE, tiny_recipe
 
 Batches = list[tuple[np.ndarray, np.ndarray]]
 

@@ -19,7 +19,7 @@ from har.training.probe import (
 )
 from har.training.regression import fit_layers
 from har.util.errors import UserError
-from tests.conftest import tiny_recipe
+from tests.fixtures import tiny_recipe
 from tests.training.test_regression import draw
 
 CLASSES = 3

@@ -7,7 +7,7 @@ from sklearn.linear_model import LogisticRegression
 from har.recipe import Recipe
 from har.training.probe import GRID
 from har.training.regression import fit_layers
-from tests.conftest import tiny_recipe
+from tests.fixtures import tiny_recipe
 
 CLASSES = 3
 

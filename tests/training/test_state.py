@@ -14,7 +14,7 @@ from har.recipe import Recipe
 from har.training.state import capture_state, find_changing_variables, restore_state
 from har.training.train import Result, train
 from har.util.errors import UserError
-from tests.conftest import RecordingBackup, tiny_job, tiny_recipe
+from tests.fixtures import RecordingBackup, tiny_job, tiny_recipe
 
 pytestmark = pytest.mark.usefixtures("tiny_backbone")
 

@@ -21,7 +21,7 @@ from har.training.probe import DEFAULT_C
 from har.training.regression import fit_layers
 from har.training.train import Result, train
 from har.util.errors import UserError
-from tests.conftest import tiny_job, tiny_recipe
+from tests.fixtures import tiny_job, tiny_recipe
 
 pytestmark = pytest.mark.usefixtures("tiny_backbone")
 
@@ -36,7 +36,7 @@ pytestmark = pytest.mark.usefixtures("tiny_backbone")
 )
 def test_every_variant_trains(variant: str, manifest: Manifest) -> None:
     told = []
-    recipe = tiny_recipe(variant, strategy=VARIANTS[variant].strategy)
+    recipe = tiny_recipe(variant)
     job = tiny_job(recipe, manifest)
     result = train(job, on_epoch=lambda epoch, metrics: told.append((epoch, metrics)))
     assert told == list(enumerate(result.history, start=1))

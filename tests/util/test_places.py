@@ -25,7 +25,7 @@ from har.util.places import (
     read_start,
     replace_place,
 )
-from tests.conftest import answering
+from tests.fixtures import answering
 
 fsspec = pytest.importorskip("fsspec")
 
