@@ -59,7 +59,7 @@ ui: $(READY)  ## Show the recorded runs at http://127.0.0.1:5000: make ui [PORT=
 		|| { echo "error: cannot use port $(PORT); give a free one: make ui PORT=5055" >&2; exit 1; }
 	$(RUN) har ui --offline --port $(PORT)
 
-test: $(READY)  ## Run the tests: about eight minutes on two cores, in two processes
+test: $(READY)  ## Run the tests: about six minutes on two cores, in two processes
 	$(RUN) python -m pytest $(IN_TWO_PROCESSES)
 
 test-slow: $(READY)  ## Run the long tests too
