@@ -46,7 +46,8 @@ def har(*words: str, check: bool = True) -> subprocess.CompletedProcess[str]:
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_images(tmp_path_factory.mktemp("resume") / "images")
+    # so many that an epoch takes a moment, in which it can be interrupted
+    return write_images(tmp_path_factory.mktemp("resume") / "images", per_class=60)
 
 
 @pytest.fixture(scope="module")
@@ -294,5 +295,7 @@ def test_killed_at_any_moment(
     epochs, later_s = int(rng.integers(1, EPOCHS)), float(rng.uniform(0, 0.3))
     start_and_stop(arguments(data, name), signal.SIGKILL, epochs, later_s)
     went_on = har("train", "--resume", only_run(name).info.run_id)
-    assert first_epoch(went_on.stderr) > epochs
+    # it may have been killed after the last one
+    if "\nepoch " in went_on.stderr:
+        assert first_epoch(went_on.stderr) > epochs
     assert_as_if_nothing_had_happened(only_run(name), whole)
