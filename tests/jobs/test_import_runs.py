@@ -176,7 +176,7 @@ def list_files(client: MlflowClient, run_id: str) -> dict[str, int]:
 @pytest.mark.slow
 def test_two_sessions_meet_in_one_comparison(
     sessions: dict[str, Path], exported: Path, home: Path, tmp_path: Path, tiny_raw: Path, cli,
-    guessing_is_enough: None,
+    guessing_is_enough: None, tiny_backbone: None,
 ) -> None:  # fmt: skip
     moved = tmp_path / "downloads" / "output"
     shutil.copytree(sessions["2xT4"], moved)
@@ -270,7 +270,7 @@ def test_what_a_source_has_gained_is_added(
     assert "0 runs added, 0 updated, 3" in ok(cli("import-runs", grown)).stdout
 
 
-SLOW_STEPS = ("create_logged_model", "log_batch", "log_outputs", "log_artifacts")
+SLOW_STEPS = ("create_logged_model", "log_batch", "log_outputs", "log_artifact")
 
 
 @pytest.mark.parametrize(
