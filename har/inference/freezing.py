@@ -1,4 +1,8 @@
-"""A network's graph for inference, its weights frozen into it as constants."""
+"""A network's graph for inference, its weights frozen into it as constants.
+
+Graphs are kept between processes: a change here or in `har.models.merging` that changes a graph
+needs another `FORMAT` in `har.inference.graph_cache`.
+"""
 
 from dataclasses import dataclass
 from typing import Any

@@ -5,6 +5,8 @@ merged network is built in four seconds.
 
 Keras computes a convolution in groups, which ConvNeXt has, by a compiler of its own on a CPU. Where
 each channel is a group, the copy has Keras' depthwise convolution instead.
+
+After a change of what is merged, graphs that were kept are old: `har.inference.graph_cache.FORMAT`.
 """
 
 from collections import Counter
