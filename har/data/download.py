@@ -11,7 +11,7 @@ from itertools import islice
 from math import ceil, floor
 from pathlib import Path
 
-from har.data.folders import MAX_DEPTH, is_hidden
+from har.data.folders import is_hidden
 from har.util.errors import UserError, first_line, without_password
 from har.util.escaping import for_terminal
 from har.util.files import (
@@ -24,7 +24,16 @@ from har.util.files import (
 )
 from har.util.json_text import parse_json
 from har.util.locks import file_lock
-from har.util.places import WEB, Stored, Url, encode_place, list_stored, open_place, read_start
+from har.util.places import (
+    MAX_DEPTH,
+    WEB,
+    Stored,
+    Url,
+    encode_place,
+    list_stored,
+    open_place,
+    read_start,
+)
 from har.util.progress import progress, say
 from har.util.units import format_bytes
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from har.data.kinds import HEAD_BYTES, READABLE, name_kind
 from har.util.files import open_regular_file
 from har.util.outputs import is_output
+from har.util.places import MAX_DEPTH
 
 # What systems and tools leave in folders, MLflow among them; names that begin with a dot are
 # skipped too.
@@ -30,8 +31,6 @@ IMAGE_SUFFIXES = frozenset(
 # The reason for a pipe, a device and their like.
 NOT_A_FILE = "not a file"
 LINK_OUT = "a link out of the data folder"
-# Deeper folders are refused: a walk without a limit could go on for ever on some file systems.
-MAX_DEPTH = 32
 
 
 @dataclass(frozen=True)

@@ -120,8 +120,6 @@ def compile_model(
         metrics=LOSSES[recipe.loss](),
         steps_per_execution=steps_per_execution,
     )
-    # else the first step creates the optimizer's variables, and TensorFlow traces it twice
-    model.optimizer.build(model.trainable_variables)
 
 
 def _build_optimizer(recipe: Recipe, steps: int) -> keras.Optimizer:

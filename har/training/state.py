@@ -126,6 +126,7 @@ def capture_state(
 def restore_state(learner: keras.Model, state: State) -> None:
     """Set the weights, random states and optimizer of a freshly built model to those of `state`."""
     with learner.distribute_strategy.scope():
+        learner.optimizer.build(learner.trainable_variables)
         for group, variables in (
             ("learner", find_changing_variables(learner)),
             ("optimizer", learner.optimizer.variables),

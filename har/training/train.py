@@ -277,6 +277,9 @@ def fit(
             stopping.on_train_begin()
             stopping.on_train_end()
         return
+    with inputs.learner.distribute_strategy.scope():
+        # else the first step creates the optimizer's variables, and TensorFlow traces it twice
+        inputs.learner.optimizer.build(inputs.learner.trainable_variables)
     # validation is of the averaged weights, which the model keeps in the end
     average = [keras.callbacks.SwapEMAWeights()] if recipe.ema_momentum else []
     try:

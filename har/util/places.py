@@ -43,6 +43,7 @@ WHOLE = ("s3", "gs", "gcs", "az", "abfs", "memory")
 VERSIONS = (
     "ETag", "etag", "md5Hash", "generation", "LastModified", "last_modified", "mtime", "created",
 )  # fmt: skip
+# Deeper folders are refused: a walk without a limit could go on for ever on some file systems.
 MAX_DEPTH = 32
 # Bytes that are asked for at once of a large file.
 BLOCK_BYTES = 8 << 20

@@ -2,6 +2,7 @@
 
 import math
 import os
+import re
 import signal
 import threading
 import time
@@ -17,7 +18,9 @@ STOPPING_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 POLL_S = 0.05
 # Left in the middle, a database stays locked for all that must still be written there; of what is
 # raised while Python forgets an object, Python only prints that it happened.
-NOT_IN_THE_MIDDLE = ("/sqlalchemy/", "/sqlalchemy_store.py", "/optuna/storages/", "/weakref.py")
+NOT_IN_THE_MIDDLE = re.compile(
+    r"(sqlalchemy|optuna\.storages|mlflow\..*sqlalchemy_store|weakref)\b"
+)
 # A database that does not answer may take minutes.
 MOST_WAIT_S = 10.0
 EXIT_STATUS = 130
@@ -58,31 +61,31 @@ def open_work() -> Iterator[None]:
 
 def _stop(number: int, frame: FrameType | None) -> None:
     leave_terminal(number)
-    files = _list_files(frame)
+    modules = _list_modules(frame)
     # a library that is half imported may swallow the exception or turn it into another
-    importing = any(each.startswith("<frozen importlib") for each in files)
+    importing = any(each.startswith("importlib._bootstrap") for each in modules)
     if importing and not _STATE.open_work:
         with suppress(OSError):
             os.write(_STATE.terminal, b"\nstopped\n")
         os._exit(EXIT_STATUS)
-    if not importing and not _must_wait(files):
+    if not importing and not _must_wait(modules):
         raise KeyboardInterrupt
     again = threading.Timer(POLL_S, os.kill, (os.getpid(), number))
     again.daemon = True
     again.start()
 
 
-def _list_files(frame: FrameType | None) -> list[str]:
-    """List the files whose functions run in this thread."""
-    files = []
+def _list_modules(frame: FrameType | None) -> list[str]:
+    """List the modules whose functions run in this thread."""
+    modules = []
     while frame is not None:
-        files.append(frame.f_code.co_filename.replace(os.sep, "/"))
+        modules.append(str(frame.f_globals.get("__name__")))
         frame = frame.f_back
-    return files
+    return modules
 
 
-def _must_wait(files: Sequence[str]) -> bool:
-    if not any(code in each for each in files for code in NOT_IN_THE_MIDDLE):
+def _must_wait(modules: Sequence[str]) -> bool:
+    if not any(map(NOT_IN_THE_MIDDLE.match, modules)):
         return False
     now = time.monotonic()
     if now - _STATE.waiting_since > MOST_WAIT_S + 1:

@@ -32,24 +32,6 @@ def test_heads_give_float32_probabilities(tiny_backbone: None, head: str, loss: 
     np.testing.assert_allclose(probabilities.sum(axis=1), 1, rtol=1e-6)
 
 
-@pytest.mark.parametrize("precision", ["float32", "mixed_float16"])
-def test_a_step_is_traced_once(
-    tiny_backbone: None, precision: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Twice takes eight seconds more with EfficientNetB7 on a CPU."""
-    traced = []
-    step = keras.Model.train_step
-
-    def watched(model: keras.Model, data: object) -> object:
-        traced.append(data)
-        return step(model, data)
-
-    monkeypatch.setattr(keras.Model, "train_step", watched)
-    model = build_model(tiny_recipe(precision=precision), 3)
-    model.fit(np.zeros((8, TINY_SIZE, TINY_SIZE, 3)), np.arange(8) % 3, batch_size=4, verbose=0)
-    assert len(traced) == 1
-
-
 @pytest.mark.parametrize("precision", ["mixed_float16", "mixed_bfloat16"])
 def test_mixed_precision_computes_in_16_bits_and_ends_in_32(
     tiny_backbone: None, precision: str

@@ -30,7 +30,9 @@ def numbers(result: Result) -> list[dict[str, float]]:
 
 
 @pytest.mark.usefixtures("tiny_backbone")
-@pytest.mark.parametrize("name", RECIPES)
+@pytest.mark.parametrize(
+    "name", ["augmented views", "last blocks", pytest.param("v5", marks=pytest.mark.slow)]
+)
 def test_training_from_disk_gives_the_numbers_of_memory(
     name: str, manifest: Manifest, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:
