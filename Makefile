@@ -59,8 +59,6 @@ ui: $(READY)  ## Show the recorded runs at http://127.0.0.1:5000: make ui [PORT=
 		|| { echo "error: cannot use port $(PORT); give a free one: make ui PORT=5055" >&2; exit 1; }
 	$(RUN) har ui --offline --port $(PORT)
 
-# The tests start `har` many times, which Python would compile each time without its bytecode.
-test: export PYTHONDONTWRITEBYTECODE :=
 test: $(READY)  ## Run the tests: about six minutes on two cores, in two processes
 	$(RUN) python -m pytest $(IN_TWO_PROCESSES)
 

@@ -36,8 +36,7 @@ pytestmark = pytest.mark.usefixtures("tiny_backbone")
 )
 def test_every_variant_trains(variant: str, manifest: Manifest) -> None:
     told = []
-    # v3's and v5's parts have tests of two devices of their own
-    recipe = tiny_recipe(variant, strategy="mirrored" if variant == "v7" else "one_device")
+    recipe = tiny_recipe(variant, strategy=VARIANTS[variant].strategy)
     job = tiny_job(recipe, manifest)
     result = train(job, on_epoch=lambda epoch, metrics: told.append((epoch, metrics)))
     assert told == list(enumerate(result.history, start=1))
