@@ -1,10 +1,14 @@
 """`python -m har` and the command `har`."""
 
+import atexit
+import gc
 import sys
 
 
 def run() -> None:
     """Run the command line; a Ctrl-C while it is loaded ends with one line too."""
+    # Python looks through all objects once more as it ends: two seconds after a training
+    atexit.register(gc.freeze)
     try:
         from har.cli.main import main
 

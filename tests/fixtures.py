@@ -1,5 +1,6 @@
 """A tiny real data set, a tiny backbone, an isolated MLflow store, two logical devices."""
 
+import atexit
 import csv
 import gc
 import os
@@ -72,6 +73,7 @@ def pytest_collection_finish() -> None:
     # as the command does: else a seventh of the time is Python's search for garbage
     gc.freeze()
     gc.set_threshold(OBJECTS_BETWEEN_COLLECTIONS)
+    atexit.register(gc.freeze)
 
 
 def write_images(folder: Path, per_class: int = IMAGES_PER_CLASS, seed: int = 0) -> Path:
