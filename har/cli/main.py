@@ -20,7 +20,7 @@ from har.cli.options import with_dashes
 from har.util.errors import UserError, first_line
 from har.util.files import cache_folder
 from har.util.progress import say, show
-from har.util.signals import stop_on_signals
+from har.util.signals import insist_on_signals, stop_on_signals
 
 # A network and its graph are hundreds of thousands of Python objects that live to the end. Python
 # would scan them after every 700 new ones, which takes a quarter of the time to build them.
@@ -42,7 +42,8 @@ class Commands(click.Group):
         status = 0
         try:
             # click returns a status for --help and --version, and None for a command
-            status = super().main(*args, **{**options, "standalone_mode": False}) or 0
+            with insist_on_signals():
+                status = super().main(*args, **{**options, "standalone_mode": False}) or 0
         except click.exceptions.NoArgsIsHelpError as error:
             show(error.format_message())
         except (click.ClickException, UserError, OSError) as error:

@@ -4,8 +4,10 @@ import math
 import os
 import re
 import signal
+import sys
 import threading
 import time
+import weakref
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -29,15 +31,21 @@ EXIT_STATUS = 130
 @dataclass
 class _State:
     """`terminal` is a second name of stderr, for what libraries print while they load is hidden
-    (har.util.progress). `waiting_since` is when a signal last began to wait.
+    (har.util.progress). `waiting_since` is when a signal last began to wait. `insist` is whether a
+    signal is sent again whose exception was swallowed.
     """
 
     open_work: int = 0
     terminal: int = 2
+    insist: bool = False
     waiting_since: float = -math.inf
 
 
 _STATE = _State()
+
+
+class _Interrupt(KeyboardInterrupt):
+    """Unlike its base, it can be asked whether it still exists."""
 
 
 def stop_on_signals() -> None:
@@ -59,6 +67,23 @@ def open_work() -> Iterator[None]:
         _STATE.open_work -= 1
 
 
+@contextmanager
+def insist_on_signals() -> Iterator[None]:
+    """Send a signal again if its KeyboardInterrupt does not come to the end of the block.
+
+    Python swallows what is raised while it forgets an object, and libraries in C what is raised
+    while they ask for an attribute; the next time the work is somewhere else.
+    """
+    show = sys.unraisablehook
+    sys.unraisablehook = lambda each: isinstance(each.exc_value, _Interrupt) or show(each)
+    _STATE.insist = True
+    try:
+        yield
+    finally:
+        _STATE.insist = False
+        sys.unraisablehook = show
+
+
 def _stop(number: int, frame: FrameType | None) -> None:
     leave_terminal(number)
     modules = _list_modules(frame)
@@ -68,8 +93,24 @@ def _stop(number: int, frame: FrameType | None) -> None:
         with suppress(OSError):
             os.write(_STATE.terminal, b"\nstopped\n")
         os._exit(EXIT_STATUS)
-    if not importing and not _must_wait(modules):
-        raise KeyboardInterrupt
+    if importing or _must_wait(modules):
+        _send_later(number)
+        return
+    interrupt = _Interrupt()
+    weakref.finalize(interrupt, _notice_swallowed, number).atexit = False
+    try:
+        raise interrupt
+    finally:
+        # or this frame, which the exception refers to, would keep it
+        del interrupt
+
+
+def _notice_swallowed(number: int) -> None:
+    if _STATE.insist:
+        _send_later(number)
+
+
+def _send_later(number: int) -> None:
     again = threading.Timer(POLL_S, os.kill, (os.getpid(), number))
     again.daemon = True
     again.start()
@@ -122,9 +163,11 @@ def defer_interrupts() -> Iterator[Callable[[], None]]:
 
     `checkpoint` raises KeyboardInterrupt if Ctrl-C was pressed. In the middle of a step a
     library could swallow that exception. A second Ctrl-C raises at once. A block that never
-    calls `checkpoint` ignores the first Ctrl-C: use that for cleaning up after an interrupt.
+    calls `checkpoint` is for cleaning up. A Ctrl-C after the last checkpoint is handled when the
+    block ends, but not while an exception is, which ends the work too.
     """
     received: set[int] = set()
+    raised = False
 
     def receive(signal_number: int, _: Any) -> None:
         leave_terminal(signal_number)
@@ -134,7 +177,9 @@ def defer_interrupts() -> Iterator[Callable[[], None]]:
         received.add(signal_number)
 
     def checkpoint() -> None:
+        nonlocal raised
         if received:
+            raised = True
             raise KeyboardInterrupt
 
     # only the main thread may set signal handlers, and only it receives signals
@@ -150,3 +195,5 @@ def defer_interrupts() -> Iterator[Callable[[], None]]:
     finally:
         for each, handler in previous:
             signal.signal(each, handler)
+    if received and not raised and sys.exc_info()[1] is None:
+        signal.raise_signal(min(received))

@@ -2,6 +2,7 @@
 
 import json
 import os
+import struct
 import subprocess
 import sys
 import zlib
@@ -51,6 +52,14 @@ def more_scans(count: int, image: Image.Image) -> bytes:
     start = data.index(b"\xff\xda")
     end = data.index(b"\xff\xc4", start)
     return data[:end] + data[start:end] * count + data[end:]
+
+
+def progressive_header(width: int, height: int) -> bytes:
+    """A small progressive JPEG that says it is as large as this."""
+    data = bytearray(encode(Image.new("RGB", (16, 16)), progressive=True, subsampling="4:4:4"))
+    at = data.index(b"\xff\xc2") + 5
+    data[at : at + 4] = struct.pack(">HH", height, width)
+    return bytes(data)
 
 
 def with_chunks(name: bytes, body: bytes, count: int) -> Callable[[], bytes]:
@@ -168,9 +177,7 @@ ATTACKS: dict[str, tuple[Callable[[], bytes], str]] = {
         "corrupt|" + READ,
     ),
     "progressive, too large": (
-        lambda: encode(
-            Image.new("L", (9_000, 9_000)).convert("RGB"), progressive=True, subsampling="4:4:4"
-        ),
+        lambda: progressive_header(9_000, 9_000),
         "more than 58,333,333 in a progressive",
     ),
     "empty pixel chunks, a million": (

@@ -2,11 +2,20 @@
 
 import os
 import signal
+import sys
 import threading
+import time
+from collections.abc import Iterator
+from contextlib import nullcontext
 
 import pytest
 
-from har.util.signals import STOPPING_SIGNALS, defer_interrupts, stop_on_signals
+from har.util.signals import (
+    STOPPING_SIGNALS,
+    defer_interrupts,
+    insist_on_signals,
+    stop_on_signals,
+)
 
 
 @pytest.fixture(autouse=True)
@@ -14,6 +23,16 @@ def handlers_are_put_back():
     before = [signal.getsignal(each) for each in STOPPING_SIGNALS]
     yield
     assert [signal.getsignal(each) for each in STOPPING_SIGNALS] == before
+
+
+@pytest.fixture
+def stopping(handlers_are_put_back: None) -> Iterator[None]:
+    """As while a command runs."""
+    before = {each: signal.getsignal(each) for each in STOPPING_SIGNALS}
+    stop_on_signals()
+    yield
+    for each, handler in before.items():
+        signal.signal(each, handler)
 
 
 @pytest.mark.parametrize("which", STOPPING_SIGNALS)
@@ -46,6 +65,69 @@ def test_mlflow_runs_sigterm_after_ctrl_c_does_not_hurry() -> None:
         reached.append("the rest of the step")
         checkpoint()
     assert reached == ["the rest of the step"]
+
+
+def test_a_signal_after_the_last_checkpoint_is_not_lost() -> None:
+    reached = []
+    with pytest.raises(KeyboardInterrupt):
+        with defer_interrupts() as checkpoint:
+            checkpoint()
+            os.kill(os.getpid(), signal.SIGINT)
+            reached.append("the end of the block")
+        reached.append("what comes after it")
+    assert reached == ["the end of the block"]
+
+
+def test_cleaning_up_after_an_error_is_not_cut_short_by_the_signal() -> None:
+    reached = []
+    with pytest.raises(ZeroDivisionError):
+        try:
+            raise ZeroDivisionError
+        finally:
+            with defer_interrupts():
+                os.kill(os.getpid(), signal.SIGINT)
+            reached.append("the rest of the cleaning up")
+    assert reached
+
+
+def test_the_block_within_leaves_the_signal_to_the_block_around_it() -> None:
+    reached = []
+    with pytest.raises(KeyboardInterrupt), defer_interrupts() as checkpoint:
+        with defer_interrupts():
+            os.kill(os.getpid(), signal.SIGINT)
+        reached.append("the rest of the step")
+        checkpoint()
+    assert reached == ["the rest of the step"]
+
+
+class Forgotten:
+    """Python only prints what `__del__` raises."""
+
+    def __del__(self) -> None:
+        os.kill(os.getpid(), signal.SIGINT)
+
+
+@pytest.mark.parametrize("insists", [True, False])
+def test_a_swallowed_signal_is_sent_again(
+    insists: bool,
+    stopping: None,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    # pytest's own keeps the exception
+    monkeypatch.setattr(sys, "unraisablehook", sys.__unraisablehook__)
+    ends = pytest.raises(KeyboardInterrupt) if insists else nullcontext()
+    with ends, insist_on_signals() if insists else nullcontext():
+        Forgotten()
+        time.sleep(0.5)
+    assert ("Exception ignored" in capsys.readouterr().err) is not insists
+
+
+def test_a_signal_that_ended_the_work_is_not_sent_again(stopping: None) -> None:
+    with pytest.raises(KeyboardInterrupt) as caught, insist_on_signals():
+        os.kill(os.getpid(), signal.SIGINT)
+    del caught
+    time.sleep(0.2)
 
 
 def test_other_threads_leave_signals_alone() -> None:
