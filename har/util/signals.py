@@ -19,9 +19,10 @@ STOPPING_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 # While code runs that must not be left in the middle, look again after this many seconds.
 POLL_S = 0.05
 # Left in the middle, a database stays locked for all that must still be written there; of what is
-# raised while Python forgets an object, Python only prints that it happened.
+# raised while Python forgets an object, Python only prints that it happened; what is raised while
+# TensorFlow asks for an object's type, it prints as another error and goes on (2.21).
 NOT_IN_THE_MIDDLE = re.compile(
-    r"(sqlalchemy|optuna\.storages|mlflow\..*sqlalchemy_store|weakref)\b"
+    r"(sqlalchemy|optuna\.storages|mlflow\..*sqlalchemy_store|weakref|abc|typing)\b"
 )
 # A database that does not answer may take minutes.
 MOST_WAIT_S = 10.0

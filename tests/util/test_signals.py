@@ -1,5 +1,6 @@
 """Ctrl-C waits for a checkpoint; a second one does not."""
 
+import abc
 import os
 import signal
 import sys
@@ -121,6 +122,24 @@ def test_a_swallowed_signal_is_sent_again(
         Forgotten()
         time.sleep(0.5)
     assert ("Exception ignored" in capsys.readouterr().err) is not insists
+
+
+def test_a_signal_while_types_are_asked_for_waits(stopping: None) -> None:
+    """TensorFlow asks from C++, prints what is raised there, and goes on."""
+    reached = []
+
+    class Asked(abc.ABC):  # noqa: B024
+        @classmethod
+        def __subclasshook__(cls, other: type) -> bool:
+            os.kill(os.getpid(), signal.SIGINT)
+            reached.append("the rest of the question")
+            return True
+
+    with pytest.raises(KeyboardInterrupt):
+        assert isinstance("", Asked)
+        reached.append("the answer")
+        time.sleep(1)
+    assert reached == ["the rest of the question", "the answer"]
 
 
 def test_a_signal_that_ended_the_work_is_not_sent_again(stopping: None) -> None:
