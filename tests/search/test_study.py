@@ -141,7 +141,7 @@ def test_the_process_that_ends_the_last_trial_evaluates_the_winner(storage: str)
 
 def test_a_killed_process_is_noticed(storage: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(study, "HEARTBEAT_S", 1)
-    monkeypatch.setattr(study, "GRACE_S", 2)
+    monkeypatch.setattr(study, "GRACE_S", 1)
     killed = open_search(storage)
     killed.study._storage.record_heartbeat(killed.study.ask()._trial_id)
     here = open_search(storage)

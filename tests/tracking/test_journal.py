@@ -84,7 +84,8 @@ def test_what_came_while_the_store_hung_is_one_attempt(monkeypatch: pytest.Monke
     assert attempts == [0] * len(attempts) and len(attempts) <= 3
 
 
-def test_an_error_of_the_training_is_not_held_up() -> None:
+def test_an_error_of_the_training_is_not_held_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(journal, "ERROR_WAIT_S", 0.1)
     blocked = threading.Event()
     with pytest.raises(KeyError), open_journal(lambda entry: blocked.wait(60) and None) as add:
         add(1)

@@ -76,13 +76,6 @@ def test_every_variant_trains(variant: str, manifest: Manifest, traced_steps: li
     assert probabilities.shape == (1, 3) and probabilities.dtype == np.float32
 
 
-def test_a_step_that_scales_its_loss_is_traced_once(
-    traced_steps: list[object], manifest: Manifest
-) -> None:
-    train(tiny_job(tiny_recipe("v3", precision="mixed_float16", epochs=1), manifest))
-    assert len(traced_steps) == 1
-
-
 def losses(result: Result) -> list[float]:
     return [
         value
@@ -328,6 +321,7 @@ def test_a_head_starts_from_a_probe_of_float32_features(
     strategy: str,
     fine_tune: str,
     manifest: Manifest,
+    traced_steps: list[object],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Also where the model computes in 16 bits: at a rate near 0, both end with the same head."""
@@ -345,7 +339,8 @@ def test_a_head_starts_from_a_probe_of_float32_features(
         "v3", fine_tune=fine_tune, head_start="linear_probe", precision=precision,
         strategy=strategy, learning_rate=1e-9, epochs=1,
     )  # fmt: skip
-    result = train(tiny_job(recipe, manifest))
+    result = train(job := tiny_job(recipe, manifest))
+    assert len(traced_steps) == job.replicas
     (features,) = computed
     labels = split_training(manifest, recipe).train["label_id"].to_numpy()
     (layer,) = fit_layers(features[None], labels, 3, [DEFAULT_C], recipe)
