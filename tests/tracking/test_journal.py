@@ -1,6 +1,7 @@
 """Entries arrive in order and once, whatever the store does meanwhile."""
 
 import threading
+import time
 
 import pytest
 
@@ -86,8 +87,9 @@ def test_what_came_while_the_store_hung_is_one_attempt(monkeypatch: pytest.Monke
 
 def test_an_error_of_the_training_is_not_held_up(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(journal, "ERROR_WAIT_S", 0.1)
-    blocked = threading.Event()
+    blocked, started = threading.Event(), time.monotonic()
     with pytest.raises(KeyError), open_journal(lambda entry: blocked.wait(60) and None) as add:
         add(1)
         raise KeyError
+    assert time.monotonic() - started < 10
     blocked.set()

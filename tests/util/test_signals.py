@@ -163,18 +163,13 @@ def test_other_threads_leave_signals_alone() -> None:
     assert worked
 
 
-def test_a_signal_that_is_ignored_stays_so() -> None:
+def test_a_signal_that_is_ignored_stays_so(stopping: None) -> None:
     """As `nohup` sets SIGHUP."""
-    before = {each: signal.getsignal(each) for each in STOPPING_SIGNALS}
-    try:
-        signal.signal(signal.SIGHUP, signal.SIG_IGN)
-        stop_on_signals()
-        with defer_interrupts() as checkpoint:
-            os.kill(os.getpid(), signal.SIGHUP)
-            checkpoint()
-        assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
-        with pytest.raises(KeyboardInterrupt):
-            os.kill(os.getpid(), signal.SIGTERM)
-    finally:
-        for each, handler in before.items():
-            signal.signal(each, handler)
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    stop_on_signals()
+    with defer_interrupts() as checkpoint:
+        os.kill(os.getpid(), signal.SIGHUP)
+        checkpoint()
+    assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+    with pytest.raises(KeyboardInterrupt):
+        os.kill(os.getpid(), signal.SIGTERM)
